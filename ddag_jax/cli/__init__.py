@@ -1,0 +1,1 @@
+"""The mains behind the three scripts and the console commands."""

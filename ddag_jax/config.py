@@ -1,0 +1,225 @@
+"""Every setting of a run, as frozen dataclasses that check themselves when made.
+
+Where the paper's text and the authors' code differ, the default is the code, which made the
+published numbers, and the comment says so. `(n)` after a field is its symbol or equation.
+"""
+
+import dataclasses
+from typing import Literal
+
+
+def _check(condition: bool, message: str) -> None:
+    if not condition:
+        raise ValueError(message)
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """Which images, and which of them are for training."""
+
+    dataset: Literal["sysu_mm01"] = "sysu_mm01"
+    dir: str = "data"
+    """Folder that `python -m ddag_jax.data prepare` wrote the dataset to."""
+    image_height: int = 288
+    """Pixels; the dataset must have been prepared at this size."""
+    image_width: int = 144
+    """Pixels."""
+    train_on: Literal["train", "train+val"] = "train+val"
+    """Identity lists to train on: `train` (296 identities of SYSU-MM01) leaves the 99 of `val` to
+    choose the best checkpoint by; `train+val` (395) is the published setting."""
+    holdout_identities: int = 0
+    """This many training identities, drawn by the seed, are kept out of training to choose the
+    best checkpoint by. For `train+val`; `train` has `val` for it."""
+
+    def __post_init__(self) -> None:
+        _check(
+            self.image_height >= 32 and self.image_width >= 16,
+            f"data.image_height, data.image_width: {self.image_height} x {self.image_width} is too"
+            " small; the network needs at least 32 x 16 pixels",
+        )
+        _check(
+            self.holdout_identities >= 0, "data.holdout_identities: must be 0 (none) or a count"
+        )
+        _check(
+            self.train_on == "train+val" or self.holdout_identities == 0,
+            "data.holdout_identities: only with data.train_on=train+val; with train_on=train the"
+            " identities of val_id.txt are held out already, so set it to 0",
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class AugmentConfig:
+    """Training augmentation (section 4.1 and the code)."""
+
+    padding: int = 10
+    """Zero padding on each side before the random crop back to size, pixels."""
+    flip: bool = True
+    """Flip left-right with probability 1/2."""
+
+    def __post_init__(self) -> None:
+        _check(self.padding >= 0, "augment.padding: must be 0 or more pixels")
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """The network. B is both branches off, B+P and B+G one of them on, B+P+G both."""
+
+    backbone: Literal["resnet50", "resnet18"] = "resnet50"
+    width: int = 64
+    """Channels of the stem; 64 is the standard network, 32 one of half the width."""
+    part_attention: bool = True
+    """Intra-modality weighted-part aggregation (IWPA, section 3.2): the P of B+P."""
+    parts: int = 3
+    """Horizontal stripes (p)."""
+    part_aggregation: Literal["weighted", "average", "concatenation"] = "weighted"
+    """How refined parts become one feature (Table 2)."""
+    part_residual: Literal["bn", "plain", "none"] = "bn"
+    """What is added to the aggregated parts (Table 2, Eq. 5): the batch-normalised pooled feature,
+    the pooled feature as it is, or nothing."""
+    part_neck: bool = True
+    """A second batch normalisation before the classifier reads the part feature. Code: yes;
+    paper (Eq. 5): no."""
+    graph_attention: bool = True
+    """Cross-modality graph-structured attention (CGSA, section 3.3): the G of B+G."""
+    graph_heads: int = 4
+    """Attention heads (L)."""
+    graph_head_dim: int = 512
+    """Width of a head (d). Code: 512; paper: 256."""
+    graph_dropout: float = 0.2
+    """Probability of dropping a feature or an attention weight in the graph branch."""
+    graph_neighbours: int | None = None
+    """Images of its own identity that a node may attend to (N_g, Table 3), itself first, then
+    modalities in turn. None: all of them."""
+    compute_dtype: Literal["float32", "bfloat16"] = "float32"
+    """Convolutions and matrix products; everything else stays at least float32."""
+
+    def __post_init__(self) -> None:
+        _check(self.width >= 8, "model.width: must be at least 8 channels (64 is ResNet's own)")
+        _check(self.parts >= 1, "model.parts: must be at least 1 stripe (the paper: 3)")
+        _check(self.graph_heads >= 1, "model.graph_heads: must be at least 1 (the paper: 4)")
+        _check(self.graph_head_dim >= 1, "model.graph_head_dim: must be at least 1 (the code: 512)")
+        _check(
+            0 <= self.graph_dropout < 1,
+            f"model.graph_dropout: {self.graph_dropout} is no probability in [0, 1)",
+        )
+        _check(
+            self.graph_neighbours is None or self.graph_neighbours >= 1,
+            "model.graph_neighbours: must be 1 (itself) or more; for N_g = 0 switch the graph off"
+            " with model.graph_attention=False",
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class LossConfig:
+    """Eq. 1 and 9-11."""
+
+    margin: float = 0.3
+    """Of the batch-hard triplet loss (Eq. 1), Euclidean distance of pooled features."""
+    graph_reduction: Literal["mean", "sum"] = "mean"
+    """Over nodes, of the graph loss (Eq. 9). Code: mean; paper: sum."""
+    graph_weight: float | None = None
+    """Coefficient of the graph loss (Eq. 11). None: dynamic, 0 in the first epoch, then
+    1 / (1 + mean of L_P over the previous epoch)."""
+
+    def __post_init__(self) -> None:
+        _check(self.margin >= 0, "loss.margin: must be 0 or more")
+        _check(
+            self.graph_weight is None or self.graph_weight >= 0,
+            "loss.graph_weight: must be 0 or more, or None for the dynamic coefficient",
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerConfig:
+    """SGD with momentum, two groups of learning rates, linear warm-up, step drops."""
+
+    learning_rate: float = 0.1
+    """Of the neck, classifier, part and graph attention, after warm-up."""
+    backbone_scale: float = 0.1
+    """The backbone's learning rate, as a share of `learning_rate`."""
+    momentum: float = 0.9
+    nesterov: bool = True
+    weight_decay: float = 5e-4
+    """On every trained parameter, batch normalisation included, as PyTorch's SGD does it."""
+    warmup_epochs: int = 10
+    """Epochs 0 ... warmup_epochs - 1 run at (epoch + 1) / warmup_epochs of the learning rate."""
+    drop_epochs: tuple[int, ...] = (20, 50)
+    """From each of these epochs on, the learning rate is `drop_factor` times lower.
+    Code: 20 and 50; paper: 30 and 50."""
+    drop_factor: float = 0.1
+
+    def __post_init__(self) -> None:
+        _check(self.learning_rate > 0, "optimizer.learning_rate: must be above 0")
+        _check(self.backbone_scale >= 0, "optimizer.backbone_scale: must be 0 or more")
+        _check(0 <= self.momentum < 1, "optimizer.momentum: must be in [0, 1)")
+        _check(self.weight_decay >= 0, "optimizer.weight_decay: must be 0 or more")
+        _check(self.warmup_epochs >= 0, "optimizer.warmup_epochs: must be 0 or more")
+        _check(
+            list(self.drop_epochs) == sorted(set(self.drop_epochs)),
+            f"optimizer.drop_epochs: {self.drop_epochs} must rise",
+        )
+        _check(0 < self.drop_factor <= 1, "optimizer.drop_factor: must be in (0, 1]")
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainingConfig:
+    """The loop."""
+
+    epochs: int = 81
+    """Code: 81 (0-80); paper: 80."""
+    steps_per_epoch: int | None = None
+    """None: max(visible, infrared training images) // (n * m) + 1, as the reference counts."""
+    identities_per_batch: int = 8
+    """Over all devices (n)."""
+    images_per_identity: int = 4
+    """In each modality (m)."""
+    seed: int = 0
+    """Of initialisation, sampling, augmentation and dropout."""
+    mapping: Literal["shard_map", "pmap"] = "shard_map"
+    """How the step is mapped over the devices; the results are identical."""
+    log_every: int = 20
+    """Steps between two log lines."""
+    eval_every: int = 2
+    """Epochs between two evaluations; the last epoch is always evaluated."""
+
+    def __post_init__(self) -> None:
+        for field in ("epochs", "images_per_identity", "log_every", "eval_every"):
+            _check(getattr(self, field) >= 1, f"training.{field}: must be at least 1")
+        _check(
+            self.identities_per_batch >= 2,
+            "training.identities_per_batch: the triplet loss needs at least 2 identities",
+        )
+        _check(
+            self.steps_per_epoch is None or self.steps_per_epoch >= 1,
+            "training.steps_per_epoch: must be at least 1, or None for the reference's count",
+        )
+        _check(self.seed >= 0, "training.seed: must be 0 or more")
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluationConfig:
+    """SYSU-MM01's protocol; the defaults are those that papers publish."""
+
+    shots: Literal["single", "multi"] = "single"
+    """Gallery images of each identity and camera: 1 or 10."""
+    trials: int = 10
+    """Gallery draws, averaged."""
+    batch_size: int = 128
+    """Images embedded at once, over all devices."""
+
+    def __post_init__(self) -> None:
+        _check(self.trials >= 1, "evaluation.trials: must be at least 1")
+        _check(self.batch_size >= 1, "evaluation.batch_size: must be at least 1")
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """One experiment. Saved, resolved, with every checkpoint."""
+
+    data: DataConfig = dataclasses.field(default_factory=DataConfig)
+    augment: AugmentConfig = dataclasses.field(default_factory=AugmentConfig)
+    model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
+    loss: LossConfig = dataclasses.field(default_factory=LossConfig)
+    optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
+    training: TrainingConfig = dataclasses.field(default_factory=TrainingConfig)
+    evaluation: EvaluationConfig = dataclasses.field(default_factory=EvaluationConfig)

@@ -1,0 +1,1 @@
+"""Rendered people, dataset builders, sampling, loading and augmentation."""

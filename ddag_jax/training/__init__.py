@@ -1,0 +1,1 @@
+"""Train state, train step and the loop around them."""
