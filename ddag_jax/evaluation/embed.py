@@ -1,0 +1,99 @@
+"""Embeds a stream of images: fixed batches, reading ahead, one compilation a modality."""
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Literal
+
+import numpy as np
+from jaxtyping import Bool, Float, Int, UInt8
+from tqdm import tqdm
+
+from ddag_jax.errors import InputError
+from ddag_jax.typing import Embeddings
+
+Modality = Literal["visible", "infrared"]
+EmbedFn = Callable[[UInt8[np.ndarray, "b h w 3"], Modality], Embeddings]
+ReadFn = Callable[[Int[np.ndarray, " b"]], UInt8[np.ndarray, "b h w 3"]]
+
+
+def embed(
+    embed_fn: EmbedFn,
+    read_images: ReadFn,
+    infrared: Bool[np.ndarray, " N"],
+    batch_size: int,
+    progress: str | None = None,
+) -> dict[str, Float[np.ndarray, "N d"]]:
+    """Embeds images 0 ... N - 1, each through its own modality's stem.
+
+    Args:
+        embed_fn: the compiled network in evaluation mode: exactly `batch_size` images and the name
+            of their modality to rows of unit length. Its answer may still be under way, but all of
+            it must be readable on this host.
+        read_images: indices to images, in that order. Called from one thread of its own, so that
+            the next batch is read while the device computes.
+        infrared: which of the images are infrared.
+        batch_size: images embedded at once; the last batch of a modality repeats its last image to
+            the full size, and the repetitions are dropped.
+        progress: label of a progress bar; None for no bar.
+
+    Returns:
+        `global` and, where the network has it, `part`: float32 rows in the images' order.
+
+    Raises:
+        InputError: there is no image, or an embedding is not finite (named by the image's index).
+    """
+    if not len(infrared):
+        raise InputError("no images to embed")
+    members: dict[Modality, np.ndarray] = {
+        "visible": np.flatnonzero(~infrared),
+        "infrared": np.flatnonzero(infrared),
+    }
+    batches = [
+        (modality, indices[start : start + batch_size])
+        for modality, indices in members.items()
+        for start in range(0, len(indices), batch_size)
+    ]
+
+    def read(indices: np.ndarray) -> np.ndarray:
+        missing = batch_size - len(indices)
+        return read_images(np.pad(indices, (0, missing), mode="edge"))
+
+    result: dict[str, np.ndarray] = {}
+
+    def keep(indices: np.ndarray, modality: Modality, embeddings: Embeddings) -> None:
+        rows = {"global": embeddings.global_feature, "part": embeddings.part_feature}
+        for name, feature in rows.items():
+            if feature is None:
+                continue
+            values = np.asarray(feature, dtype=np.float32)[: len(indices)]
+            broken = ~np.isfinite(values).all(axis=1)
+            if broken.any():
+                raise InputError(
+                    f"image {indices[broken.argmax()]} ({modality}): its {name} embedding is not"
+                    " finite; the network's weights have diverged, use an earlier checkpoint or a"
+                    " lower learning rate"
+                )
+            full = result.setdefault(
+                name, np.empty((len(infrared), values.shape[1]), dtype=np.float32)
+            )
+            full[indices] = values
+        bar.update(len(indices))
+
+    with (
+        tqdm(total=len(infrared), desc=progress, unit="image", disable=progress is None) as bar,
+        ThreadPoolExecutor(max_workers=1) as reader,
+    ):
+        ahead = reader.submit(read, batches[0][1])
+        computing: tuple[np.ndarray, Modality, Embeddings] | None = None
+        for i, (modality, indices) in enumerate(batches):
+            images = ahead.result()
+            if i + 1 < len(batches):
+                ahead = reader.submit(read, batches[i + 1][1])
+            embeddings = embed_fn(images, modality)
+            # The device has this batch queued before the host waits for the one before it.
+            if computing is not None:
+                keep(*computing)
+            computing = indices, modality, embeddings
+        assert computing is not None  # there is at least one batch
+        keep(*computing)
+    return result

@@ -1,0 +1,169 @@
+"""Ranking figures of person re-identification: CMC, mAP and mINP. NumPy only.
+
+Dimensions: q queries, g gallery images, d channels of an embedding.
+
+A query ranks the gallery by distance, nearest first; equal distances keep the gallery's order, as
+a stable sort would. Two camera rules:
+
+``sysu``
+    SYSU-MM01. A query of camera 3 skips every gallery image of camera 2 (the two look at the same
+    place), whatever its identity. CMC counts identities: only the first hit of each identity takes
+    a place. mAP and mINP count images.
+``none``
+    RegDB. Nothing is skipped, cameras play no part, and CMC counts images.
+
+Under both, a query that is left without a gallery image of its own identity is no query: it enters
+no figure.
+"""
+
+from typing import Literal, NamedTuple
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from ddag_jax.errors import InputError
+
+CameraRule = Literal["sysu", "none"]
+
+MAX_RANK = 20
+"""Ranks that the CMC curve is kept for."""
+
+_CHUNK = 2**18
+"""Distances sorted at once: small enough for the processor's cache."""
+
+
+class Metrics(NamedTuple):
+    """Figures of one ranking, shares in [0, 1]."""
+
+    cmc: Float[np.ndarray, " 20"]
+    """cmc[k - 1]: share of queries with a hit among the first k places."""
+    mAP: float
+    """Mean over queries of the mean precision at each hit."""
+    mINP: float
+    """Mean over queries of (images to find) / (place of the last one found)."""
+    queries: int
+    """Queries that have something to find."""
+
+
+def rank(
+    query_features: Float[np.ndarray, "q d"],
+    gallery_features: Float[np.ndarray, "g d"],
+    query_ids: Int[np.ndarray, " q"],
+    gallery_ids: Int[np.ndarray, " g"],
+    query_cameras: Int[np.ndarray, " q"],
+    gallery_cameras: Int[np.ndarray, " g"],
+    *,
+    camera_rule: CameraRule,
+) -> Metrics:
+    """Ranks the gallery by inner product (cosine similarity, for rows of unit length).
+
+    Raises `InputError` as `rank_distances` does.
+
+    >>> gallery = np.eye(2)[[0, 0, 1]]
+    >>> metrics = rank(
+    ...     np.eye(2)[[1]], gallery, np.array([7]), np.array([5, 5, 7]), np.array([6]),
+    ...     np.array([1, 2, 1]), camera_rule="none")
+    >>> float(metrics.cmc[0]), metrics.mAP, metrics.queries
+    (1.0, 1.0, 1)
+    """
+    return rank_distances(
+        -query_features @ gallery_features.T,
+        query_ids,
+        gallery_ids,
+        query_cameras,
+        gallery_cameras,
+        camera_rule=camera_rule,
+    )
+
+
+def rank_distances(
+    distances: Float[np.ndarray, "q g"],
+    query_ids: Int[np.ndarray, " q"],
+    gallery_ids: Int[np.ndarray, " g"],
+    query_cameras: Int[np.ndarray, " q"],
+    gallery_cameras: Int[np.ndarray, " g"],
+    *,
+    camera_rule: CameraRule,
+) -> Metrics:
+    """The same from a matrix of distances, in any unit.
+
+    Raises `InputError` where a distance is not finite, and where no query has a match.
+
+    The one query finds its images at places 1 and 4: precision 1/1 and 2/4, so AP is 0.75, and
+    two images found at place 4 make an INP of 0.5.
+
+    >>> distances = np.array([[0.1, 0.2, 0.3, 0.4]])
+    >>> query, camera = np.array([7]), np.array([6])
+    >>> gallery, cameras = np.array([7, 5, 5, 7]), np.array([1, 1, 2, 2])
+    >>> metrics = rank_distances(distances, query, gallery, camera, cameras, camera_rule="none")
+    >>> metrics.mAP, metrics.mINP
+    (0.75, 0.5)
+
+    A camera-3 query sees nothing of camera 2, which leaves places 1 and 2:
+
+    >>> metrics = rank_distances(
+    ...     distances, query, gallery, np.array([3]), cameras, camera_rule="sysu")
+    >>> metrics.mAP, metrics.mINP
+    (1.0, 1.0)
+
+    By identity, two images of identity 5 in front count as one place:
+
+    >>> distances = np.array([[0.3, 0.1, 0.2, 0.4]])
+    >>> for rule in ("none", "sysu"):
+    ...     metrics = rank_distances(distances, query, gallery, camera, cameras, camera_rule=rule)
+    ...     print(metrics.cmc[:3])
+    [0. 0. 1.]
+    [0. 1. 1.]
+    """
+    if not np.isfinite(distances).all():
+        raise InputError("features to rank: some values are NaN or infinite")
+    # Sorted by identity, each identity's columns are one run. Stable, and ties are decided by
+    # `place` below, so that the gallery's own order survives.
+    by_identity = np.argsort(gallery_ids, kind="stable")
+    _, starts = np.unique(gallery_ids[by_identity], return_index=True)
+
+    first_place, precision, inverse_penalty = [], [], []
+    rows = max(1, _CHUNK // max(1, len(gallery_ids)))
+    for start in range(0, len(query_ids), rows):
+        chunk = slice(start, start + rows)
+        found = gallery_ids == query_ids[chunk, None]
+        distance = distances[chunk]
+        if camera_rule == "sysu":
+            skipped = (query_cameras[chunk, None] == 3) & (gallery_cameras == 2)
+            found &= ~skipped
+            # Last of all: the places of the others are as if these were not there.
+            distance = np.where(skipped, np.inf, distance)
+        found, distance = (a[found.any(axis=1)] for a in (found, distance))
+
+        # place[i, j]: how many gallery images stand before image j in query i's ranking.
+        order = np.argsort(distance, axis=1, kind="stable")
+        place = np.empty_like(order)
+        np.put_along_axis(place, order, np.arange(order.shape[1])[None], axis=1)
+
+        # The hits as a flat list, query by query, each query's from its first place to its last.
+        query, image = np.nonzero(found)
+        hits = place[query, image]
+        hits = hits[np.lexsort((hits, query))] + 1
+        count = found.sum(axis=1)
+        ends = np.cumsum(count)
+        nth = np.arange(1, len(hits) + 1) - np.repeat(ends - count, count)
+        precision.append(np.bincount(query, nth / hits, len(count)) / count)
+        inverse_penalty.append(count / hits[ends - 1])
+
+        first = hits[ends - count] - 1
+        if camera_rule == "sysu":
+            # Identities whose nearest image stands before ours. One that is skipped altogether
+            # stands behind every hit.
+            nearest = np.minimum.reduceat(place[:, by_identity], starts, axis=1)
+            first = (nearest < first[:, None]).sum(axis=1)
+        first_place.append(first)
+
+    if not sum(map(len, first_place)):
+        raise InputError("no query has an image of its identity in the gallery it may search")
+    first = np.concatenate(first_place)
+    return Metrics(
+        cmc=(first[:, None] <= np.arange(MAX_RANK)).mean(axis=0),
+        mAP=float(np.concatenate(precision).mean()),
+        mINP=float(np.concatenate(inverse_penalty).mean()),
+        queries=len(first),
+    )

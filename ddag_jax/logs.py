@@ -1,0 +1,221 @@
+"""A run's log: a progress bar or plain lines, JSON lines, TensorBoard events.
+
+``log.jsonl`` holds one JSON object a line, in the order of events. Every object has
+
+``kind``   ``train``, ``epoch``, ``evaluation`` or ``note``
+``step``   training steps completed when it was written (the first step is 1)
+``epoch``  epoch of that step, counted from 0
+``time``   seconds since 1970, UTC
+
+and, by kind,
+
+``train``
+    the figures of that step by name: losses, the graph loss's coefficient, the learning rate;
+    ``images_per_second`` since the line before (for a run's first line since its start,
+    compilation included)
+``epoch``
+    figures of the whole epoch by name
+``evaluation``
+    ``split``: ``held_out`` or ``test``; ``records``: list of `protocols.Record`
+``note``
+    ``text``
+
+Numbers are finite, at full precision, never null. The same figures are TensorBoard scalars under
+``train/NAME``, ``epoch/NAME`` and ``SPLIT/MODE/FEATURE/NAME``.
+"""
+
+import json
+import math
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from types import TracebackType
+from typing import Any, Literal, Self, SupportsFloat
+
+from etils import epath
+from tensorboardX import SummaryWriter
+from tqdm import tqdm
+
+from ddag_jax.errors import InputError
+
+
+class RunLog:
+    """Writes what happens in one run to its folder and to the terminal.
+
+    Only one process of a run may have one. A resumed log ends where the restored checkpoint does:
+    later lines are dropped before anything is written, so that no step appears twice. So a line
+    must be written before the checkpoint of its step is, or a resumed log will lack it.
+
+    On a terminal there is a progress bar with the latest losses, images a second and the time
+    left; elsewhere each `train` call prints a line.
+
+    Args:
+        workdir: the run's folder; made where it is missing.
+        resume_step: step of the restored checkpoint; None starts a new log.
+        total_steps: steps of the whole run.
+        images_per_step: images of a batch, both modalities.
+
+    Raises:
+        InputError: a line of the log to be resumed is not JSON (the last line may be torn, as a
+            killed process leaves it).
+    """
+
+    def __init__(
+        self,
+        workdir: epath.PathLike,
+        resume_step: int | None,
+        *,
+        total_steps: int,
+        images_per_step: int,
+    ) -> None:
+        folder = epath.Path(workdir)
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / "log.jsonl"
+        if resume_step is None:
+            self._file = path.open("w")
+        else:
+            _drop_later_lines(path, resume_step)
+            self._file = path.open("a")
+        self._events = SummaryWriter(
+            str(folder / "tensorboard"),
+            purge_step=None if resume_step is None else resume_step + 1,
+        )
+        self._total_steps = total_steps
+        self._images_per_step = images_per_step
+        self._bar = tqdm(
+            total=total_steps,
+            initial=resume_step or 0,
+            unit="step",
+            disable=None,  # off where it is no terminal
+            dynamic_ncols=True,
+        )
+        self._first_line = True
+        self._restart_clock(resume_step or 0)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Ends the bar and closes the files."""
+        self._bar.close()
+        self._events.close()
+        self._file.close()
+
+    def train(self, step: int, epoch: int, figures: Mapping[str, SupportsFloat]) -> None:
+        """Logs a training step.
+
+        Raises `InputError` where a figure is not finite, before anything of it is written.
+        """
+        values = _finite(figures, step)
+        seconds = time.perf_counter() - self._clock
+        steps = step - self._clock_step
+        speed = steps * self._images_per_step / seconds
+        self._write("train", step, epoch, {**values, "images_per_second": speed})
+        for name, value in {**values, "images_per_second": speed}.items():
+            self._events.add_scalar(f"train/{name}", value, step)
+        self._events.flush()
+
+        shown = [f"{name} {value:.4g}" for name, value in values.items()]
+        shown.append(f"{speed:.1f} images/s")
+        if self._bar.disable:
+            if not self._first_line:  # the first holds the compilation and foretells nothing
+                left = tqdm.format_interval((self._total_steps - step) * seconds / steps)
+                shown.append(f"{left} left")
+            print(f"epoch {epoch} step {step}/{self._total_steps}", *shown, sep="  ", flush=True)
+        else:
+            self._bar.set_postfix_str(", ".join(shown), refresh=False)
+            self._bar.update(step - self._bar.n)
+            self._bar.refresh()
+        self._first_line = False
+        self._restart_clock(step)
+
+    def epoch(self, step: int, epoch: int, figures: Mapping[str, SupportsFloat]) -> None:
+        """Logs an epoch's figures after its last step. Raises as `train` does."""
+        values = _finite(figures, step)
+        self._write("epoch", step, epoch, values)
+        for name, value in values.items():
+            self._events.add_scalar(f"epoch/{name}", value, step)
+
+    def evaluation(
+        self,
+        step: int,
+        epoch: int,
+        split: Literal["held_out", "test"],
+        records: Sequence[Mapping[str, Any]],
+    ) -> None:
+        """Logs the records of an evaluation that ended just now, before the next step.
+
+        The time it took does not count in the next line's images a second.
+        """
+        scores = [
+            _finite({name: v for name, v in record.items() if not isinstance(v, str)}, step)
+            for record in records
+        ]
+        self._write("evaluation", step, epoch, {"split": split, "records": list(records)})
+        for record, score in zip(records, scores, strict=True):
+            for name, value in score.items():
+                tag = f"{split}/{record['mode']}/{record['feature']}/{name}"
+                self._events.add_scalar(tag, value, step)
+            self._say(
+                f"epoch {epoch} step {step}  {split} {record['mode']}-search {record['feature']}:"
+                f"  rank-1 {record['rank1']:.2f}  mAP {record['mAP']:.2f}"
+            )
+        self._events.flush()
+        self._restart_clock(step)
+
+    def note(self, step: int, epoch: int, text: str) -> None:
+        """Logs a sentence."""
+        self._write("note", step, epoch, {"text": text})
+        self._say(text)
+
+    def _say(self, text: str) -> None:
+        """Prints a line above the bar."""
+        tqdm.write(text, file=sys.stdout)
+        sys.stdout.flush()
+
+    def _restart_clock(self, step: int) -> None:
+        self._clock, self._clock_step = time.perf_counter(), step
+
+    def _write(self, kind: str, step: int, epoch: int, fields: Mapping[str, Any]) -> None:
+        line = {"kind": kind, "step": step, "epoch": epoch, "time": time.time(), **fields}
+        self._file.write(json.dumps(line, allow_nan=False) + "\n")
+        self._file.flush()
+
+
+def _finite(figures: Mapping[str, SupportsFloat], step: int) -> dict[str, float]:
+    values = {name: float(value) for name, value in figures.items()}
+    for name, value in values.items():
+        if not math.isfinite(value):
+            raise InputError(
+                f"step {step}: {name} is {value}; training has diverged, lower"
+                " optimizer.learning_rate and start again or from an earlier checkpoint"
+            )
+    return values
+
+
+def _drop_later_lines(path: epath.Path, step: int) -> None:
+    """Rewrites the log without the lines of steps after this one, all at once or not at all."""
+    lines = path.read_text().splitlines() if path.exists() else []
+    kept = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            later = json.loads(line)["step"] > step
+        except (ValueError, KeyError, TypeError):
+            if number == len(lines):  # torn by the kill
+                break
+            raise InputError(
+                f"{path}, line {number}: not a line of a run's log; mend or remove the file"
+            ) from None
+        if not later:
+            kept.append(line + "\n")
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text("".join(kept))
+    temporary.replace(path)
