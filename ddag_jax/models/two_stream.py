@@ -1,0 +1,50 @@
+"""The two-stream backbone (section 3.1): a stem of its own for each modality, shared stages."""
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+from numpy.typing import DTypeLike
+
+from ddag_jax.models.layers import BatchNorm, Conv, max_pool_3x3_2
+from ddag_jax.models.resnet import Stages
+
+
+class Stem(nn.Module):
+    """7x7/2 convolution, batch normalisation, ReLU, 3x3/2 max-pool."""
+
+    width: int = 64
+    dtype: DTypeLike = jnp.float32
+    axis_name: str | None = None
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b h w 3"], train: bool) -> Float[Array, "b ho wo c"]:
+        x = Conv(self.width, 7, 2, dtype=self.dtype, name="conv1")(x)
+        return max_pool_3x3_2(nn.relu(BatchNorm(axis_name=self.axis_name, name="bn1")(x, train)))
+
+
+class TwoStream(nn.Module):
+    """Both stems and the stages they share."""
+
+    backbone: str = "resnet50"
+    width: int = 64
+    dtype: DTypeLike = jnp.float32
+    axis_name: str | None = None
+
+    def setup(self) -> None:
+        self.visible = Stem(self.width, self.dtype, self.axis_name)
+        self.infrared = Stem(self.width, self.dtype, self.axis_name)
+        self.shared = Stages(self.backbone, self.width, self.dtype, self.axis_name)
+
+    def __call__(
+        self, visible: Float[Array, "b h w 3"], infrared: Float[Array, "b h w 3"], train: bool
+    ) -> Float[Array, "k ho wo c"]:
+        """Feature maps of both halves, visible first: batch statistics see both modalities."""
+        stems = [self.visible(visible, train), self.infrared(infrared, train)]
+        return self.shared(jnp.concatenate(stems), train)
+
+    def one_stream(
+        self, images: Float[Array, "b h w 3"], modality: str
+    ) -> Float[Array, "b ho wo c"]:
+        """Feature maps in evaluation mode, `images` being all "visible" or all "infrared"."""
+        stem = {"visible": self.visible, "infrared": self.infrared}[modality]
+        return self.shared(stem(images, False), False)

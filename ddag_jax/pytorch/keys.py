@@ -1,0 +1,121 @@
+"""Which PyTorch key holds which of our variables, as a table: no torch here.
+
+A row names one of our variables by its path, the keys it is made of, and the axes' order. Shapes
+and everything else follow from the arrays themselves.
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from ddag_jax.models.resnet import ARCHITECTURES, STRIDES, Architecture
+
+Path = tuple[str, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One of our variables and where PyTorch keeps it."""
+
+    path: Path
+    """In {"params": …, "batch_stats": …}."""
+    keys: tuple[str, ...]
+    """Several where we stack what PyTorch keeps apart (the heads of the graph attention)."""
+    axes: tuple[int, ...] | None = None
+    """Transposition from PyTorch's layout to ours; None leaves it."""
+    stacked: bool = False
+    squeeze: bool = False
+    """PyTorch has a 1x1 convolution where we have a matrix: [o, i, 1, 1] and [i, o]."""
+
+    def to_ours(self, state_dict: Mapping[str, np.ndarray]) -> np.ndarray:
+        """Our array from PyTorch's, in its own dtype."""
+        arrays = [np.asarray(state_dict[key]) for key in self.keys]
+        if self.squeeze:
+            arrays = [array[:, :, 0, 0] for array in arrays]
+        if self.axes is not None:
+            arrays = [array.transpose(self.axes) for array in arrays]
+        return np.stack(arrays) if self.stacked else arrays[0]
+
+    def to_pytorch(self, array: np.ndarray) -> dict[str, np.ndarray]:
+        """PyTorch's arrays from ours: the inverse of `to_ours`."""
+        arrays: Sequence[np.ndarray] = array if self.stacked else [array]
+        if self.axes is not None:
+            inverse = tuple(np.argsort(self.axes))
+            arrays = [one.transpose(inverse) for one in arrays]
+        if self.squeeze:
+            arrays = [one[:, :, None, None] for one in arrays]
+        return {
+            key: np.ascontiguousarray(one) for key, one in zip(self.keys, arrays, strict=True)
+        }
+
+
+_OIHW_TO_HWIO = (2, 3, 1, 0)
+
+
+def _convolution(path: Path, key: str) -> Row:
+    return Row(("params", *path, "kernel"), (f"{key}.weight",), _OIHW_TO_HWIO)
+
+
+def _normalisation(path: Path, key: str, bias: bool = True) -> list[Row]:
+    rows = [Row(("params", *path, "scale"), (f"{key}.weight",))]
+    if bias:
+        rows.append(Row(("params", *path, "bias"), (f"{key}.bias",)))
+    return [
+        *rows,
+        Row(("batch_stats", *path, "mean"), (f"{key}.running_mean",)),
+        Row(("batch_stats", *path, "var"), (f"{key}.running_var",)),
+    ]
+
+
+def stem_rows(stream: str, prefix: str) -> list[Row]:
+    """A stem: `stream` is "visible" or "infrared", `prefix` what PyTorch puts before `conv1`."""
+    path: Path = ("two_stream", stream)
+    return [
+        _convolution((*path, "conv1"), f"{prefix}conv1"),
+        *_normalisation((*path, "bn1"), f"{prefix}bn1"),
+    ]
+
+
+def stage_rows(backbone: str, prefix: str) -> list[Row]:
+    """The shared stages: `prefix` is what PyTorch puts before `layer1`."""
+    architecture: Architecture = ARCHITECTURES[backbone]
+    convolutions = 3 if backbone == "resnet50" else 2
+    rows = []
+    for stage, (depth, stride) in enumerate(zip(architecture.depths, STRIDES, strict=True)):
+        for block in range(depth):
+            path: Path = ("two_stream", "shared", f"stage{stage + 1}_block{block}")
+            key = f"{prefix}layer{stage + 1}.{block}"
+            for i in range(1, convolutions + 1):
+                rows.append(_convolution((*path, f"conv{i}"), f"{key}.conv{i}"))
+                rows.extend(_normalisation((*path, f"bn{i}"), f"{key}.bn{i}"))
+            projected = stage > 0 or architecture.expansion > 1
+            if block == 0 and projected:
+                rows.append(_convolution((*path, "downsample_conv"), f"{key}.downsample.0"))
+                rows.extend(_normalisation((*path, "downsample_bn"), f"{key}.downsample.1"))
+    return rows
+
+
+def reference_rows(heads: int) -> list[Row]:
+    """The whole of B+P+G as the PyTorch reference names it, with `heads` graph heads."""
+    rows = [
+        *stem_rows("visible", "visible_module.visible."),
+        *stem_rows("infrared", "thermal_module.thermal."),
+        *stage_rows("resnet50", "base_resnet.base."),
+        *_normalisation(("neck",), "bottleneck", bias=False),
+        Row(("params", "classifier", "kernel"), ("classifier.weight",), (1, 0)),
+        Row(("params", "iwpa", "gate"), ("wpa.gate",)),
+        *_normalisation(("iwpa", "neck"), "wpa.bottleneck", bias=False),
+    ]
+    for ours, theirs in (("u", "wpa.fc1.0"), ("v", "wpa.fc2"), ("z", "wpa.fc3")):
+        path: Path = ("params", "iwpa", ours)
+        rows.append(Row((*path, "kernel"), (f"{theirs}.weight",), (1, 0), squeeze=True))
+        rows.append(Row((*path, "bias"), (f"{theirs}.bias",)))
+    for ours, attentions in (
+        ("heads", [f"attention_{i}" for i in range(heads)]),
+        ("output", ["out_att"]),
+    ):
+        for variable, letter in (("kernel", "W"), ("a", "a")):
+            keys = tuple(f"{attention}.{letter}" for attention in attentions)
+            rows.append(Row(("params", "cgsa", ours, variable), keys, stacked=True))
+    return rows
