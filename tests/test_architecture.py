@@ -1,0 +1,322 @@
+"""Who may import whom: DESIGN.md's import rules, held by reading every module's syntax tree."""
+
+import ast
+import dataclasses
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+DEVICE_NAMES = {
+    "AbstractMesh",
+    "Mesh",
+    "NamedSharding",
+    "PartitionSpec",
+    "PositionalSharding",
+    "SingleDeviceSharding",
+    "create_device_mesh",
+    "create_hybrid_device_mesh",
+    "default_backend",
+    "device_count",
+    "devices",
+    "distributed",
+    "local_device_count",
+    "local_devices",
+    "make_array_from_process_local_data",
+    "make_array_from_single_device_arrays",
+    "make_mesh",
+    "pmap",
+    "process_count",
+    "process_index",
+    "set_mesh",
+    "shard_map",
+}
+"""What of jax says which devices there are, or lays something out over them."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Rule:
+    """Files of `where`, apart from `exempt`, name nothing of `never`, and of ours only `only`."""
+
+    reason: str
+    where: tuple[str, ...]
+    """Patterns of paths, `FOLDER/**` for all in a folder, `**` for every file."""
+    exempt: tuple[str, ...] = ()
+    never: tuple[str, ...] = ()
+    """Dotted names, each with everything under it."""
+    only: tuple[str, ...] | None = None
+    """Dotted names under `ddag_jax` that may be imported; None: any."""
+    devices: bool = False
+    """Nothing of DEVICE_NAMES either."""
+    standard_library: bool = False
+    """Beside `only`, nothing but the standard library."""
+    file_names: tuple[str, ...] = ()
+    """No file or folder is called this."""
+
+
+PACKAGE = ("ddag_jax/**",)
+JUDGES = (
+    "ddag_jax/training/loop.py",
+    "ddag_jax/experiments.py",
+    "ddag_jax/cli/**",
+    "ddag_jax/pytorch/**",
+)
+WITHOUT_JAX = (
+    "ddag_jax/data/sampler.py",
+    "ddag_jax/evaluation/ranking.py",
+    "ddag_jax/evaluation/protocols.py",
+)
+
+RULES = (
+    Rule(
+        "config, typing and errors import nothing of ours",
+        where=("ddag_jax/config.py", "ddag_jax/typing.py", "ddag_jax/errors.py"),
+        only=(),
+    ),
+    Rule(
+        "models and losses take plain arguments, never the config",
+        where=("ddag_jax/models/**", "ddag_jax/losses.py"),
+        never=("ddag_jax.config",),
+    ),
+    Rule(
+        "the sampler, the ranking and the protocols are without jax",
+        where=WITHOUT_JAX,
+        never=("jax", "jaxlib", "flax", "optax", "chex"),
+    ),
+    Rule(
+        "the step sees only what is on the device",
+        where=("ddag_jax/training/step.py",),
+        only=(
+            "ddag_jax.models",
+            "ddag_jax.losses",
+            "ddag_jax.optimizer",
+            "ddag_jax.training.state",
+            "ddag_jax.data.augment",
+            "ddag_jax.typing",
+        ),
+    ),
+    Rule(
+        "only the loop, experiments, cli and pytorch touch checkpoints",
+        where=PACKAGE,
+        exempt=(*JUDGES, "ddag_jax/checkpoint.py"),
+        never=("ddag_jax.checkpoint",),
+    ),
+    Rule(
+        "only the loop, experiments, cli and pytorch touch logs",
+        where=PACKAGE,
+        exempt=(*JUDGES, "ddag_jax/logs.py"),
+        never=("ddag_jax.logs",),
+    ),
+    Rule(
+        "only the loop, experiments, cli and pytorch touch the report",
+        where=PACKAGE,
+        exempt=(*JUDGES, "ddag_jax/report/**"),
+        never=("ddag_jax.report",),
+    ),
+    Rule(
+        "an experiment imports only ddag_jax.config",
+        where=("configs/**",),
+        only=("ddag_jax.config",),
+        standard_library=True,
+    ),
+    Rule(
+        "checkpoint.py is the one file that imports orbax",
+        where=("**",),
+        exempt=("ddag_jax/checkpoint.py", "tests/**", "benchmarks/**"),
+        never=("orbax",),
+    ),
+    Rule(
+        "torch is only in ddag_jax/pytorch",
+        where=("**",),
+        exempt=("ddag_jax/pytorch/**", "tests/**", "benchmarks/**"),
+        never=("torch", "torchvision", "safetensors"),
+    ),
+    Rule("TensorFlow is nowhere", where=("**",), never=("tensorflow",)),
+    Rule(
+        "parallel.py is the one file that names devices",
+        where=PACKAGE,
+        exempt=("ddag_jax/parallel.py",),
+        devices=True,
+    ),
+    Rule(
+        "a file is called what is in it",
+        where=("**",),
+        file_names=("utils", "util", "helpers", "misc", "common"),
+    ),
+)
+
+
+def matches(path: str, patterns: tuple[str, ...]) -> bool:
+    """Whether a path is one of the patterns, or lies in a folder given as `FOLDER/**`."""
+    return any(
+        pattern in ("**", path) or (pattern.endswith("/**") and path.startswith(pattern[:-2]))
+        for pattern in patterns
+    )
+
+
+def under(name: str, prefixes: tuple[str, ...]) -> bool:
+    return any(name == prefix or name.startswith(prefix + ".") for prefix in prefixes)
+
+
+def names(path: str, source: str) -> tuple[dict[str, int], dict[str, int]]:
+    """What a module imports, and every dotted name it uses through an import: name -> line.
+
+    Imports anywhere count: in functions, under TYPE_CHECKING, relative ones, and
+    `importlib.import_module` of a literal. `from a import b` imports `a.b`.
+    """
+    imported: dict[str, int] = {}
+    used: dict[str, int] = {}
+    meaning: dict[str, str] = {}  # local name -> what it stands for
+    package = list(PurePosixPath(path).parent.parts)
+    tree = ast.parse(source)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                imported.setdefault(alias.name, node.lineno)
+                top = alias.name.split(".")[0]
+                meaning[alias.asname or top] = alias.name if alias.asname else top
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else []
+            base = [*base, *([node.module] if node.module else [])]
+            for alias in node.names:
+                name = ".".join([*base, alias.name])
+                imported.setdefault(name, node.lineno)
+                used.setdefault(name, node.lineno)
+                meaning[alias.asname or alias.name] = name
+        elif (
+            isinstance(node, ast.Call)
+            and ast.unparse(node.func).split(".")[-1] in ("import_module", "__import__")
+            and node.args
+            and isinstance(node.args[0], ast.Constant)
+            and isinstance(node.args[0].value, str)
+        ):
+            imported.setdefault(node.args[0].value, node.lineno)
+    for node in ast.walk(tree):
+        parts = []
+        inner: ast.AST = node
+        while isinstance(inner, ast.Attribute):
+            parts.append(inner.attr)
+            inner = inner.value
+        if parts and isinstance(inner, ast.Name) and inner.id in meaning:
+            used.setdefault(".".join([meaning[inner.id], *reversed(parts)]), node.lineno)
+    return imported, used
+
+
+def violations(path: str, source: str) -> Iterator[tuple[str, str]]:
+    """Every rule that a file breaks, and how: (reason, `path:line: what`)."""
+    imported, used = names(path, source)
+    for rule in RULES:
+        if not matches(path, rule.where) or matches(path, rule.exempt):
+            continue
+        for part in PurePosixPath(path).with_suffix("").parts:
+            if part in rule.file_names:
+                yield rule.reason, f"{path}: called {part}"
+        for name, line in imported.items():
+            stranger = rule.only is not None and not under(name, rule.only)
+            if rule.standard_library:
+                stranger = stranger and name.split(".")[0] not in sys.stdlib_module_names
+            else:
+                stranger = stranger and under(name, ("ddag_jax",))
+            if stranger or under(name, rule.never):
+                yield rule.reason, f"{path}:{line}: imports {name}"
+        if rule.devices:
+            for name, line in used.items():
+                top, *rest = name.split(".")
+                if top == "jax" and DEVICE_NAMES.intersection(rest):
+                    yield rule.reason, f"{path}:{line}: uses {name}"
+
+
+def sources() -> Iterator[tuple[str, str]]:
+    """Every Python file of the project, by its path from the root."""
+    for folder in ("ddag_jax", "configs", "tests", "benchmarks"):
+        for file in sorted((ROOT / folder).rglob("*.py")):
+            yield file.relative_to(ROOT).as_posix(), file.read_text(encoding="utf-8")
+    for file in sorted(ROOT.glob("*.py")):
+        yield file.name, file.read_text(encoding="utf-8")
+
+
+def test_every_file_keeps_the_rules():
+    files = dict(sources())
+    assert "ddag_jax/config.py" in files
+    assert "train.py" in files
+    broken = [
+        f"{how} ({reason})"
+        for path, source in files.items()
+        for reason, how in violations(path, source)
+    ]
+    assert not broken, "\n" + "\n".join(broken)
+
+
+BREAKING = [
+    (0, "ddag_jax/config.py", "from ddag_jax import errors"),
+    (0, "ddag_jax/typing.py", "def f():\n    import ddag_jax.config"),
+    (0, "ddag_jax/errors.py", "from . import config"),
+    (1, "ddag_jax/models/ddag.py", "from ddag_jax.config import ModelConfig"),
+    (1, "ddag_jax/models/ddag.py", "from ..config import ModelConfig"),
+    (1, "ddag_jax/losses.py", "if TYPE_CHECKING:\n    from ddag_jax import config"),
+    (2, "ddag_jax/data/sampler.py", "import jax.numpy as jnp"),
+    (2, "ddag_jax/evaluation/ranking.py", "def f():\n    from jax import numpy"),
+    (3, "ddag_jax/training/step.py", "from ddag_jax.config import Config"),
+    (3, "ddag_jax/training/step.py", "from ddag_jax.training import loop"),
+    (4, "ddag_jax/training/state.py", "from ddag_jax import checkpoint"),
+    (5, "ddag_jax/data/loader.py", "from ddag_jax.logs import progress"),
+    (6, "ddag_jax/evaluation/embed.py", "import ddag_jax.report.page"),
+    (7, "configs/demo.py", "from ddag_jax.models import ddag"),
+    (7, "configs/ablations/b.py", "import numpy as np"),
+    (8, "ddag_jax/training/loop.py", "import orbax.checkpoint as ocp"),
+    (9, "ddag_jax/models/resnet.py", "import importlib\nimportlib.import_module('torch')"),
+    (9, "ddag_jax/checkpoint.py", "from torch import nn"),
+    (10, "tests/test_data.py", "import tensorflow as tf"),
+    (11, "ddag_jax/training/loop.py", "import jax\nprint(jax.devices())"),
+    (11, "ddag_jax/training/step.py", "from jax.sharding import PartitionSpec as P"),
+    (11, "ddag_jax/data/loader.py", "import jax as j\nj.experimental.shard_map.shard_map(f)"),
+    (12, "ddag_jax/utils.py", ""),
+    (12, "ddag_jax/data/utils/files.py", ""),
+]
+
+
+@pytest.mark.parametrize(("rule", "path", "source"), BREAKING)
+def test_a_file_that_breaks_a_rule_is_found(rule, path, source):
+    assert {reason for reason, _ in violations(path, source)} == {RULES[rule].reason}
+
+
+def test_every_rule_has_been_seen_to_fail():
+    assert {rule for rule, _, _ in BREAKING} == set(range(len(RULES)))
+
+
+@pytest.mark.parametrize(
+    ("path", "source"),
+    [
+        (
+            "ddag_jax/models/ddag.py",
+            "from ddag_jax.models import layers\nfrom ddag_jax import typing",
+        ),
+        (
+            "ddag_jax/training/step.py",
+            "from ddag_jax import losses\nfrom jax import lax\nlax.pmean",
+        ),
+        ("ddag_jax/training/loop.py", "from ddag_jax import checkpoint, config, logs, parallel"),
+        ("ddag_jax/data/sysu_mm01/builder.py", "import tensorflow_datasets as tfds"),
+        ("ddag_jax/parallel.py", "import jax\njax.shard_map"),
+        ("ddag_jax/checkpoint.py", "import orbax.checkpoint"),
+        ("ddag_jax/pytorch/keys.py", "import torch"),
+        ("configs/demo.py", "import dataclasses\nfrom ddag_jax.config import Config"),
+        ("ddag_jax/report/page.py", "from ddag_jax.report import charts\nbox.devices()"),
+    ],
+)
+def test_a_file_that_keeps_the_rules_passes(path, source):
+    assert list(violations(path, source)) == []
+
+
+@pytest.mark.parametrize("path", WITHOUT_JAX)
+def test_importing_it_does_not_load_jax(path):
+    module = path.removesuffix(".py").replace("/", ".")
+    code = f"import sys, {module}; sys.exit('jax' in sys.modules and 'it loaded jax')"
+    result = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120
+    )
+    assert result.returncode == 0, result.stderr
