@@ -1,0 +1,76 @@
+"""Image files to uint8 arrays of one size, decoded in parallel."""
+
+import collections
+import concurrent.futures
+import io
+import os
+from collections.abc import Iterable, Iterator
+
+import numpy as np
+import PIL.Image
+from etils import epath
+from jaxtyping import UInt8
+
+from ddag_jax.errors import InputError
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp")
+"""Lower-case endings of the files that count as images."""
+
+_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA")
+
+
+def read_image(path: epath.Path, height: int, width: int) -> UInt8[np.ndarray, "h w 3"]:
+    """Decodes an image and resizes it, whatever its shape, with Lanczos (as the reference does).
+
+    Grey becomes three equal channels; transparency is dropped.
+
+    Raises:
+      InputError: the file is no image, is cut short, or is in a colour space (CMYK, 16 bits, ...)
+        whose conversion to RGB would be a guess.
+    """
+    try:
+        content = path.read_bytes()
+        if not content:
+            raise InputError(f"{path}: is empty (0 bytes); copy it again from the original")
+        with PIL.Image.open(io.BytesIO(content)) as image:
+            if image.mode not in _MODES:
+                raise InputError(f"{path}: is a {image.mode} image; convert it to RGB or grey")
+            small = image.convert("RGB").resize((width, height), PIL.Image.Resampling.LANCZOS)
+    # Pillow's decoders let these through on broken files; OSError covers a truncated one.
+    except (OSError, SyntaxError, IndexError, PIL.Image.DecompressionBombError) as error:
+        raise InputError(
+            f"{path}: cannot be read as an image ({error}); copy it again from the original"
+        ) from error
+    return np.asarray(small)
+
+
+def read_images(
+    paths: Iterable[epath.Path], height: int, width: int
+) -> Iterator[UInt8[np.ndarray, "h w 3"]]:
+    """`read_image` of each path, in order, on all cores.
+
+    Threads suffice: Pillow decodes and resizes without holding Python's lock.
+    """
+    workers = os.cpu_count() or 1
+    with concurrent.futures.ThreadPoolExecutor(workers) as pool:
+        pending: collections.deque[concurrent.futures.Future] = collections.deque()
+        for path in paths:
+            pending.append(pool.submit(read_image, path, height, width))
+            if len(pending) > 4 * workers:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
+
+
+def unreadable_images(paths: Iterable[epath.Path]) -> Iterator[str | None]:
+    """For each path, in order, why it cannot be read, or None; on all cores."""
+
+    def fault(path: epath.Path) -> str | None:
+        try:
+            read_image(path, height=1, width=1)
+        except InputError as error:
+            return str(error)
+        return None
+
+    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+        yield from pool.map(fault, paths)

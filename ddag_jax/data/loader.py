@@ -1,0 +1,200 @@
+"""From a prepared dataset to training batches on the host, read ahead of the step (grain)."""
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import grain
+import numpy as np
+import tensorflow_datasets as tfds
+from etils import epath
+from jaxtyping import Bool, Int, UInt8
+
+from ddag_jax.config import DataConfig
+from ddag_jax.data.sampler import IdentitySampler
+from ddag_jax.data.sysu_mm01 import SysuMm01
+from ddag_jax.data.sysu_mm01.layout import INFRARED_CAMERAS
+from ddag_jax.errors import InputError
+from ddag_jax.typing import Batch
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageSource:
+    """Random access to the images of a split, or of some of them.
+
+    What is known of the images is in memory; the images themselves are read when asked for.
+    """
+
+    identities: Int[np.ndarray, " images"]
+    """int64, the dataset's own numbers."""
+    cameras: Int[np.ndarray, " images"]
+    """int64, the dataset's own numbers, from 1."""
+    names: list[str]
+    """File names in the dataset's layout: `cam1/0001/0001.jpg`."""
+    _records: Sequence[Any]
+    _keys: Int[np.ndarray, " images"]
+    """Which of the records."""
+
+    def __len__(self) -> int:
+        return len(self.identities)
+
+    @property
+    def infrared(self) -> Bool[np.ndarray, " images"]:
+        """Whether an image is infrared."""
+        return np.isin(self.cameras, INFRARED_CAMERAS)
+
+    @property
+    def labels(self) -> Int[np.ndarray, " images"]:
+        """int64, class of each image: the rank of its identity among those of this source."""
+        return np.unique(self.identities, return_inverse=True)[1]
+
+    @property
+    def classes(self) -> int:
+        """Number of identities."""
+        return len(np.unique(self.identities))
+
+    def images(self, indices: Int[np.ndarray, " b"]) -> UInt8[np.ndarray, "b h w 3"]:
+        """Reads images by their numbers in this source, 0 ... len - 1."""
+        records = self._records.__getitems__(self._keys[indices].tolist())
+        return np.stack([record["image"] for record in records])
+
+    def subset(self, chosen: Int[np.ndarray, " b"] | Bool[np.ndarray, " images"]) -> "ImageSource":
+        """The source of some images, by number or by mask, in that order."""
+        numbers = np.arange(len(self))[chosen]
+        return ImageSource(
+            self.identities[numbers],
+            self.cameras[numbers],
+            [self.names[number] for number in numbers],
+            self._records,
+            self._keys[numbers],
+        )
+
+
+def open_split(
+    data_dir: epath.PathLike, dataset: str, image_size: tuple[int, int], split: str
+) -> ImageSource:
+    """Opens a split of a prepared dataset.
+
+    Args:
+      data_dir: what the dataset was prepared `--to`.
+      dataset: "sysu_mm01".
+      image_size: height and width in pixels that it was prepared at.
+      split: name of a split, or several as TFDS joins them: "train+val". Those with no images
+        are skipped.
+
+    Raises:
+      InputError: not prepared, or not at this size.
+    """
+    height, width = image_size
+    sizes = epath.Path(data_dir) / dataset
+    folder = sizes / f"{height}x{width}" / str(SysuMm01.VERSION)
+    if not (folder / "dataset_info.json").exists():
+        others = [
+            size.name
+            for size in (sorted(sizes.iterdir()) if sizes.exists() else [])
+            if (size / folder.name / "dataset_info.json").exists()
+        ]
+        raise InputError(
+            f"{folder}: no prepared dataset"
+            + (f" (there is one of {', '.join(others)} pixels)" if others else "")
+            + f"; run: python -m ddag_jax.data prepare {dataset} --from FOLDER --to {data_dir}"
+            f" --image-size {height} {width}"
+        )
+    builder = tfds.builder_from_directory(folder)
+    present = [name for name in split.split("+") if name in builder.info.splits]
+    columns = [builder.info.metadata["index"][name] for name in present]
+    identities = np.concatenate([np.asarray(column["identity"], np.int64) for column in columns])
+    return ImageSource(
+        identities,
+        np.concatenate([np.asarray(column["camera"], np.int64) for column in columns]),
+        [name for column in columns for name in column["name"]],
+        builder.as_data_source("+".join(present)),
+        np.arange(len(identities)),
+    )
+
+
+def training_split(config: DataConfig, seed: int) -> tuple[ImageSource, ImageSource | None]:
+    """Opens what to train on and what to choose the best checkpoint by.
+
+    Args:
+      config: which identities train, which are held out.
+      seed: of the draw of `config.holdout_identities`.
+
+    Returns:
+      Training images, and those of identities held out of training; None where there are none.
+
+    Raises:
+      InputError: not prepared; a training identity lacks a modality; none are left to train on.
+    """
+    size = (config.image_height, config.image_width)
+    validation = None
+    if config.train_on == "train":
+        training = open_split(config.dir, config.dataset, size, "train")
+        validation = open_split(config.dir, config.dataset, size, "val")
+    else:
+        everyone = training = open_split(config.dir, config.dataset, size, "train+val")
+        if config.holdout_identities >= everyone.classes:
+            raise InputError(
+                f"data.holdout_identities: {config.holdout_identities} of {everyone.classes}"
+                " identities leaves none to train on; lower it"
+            )
+        if config.holdout_identities:
+            held = np.random.default_rng(seed).choice(
+                np.unique(everyone.identities), config.holdout_identities, replace=False
+            )
+            is_held = np.isin(everyone.identities, held)
+            training, validation = everyone.subset(~is_held), everyone.subset(is_held)
+    for name, of_modality in (("infrared", training.infrared), ("visible", ~training.infrared)):
+        without = np.setdiff1d(training.identities, training.identities[of_modality])
+        if len(without):
+            raise InputError(
+                f"{config.dir}: training identity {without[0]} has no {name} image (as have"
+                f" {len(without)} in all); prepare the dataset again"
+            )
+    return training, validation
+
+
+def training_batches(
+    source: ImageSource,
+    sampler: IdentitySampler,
+    *,
+    steps_per_epoch: int,
+    first_step: int,
+    last_step: int,
+    process_index: int = 0,
+    process_count: int = 1,
+    threads: int = 1,
+    read_ahead: int = 2,
+) -> Iterator[Batch]:
+    """Batches of the steps `first_step` ... `last_step - 1`, read in the background.
+
+    Step s is step s % steps_per_epoch of epoch s // steps_per_epoch, wherever the reading starts.
+
+    Args:
+      source: the training images, those that the sampler was made of.
+      sampler: says which images are in a batch.
+      steps_per_epoch: batches in an epoch.
+      first_step: counted from 0 over all epochs.
+      last_step: the first that is not read.
+      process_index: of the process that reads.
+      process_count: processes that share a batch: each reads its own identity slots only.
+      threads: that read. Few, since a step on CPU needs the same cores.
+      read_ahead: batches kept ready.
+
+    Returns:
+      NumPy batches, with this process's share of the identity slots.
+    """
+
+    def read(step: int) -> Batch:
+        sample = sampler.sample(*divmod(step, steps_per_epoch))
+        labels, visible, infrared = (
+            np.split(part, process_count)[process_index] for part in sample
+        )
+        numbers = np.concatenate([visible, infrared])
+        images = source.images(numbers.reshape(-1))
+        images = images.reshape(*numbers.shape, *images.shape[1:])
+        return Batch(images[: len(labels)], images[len(labels) :], labels)
+
+    steps = grain.MapDataset.range(first_step, last_step).map(read)
+    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=read_ahead)
+    return iter(steps.to_iter_dataset(options))

@@ -1,0 +1,166 @@
+"""The commands that draw, check and build a dataset: `python -m ddag_jax.data --help`."""
+
+import contextlib
+import dataclasses
+import io
+import tempfile
+from typing import Annotated, Literal
+
+import absl.logging
+import tensorflow_datasets as tfds
+import tqdm
+import tyro
+from etils import epath
+
+from ddag_jax.data.images import unreadable_images
+from ddag_jax.data.people import People, write_people
+from ddag_jax.data.sysu_mm01 import ImageSize, SysuMm01
+from ddag_jax.data.sysu_mm01.layout import Layout, inspect, raise_faults, read_layout
+from ddag_jax.errors import InputError
+
+
+def check(source: epath.PathLike) -> Layout:
+    """Looks for every fault of a SYSU-MM01 folder, decoding each image of its lists.
+
+    Raises:
+      InputError: all faults, a line each.
+    """
+    layout, faults = inspect(source)
+    paths = [layout.path(record) for records in layout.splits.values() for record in records]
+    unreadable = [
+        fault
+        for fault in tqdm.tqdm(
+            unreadable_images(paths), desc="Checking", total=len(paths), unit=" images"
+        )
+        if fault
+    ]
+    faults += unreadable[:10]
+    if len(unreadable) > 10:
+        faults.append(f"... and {len(unreadable) - 10} more images that cannot be read")
+    raise_faults(faults)
+    return layout
+
+
+def prepare(
+    source: epath.PathLike, data_dir: epath.PathLike, height: int, width: int, overwrite: bool
+) -> tuple[epath.Path, bool]:
+    """Builds `data_dir/sysu_mm01/{height}x{width}/{version}` from a SYSU-MM01 folder.
+
+    The folder appears under that name only when it is whole. One that exists and was made from
+    the same source is kept.
+
+    Args:
+      source: folder with cam1 ... cam6 and exp.
+      data_dir: where prepared datasets go.
+      height: of the stored images, pixels.
+      width: of the stored images, pixels.
+      overwrite: replace a dataset that was made from another source.
+
+    Returns:
+      The prepared folder, and whether it was there already.
+
+    Raises:
+      InputError: a fault of the source, or the folder exists and is another source's.
+    """
+    layout = read_layout(source)
+    builder = SysuMm01(config=ImageSize.of(height, width), data_dir=data_dir)
+    folder = epath.Path(builder.data_path)
+    if builder.is_prepared():
+        if builder.info.metadata["source"] == layout.source:
+            return folder, True
+        if not overwrite:
+            raise InputError(
+                f"{folder}: was prepared from another source; pass --overwrite to replace it, or"
+                " another --to"
+            )
+        # Renamed first: a folder that is being deleted must not look whole.
+        folder.rename(discarded := folder.with_name(f"{folder.name}.discarded")).rmtree()
+        builder = SysuMm01(config=ImageSize.of(height, width), data_dir=data_dir)
+    with (
+        tempfile.TemporaryDirectory() as unused,
+        contextlib.redirect_stdout(io.StringIO()),  # TFDS prints about downloads
+    ):
+        try:
+            builder.download_and_prepare(
+                download_dir=unused,
+                download_config=tfds.download.DownloadConfig(
+                    manual_dir=source, try_download_gcs=False
+                ),
+            )
+        except InputError:
+            check(source)  # names all unreadable images, not only the first
+            raise
+    return folder, False
+
+
+@dataclasses.dataclass(frozen=True)
+class PeopleCommand:
+    """Draw built-in people into a folder laid out like SYSU-MM01."""
+
+    to: str
+    """Folder to write; must not exist."""
+    people: tyro.conf.OmitArgPrefixes[People] = dataclasses.field(default_factory=People)
+    workers: int | None = None
+    """Processes; by default as many as there are cores."""
+
+    def run(self) -> None:
+        """Writes the folder."""
+        write_people(self.people, self.to, self.workers)
+        print(f"wrote {self.to}")
+
+
+@dataclasses.dataclass(frozen=True)
+class PrepareCommand:
+    """Check a dataset, resize its images once, and store them for training."""
+
+    dataset: tyro.conf.Positional[Literal["sysu_mm01"]]
+    source: Annotated[str, tyro.conf.arg(name="from")]
+    """Folder that holds cam1 ... cam6 and exp."""
+    to: str = "data"
+    """Folder for prepared datasets (`data.dir` of the configuration)."""
+    image_size: tuple[int, int] = (288, 144)
+    """Height and width to store, in pixels."""
+    overwrite: bool = False
+    """Replace one that was made from another source."""
+
+    def run(self) -> None:
+        """Builds the dataset and prints what it holds."""
+        height, width = self.image_size
+        if height < 1 or width < 1:
+            raise InputError(f"--image-size {height} {width}: must be 1 or more pixels each")
+        folder, reused = prepare(self.source, self.to, height, width, self.overwrite)
+        print(read_layout(self.source).summary())
+        print(f"{folder}: " + ("already prepared from this source, kept" if reused else "prepared"))
+
+
+@dataclasses.dataclass(frozen=True)
+class CheckCommand:
+    """Look for every fault of a dataset's folder, decoding each image."""
+
+    dataset: tyro.conf.Positional[Literal["sysu_mm01"]]
+    source: Annotated[str, tyro.conf.arg(name="from")]
+    """Folder that holds cam1 ... cam6 and exp."""
+
+    def run(self) -> None:
+        """Checks and prints what the folder holds."""
+        print(check(self.source).summary())
+        print(f"{self.source}: no faults")
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """`python -m ddag_jax.data people|prepare|check`.
+
+    Raises:
+      InputError: what the user gave has a fault; nothing half-written is left.
+    """
+    absl.logging.set_verbosity(absl.logging.ERROR)
+    tfds.disable_progress_bar()
+    command = tyro.cli(
+        Annotated[PeopleCommand, tyro.conf.subcommand("people")]
+        | Annotated[PrepareCommand, tyro.conf.subcommand("prepare")]
+        | Annotated[CheckCommand, tyro.conf.subcommand("check")],
+        args=arguments,
+        prog="python -m ddag_jax.data",
+        description=__doc__,
+    )
+    command.run()
