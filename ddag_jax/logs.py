@@ -129,7 +129,7 @@ class RunLog:
             if not self._first_line:  # the first holds the compilation and foretells nothing
                 left = tqdm.format_interval((self._total_steps - step) * seconds / steps)
                 shown.append(f"{left} left")
-            print(f"epoch {epoch} step {step}/{self._total_steps}", *shown, sep="  ", flush=True)
+            print(f"epoch {epoch}  step {step}/{self._total_steps}", *shown, sep="  ", flush=True)
         else:
             self._bar.set_postfix_str(", ".join(shown), refresh=False)
             self._bar.update(step - self._bar.n)

@@ -34,7 +34,7 @@ def embed(
         infrared: which of the images are infrared.
         batch_size: images embedded at once; the last batch of a modality repeats its last image to
             the full size, and the repetitions are dropped.
-        progress: label of a progress bar; None for no bar.
+        progress: label of a progress bar, shown on a terminal; None for no bar.
 
     Returns:
         `global` and, where the network has it, `part`: float32 rows in the images' order.
@@ -79,8 +79,9 @@ def embed(
             full[indices] = values
         bar.update(len(indices))
 
+    hidden = True if progress is None else None  # None: hidden where there is no terminal
     with (
-        tqdm(total=len(infrared), desc=progress, unit="image", disable=progress is None) as bar,
+        tqdm(total=len(infrared), desc=progress, unit="image", leave=False, disable=hidden) as bar,
         ThreadPoolExecutor(max_workers=1) as reader,
     ):
         ahead = reader.submit(read, batches[0][1])

@@ -129,7 +129,7 @@ def evaluate_sysu(
     `modes=("all",)` is what training evaluates on its held-out identities.
 
     Raises `InputError` where the images leave a mode without query or gallery, where no query has
-    a match, and where a feature is not finite.
+    a match, and where a feature is not finite (named by its image).
     """
     query = sysu_query(identities, cameras, names)
     if not len(query):
@@ -149,6 +149,14 @@ def evaluate_sysu(
             raise InputError(
                 f"SYSU-MM01 {mode}-search: none of the {len(identities)} test images is of its"
                 f" gallery's cameras {GALLERY_CAMERAS[mode]}, so this mode cannot be evaluated"
+            )
+    for name, feature in features.items():
+        broken = ~np.isfinite(feature).all(axis=1)
+        if broken.any():
+            i = broken.argmax()
+            raise InputError(
+                f"SYSU-MM01 evaluation: the {name} feature of image {names[i]} (identity"
+                f" {identities[i]}, camera {cameras[i]}) holds NaN or infinite values"
             )
     # Each image that any trial draws is compared with the queries once; trials take columns.
     candidates = np.unique(np.concatenate([g for drawn in galleries.values() for g in drawn]))

@@ -1,0 +1,59 @@
+"""What every test stands on: eight CPU devices, a compilation cache, the recorded figures.
+
+``--golden DIR`` and ``--sysu-split DIR`` say where the reference's recorded figures and
+SYSU-MM01's published split lie. A test that needs a folder which is not there is skipped; where
+the environment variable CI is ``true`` it fails.
+"""
+
+import os
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+# Before anything imports jax. Settings from outside win.
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
+    os.environ["XLA_FLAGS"] = (
+        os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+    ).strip()
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".cache" / "jax"))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--golden",
+        type=Path,
+        metavar="DIR",
+        default=ROOT.parent / "shared" / "golden",
+        help="figures recorded from the reference (default: ../shared/golden beside the checkout)",
+    )
+    parser.addoption(
+        "--sysu-split",
+        type=Path,
+        metavar="DIR",
+        default=ROOT.parent / "shared" / "data" / "sysu_mm01_split",
+        help="SYSU-MM01's split as data (default: ../shared/data/sysu_mm01_split)",
+    )
+
+
+def _folder(config: pytest.Config, option: str) -> Path:
+    folder: Path = config.getoption(option)
+    if not folder.is_dir():
+        message = f"no folder {folder}; name it with {option} DIR"
+        if os.environ.get("CI") == "true":
+            pytest.fail(message)
+        pytest.skip(message)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def golden_dir(pytestconfig: pytest.Config) -> Path:
+    return _folder(pytestconfig, "--golden")
+
+
+@pytest.fixture(scope="session")
+def split_dir(pytestconfig: pytest.Config) -> Path:
+    return _folder(pytestconfig, "--sysu-split")

@@ -1,0 +1,122 @@
+"""Streaming, padding and order of the embedding, with a network small enough to see through."""
+
+import threading
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ddag_jax.errors import InputError
+from ddag_jax.evaluation.embed import embed
+from ddag_jax.typing import Embeddings
+
+IMAGES = np.random.default_rng(0).integers(0, 256, (11, 4, 2, 3), dtype=np.uint8)
+INFRARED = np.array([0, 1, 0, 0, 1, 1, 0, 0, 0, 0, 1], dtype=bool)
+SIGN = {"visible": 1.0, "infrared": -1.0}
+
+
+@partial(jax.jit, static_argnames="modality")
+def network(images, modality):
+    flat = SIGN[modality] * images.reshape(len(images), -1).astype(jnp.bfloat16)
+    return Embeddings(global_feature=flat, part_feature=2 * flat[:, :6])
+
+
+EXPECTED = np.where(INFRARED, -1, 1)[:, None] * IMAGES.reshape(11, -1).astype(np.float32)
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 4, 16])
+def test_rows_in_order_whatever_the_batch(batch_size):
+    result = embed(network, IMAGES.__getitem__, INFRARED, batch_size)
+    assert {name: feature.dtype for name, feature in result.items()} == {
+        "global": np.float32,
+        "part": np.float32,
+    }
+    np.testing.assert_array_equal(result["global"], EXPECTED)
+    np.testing.assert_array_equal(result["part"], 2 * EXPECTED[:, :6])
+
+
+@pytest.mark.parametrize("infrared", [INFRARED, INFRARED[:1], ~INFRARED[:1]])
+def test_one_compilation_a_modality(infrared):
+    traced = []
+
+    @partial(jax.jit, static_argnames="modality")
+    def counted(images, modality):
+        traced.append((modality, images.shape))
+        return Embeddings(images.reshape(len(images), -1).astype(jnp.float32), None)
+
+    result = embed(counted, IMAGES.__getitem__, infrared, 4)
+    assert set(result) == {"global"}
+    modalities = [
+        name for name, here in (("visible", False), ("infrared", True)) if here in infrared
+    ]
+    assert traced == [(name, (4, 4, 2, 3)) for name in modalities]
+
+
+def test_reads_one_batch_ahead():
+    """The second batch is being read before the first one's result is asked for."""
+    second = threading.Event()
+    reads = []
+
+    def read(indices):
+        reads.append(threading.current_thread())
+        if len(reads) == 2:
+            second.set()
+        return IMAGES[indices]
+
+    def wait(images, modality):
+        assert second.wait(timeout=5)
+        return network(images, modality)
+
+    embed(wait, read, INFRARED, 4)
+    assert len(reads) == 3
+    assert set(reads) != {threading.current_thread()}
+    assert len(set(reads)) == 1
+
+
+def test_the_device_has_the_next_batch_before_the_host_waits():
+    events = []
+
+    class Pending:
+        def __init__(self, number, images):
+            self.number, self.rows = number, images.reshape(len(images), -1)
+
+        def __array__(self, dtype=None, copy=None):
+            events.append(f"wait {self.number}")
+            return self.rows.astype(dtype)
+
+    def start(images, modality):
+        number = sum(event.startswith("start") for event in events)
+        events.append(f"start {number}")
+        return Embeddings(Pending(number, images), None)
+
+    result = embed(start, IMAGES.__getitem__, INFRARED, 4)
+    assert events == ["start 0", "start 1", "wait 0", "start 2", "wait 1", "wait 2"]
+    np.testing.assert_array_equal(result["global"], abs(EXPECTED))
+
+
+@pytest.mark.parametrize("image", [2, 5])
+def test_an_embedding_that_is_not_finite_names_its_image(image):
+    def broken(images, modality):
+        found = (images == IMAGES[image]).all(axis=(1, 2, 3))
+        rows = np.where(found[:, None], np.nan, 1.0)
+        return Embeddings(np.ones((len(images), 3)), rows)
+
+    with pytest.raises(InputError, match=f"image {image} .*part embedding is not finite"):
+        embed(broken, IMAGES.__getitem__, INFRARED, 4)
+
+
+def test_no_images():
+    with pytest.raises(InputError, match="no images"):
+        embed(network, IMAGES.__getitem__, INFRARED[:0], 4)
+
+
+def test_a_fault_in_reading_comes_through():
+    def read(indices):
+        if 7 in indices:
+            raise InputError("cam1/0007/0001.jpg: unreadable")
+        return IMAGES[indices]
+
+    with pytest.raises(InputError, match="unreadable"):
+        embed(network, read, INFRARED, 2)

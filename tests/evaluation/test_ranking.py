@@ -1,0 +1,130 @@
+"""The vectorised ranking against the reference's figures and against a plain loop."""
+
+import numpy as np
+import pytest
+
+from ddag_jax.errors import InputError
+from ddag_jax.evaluation import ranking
+
+RULES = ("sysu", "none")
+
+
+def loop(distances, query_ids, gallery_ids, query_cameras, gallery_cameras, camera_rule):
+    """One query after another, as one would explain it."""
+    curves, precisions, penalties = [], [], []
+    for row, identity, camera in zip(distances, query_ids, query_cameras, strict=True):
+        order = sorted(range(len(row)), key=lambda j: row[j])  # Python's sort is stable
+        if camera_rule == "sysu" and camera == 3:
+            order = [j for j in order if gallery_cameras[j] != 2]
+        ids = [gallery_ids[j] for j in order]
+        places = [place for place, other in enumerate(ids, start=1) if other == identity]
+        if not places:
+            continue
+        precisions.append(np.mean([n / place for n, place in enumerate(places, start=1)]))
+        penalties.append(len(places) / places[-1])
+        counted = list(dict.fromkeys(ids)) if camera_rule == "sysu" else ids
+        first = counted.index(identity)
+        curves.append([first < k for k in range(1, 21)])
+    return np.mean(curves, axis=0), np.mean(precisions), np.mean(penalties), len(curves)
+
+
+def random_case(seed, queries=70, gallery=50, identities=9, levels=None):
+    random = np.random.default_rng(seed)
+    distances = random.standard_normal((queries, gallery))
+    if levels:
+        distances = random.integers(0, levels, (queries, gallery)).astype(float)
+    return (
+        distances,
+        random.integers(0, identities, queries),
+        random.integers(0, identities, gallery),
+        random.choice([3, 6], queries),
+        random.choice([1, 2, 4, 5], gallery),
+    )
+
+
+def assert_same(metrics, expected):
+    cmc, mean_precision, mean_penalty, queries = expected
+    np.testing.assert_allclose(metrics.cmc, cmc, rtol=0, atol=1e-12)
+    assert metrics.mAP == pytest.approx(mean_precision, abs=1e-12)
+    assert metrics.mINP == pytest.approx(mean_penalty, abs=1e-12)
+    assert metrics.queries == queries
+
+
+@pytest.mark.parametrize("group", ["sysu_a", "sysu_b", "regdb_a", "regdb_b"])
+def test_agrees_with_the_reference(golden_dir, group):
+    with np.load(golden_dir / "metrics.npz") as file:
+        recorded = {key.split("/")[1]: file[key] for key in file if key.startswith(group + "/")}
+    expected = {key: recorded.pop(key) for key in ("cmc", "mAP", "mINP")}
+    rule = "sysu" if group.startswith("sysu") else "none"
+    metrics = ranking.rank(**recorded, camera_rule=rule)
+    for key, value in expected.items():
+        np.testing.assert_allclose(getattr(metrics, key), value, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("levels", [None, 6, 1])
+def test_agrees_with_the_plain_loop(rule, levels):
+    """Without ties, with many, and where everything is a tie."""
+    for seed in range(10):
+        case = random_case(seed, levels=levels)
+        assert_same(ranking.rank_distances(*case, camera_rule=rule), loop(*case, rule))
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_chunks_do_not_show(rule, monkeypatch):
+    case = random_case(3)
+    whole = ranking.rank_distances(*case, camera_rule=rule)
+    monkeypatch.setattr(ranking, "_CHUNK", 7 * 50)
+    assert_same(ranking.rank_distances(*case, camera_rule=rule), whole)
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_queries_without_a_match_enter_no_figure(rule):
+    distances, query_ids, gallery_ids, query_cameras, gallery_cameras = random_case(5)
+    strangers = np.arange(len(query_ids)) % 3 == 0
+    query_ids = np.where(strangers, 1000, query_ids)
+    case = distances, query_ids, gallery_ids, query_cameras, gallery_cameras
+    known = (distances[~strangers], query_ids[~strangers], gallery_ids)
+    known += (query_cameras[~strangers], gallery_cameras)
+    metrics = ranking.rank_distances(*case, camera_rule=rule)
+    assert_same(metrics, ranking.rank_distances(*known, camera_rule=rule))
+    assert metrics.queries <= (~strangers).sum()
+
+
+def test_camera_3_never_sees_camera_2():
+    """Not its own identity (which may leave nothing to find), nor another's."""
+    query_ids, gallery_ids = np.array([1, 1]), np.array([2, 1, 1])
+    gallery_cameras = np.array([2, 2, 1])
+    distances = np.array([[0.1, 0.2, 0.3], [0.1, 0.2, 0.3]])
+
+    def places(camera, gallery=slice(None)):
+        metrics = ranking.rank_distances(
+            distances[:1, gallery],
+            query_ids[:1],
+            gallery_ids[gallery],
+            np.array([camera]),
+            gallery_cameras[gallery],
+            camera_rule="sysu",
+        )
+        return metrics.cmc[0], metrics.mAP
+
+    assert places(3) == (1, 1)
+    assert places(6) == (0, pytest.approx((1 / 2 + 2 / 3) / 2))
+    with pytest.raises(InputError, match="no query"):
+        places(3, slice(0, 2))
+
+
+def test_fewer_identities_than_ranks():
+    """Beyond the last place the curve stays at one."""
+    case = random_case(0, identities=2)
+    metrics = ranking.rank_distances(*case, camera_rule="sysu")
+    assert metrics.cmc.shape == (20,)
+    assert (metrics.cmc[1:] == 1).all()
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_distances_that_are_not_finite(bad):
+    distances, *who = random_case(0)
+    distances[2, 3] = bad
+    with pytest.raises(InputError, match="NaN or infinite"):
+        ranking.rank_distances(distances, *who, camera_rule="none")

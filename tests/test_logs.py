@@ -1,0 +1,178 @@
+"""What a run's log holds, and how it goes on after a kill."""
+
+import json
+import struct
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from tensorboardX.proto import event_pb2
+
+from ddag_jax.errors import InputError
+from ddag_jax.logs import RunLog
+
+RECORD = {"mode": "all", "feature": "part", "rank1": 41.5, "mAP": 1 / 3, "queries": 12}
+
+
+def open_log(folder, resume_step=None):
+    return RunLog(folder, resume_step, total_steps=100, images_per_step=8)
+
+
+def lines(folder):
+    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+
+
+def scalars(folder):
+    """(tag, step) of every event, and its value: TensorBoard's record format, read plainly."""
+    found = {}
+    for path in sorted((folder / "tensorboard").iterdir()):
+        data, at = path.read_bytes(), 0
+        while at < len(data):
+            (length,) = struct.unpack_from("<Q", data, at)
+            event = event_pb2.Event.FromString(data[at + 12 : at + 12 + length])
+            found |= {(v.tag, event.step): v.simple_value for v in event.summary.value}
+            at += 16 + length
+    return found
+
+
+def write_steps(log, steps):
+    for step in steps:
+        log.train(step, step // 10, {"identity": 1 / step})
+
+
+def test_every_kind_of_line(tmp_path, capsys):
+    with open_log(tmp_path / "run") as log:
+        log.note(0, 0, "running on 8 devices")
+        log.train(20, 0, {"identity": jnp.float32(0.1), "triplet": np.float64(1 / 3)})
+        log.epoch(25, 0, {"L_P": 2})
+        log.evaluation(25, 0, "held_out", [RECORD])
+    note, train, epoch, evaluation = found = lines(tmp_path / "run")
+    assert [line["kind"] for line in found] == ["note", "train", "epoch", "evaluation"]
+    assert [(line["step"], line["epoch"]) for line in found] == [(0, 0), (20, 0), (25, 0), (25, 0)]
+    assert note["time"] <= train["time"] <= epoch["time"] <= evaluation["time"]
+    assert note["text"] == "running on 8 devices"
+    assert train["identity"] == float(np.float32(0.1))
+    assert train["triplet"] == 1 / 3
+    assert train["images_per_second"] > 0
+    assert epoch["L_P"] == 2
+    assert (evaluation["split"], evaluation["records"]) == ("held_out", [RECORD])
+
+    events = scalars(tmp_path / "run")
+    assert events["train/triplet", 20] == np.float32(1 / 3)
+    assert events["train/images_per_second", 20] == np.float32(train["images_per_second"])
+    assert events["epoch/L_P", 25] == 2
+    assert events["held_out/all/part/rank1", 25] == 41.5
+
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[0] == "running on 8 devices"
+    assert printed[1].startswith("epoch 0  step 20/100  identity 0.1  triplet 0.3333  ")
+    assert "held_out all-search part:  rank-1 41.50  mAP 0.33" in printed[2]
+
+
+def test_lines_are_there_while_the_run_goes_on(tmp_path, capsys):
+    """The first one too: a killed run has lost nothing that it logged."""
+    log = open_log(tmp_path)
+    write_steps(log, [1])
+    assert [line["step"] for line in lines(tmp_path)] == [1]
+    assert ("train/identity", 1) in scalars(tmp_path)
+    assert "step 1/100" in capsys.readouterr().out
+    log.close()
+
+
+def test_speed_leaves_the_evaluation_out(tmp_path, capsys, monkeypatch):
+    now = 0.0
+    monkeypatch.setattr("ddag_jax.logs.time.perf_counter", lambda: now)
+    with open_log(tmp_path) as log:
+        now += 30  # compiling
+        log.train(1, 0, {})
+        now += 4
+        log.train(21, 0, {})
+        now += 1000
+        log.evaluation(21, 0, "test", [])
+        now += 2
+        log.train(31, 0, {})
+    found = [line["images_per_second"] for line in lines(tmp_path) if line["kind"] == "train"]
+    assert found == [8 / 30, 8 * 20 / 4, 8 * 10 / 2]
+    first, second, third = capsys.readouterr().out.splitlines()
+    assert "left" not in first
+    assert second.endswith("40.0 images/s  00:15 left")
+    assert third.endswith("00:13 left")
+
+
+def test_resumed_log_has_no_step_twice_and_none_missing(tmp_path):
+    with open_log(tmp_path) as log:
+        write_steps(log, range(1, 16))
+        log.evaluation(10, 1, "held_out", [RECORD])
+    with (tmp_path / "log.jsonl").open("a") as file:
+        file.write('{"kind": "train", "st')  # killed while writing
+    with open_log(tmp_path, resume_step=10) as log:
+        write_steps(log, range(11, 19))
+    found = lines(tmp_path)
+    assert [line["step"] for line in found if line["kind"] == "train"] == list(range(1, 19))
+    assert [line["step"] for line in found if line["kind"] == "evaluation"] == [10]
+    assert not list(tmp_path.glob("*.tmp"))
+
+
+def test_rewriting_is_all_or_nothing(tmp_path, monkeypatch):
+    with open_log(tmp_path) as log:
+        write_steps(log, range(1, 6))
+    before = (tmp_path / "log.jsonl").read_bytes()
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("os.replace", killed)
+    monkeypatch.setattr("pathlib.Path.replace", killed)
+    with pytest.raises(KeyboardInterrupt):
+        open_log(tmp_path, resume_step=2)
+    assert (tmp_path / "log.jsonl").read_bytes() == before
+
+
+def test_a_damaged_line_within_the_log_is_named(tmp_path):
+    with open_log(tmp_path) as log:
+        write_steps(log, [1, 2, 3])
+    text = (tmp_path / "log.jsonl").read_text()
+    damaged = text.replace('"step": 2', '"step" 2')
+    (tmp_path / "log.jsonl").write_text(damaged)
+    with pytest.raises(InputError, match=r"log\.jsonl, line 2"):
+        open_log(tmp_path, resume_step=3)
+    assert (tmp_path / "log.jsonl").read_text() == damaged
+
+
+def test_a_new_log_starts_empty(tmp_path):
+    for _ in range(2):
+        with open_log(tmp_path) as log:
+            write_steps(log, [1])
+    assert [line["step"] for line in lines(tmp_path)] == [1]
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), jnp.float32(jnp.nan)])
+def test_a_figure_that_is_not_finite_is_an_error(tmp_path, bad):
+    with open_log(tmp_path) as log:
+        with pytest.raises(InputError, match=r"step 3: triplet is (nan|inf); .*learning_rate"):
+            log.train(3, 0, {"identity": 1, "triplet": bad})
+        with pytest.raises(InputError, match="L_P"):
+            log.epoch(3, 0, {"L_P": bad})
+        with pytest.raises(InputError, match="mAP"):
+            log.evaluation(3, 0, "test", [{**RECORD, "mAP": float(bad)}])
+    assert lines(tmp_path) == []
+
+
+def test_null_is_an_error(tmp_path):
+    with open_log(tmp_path) as log:
+        with pytest.raises(TypeError):
+            log.train(3, 0, {"graph": None})
+        with pytest.raises(TypeError):
+            log.evaluation(3, 0, "test", [{**RECORD, "mAP": None}])
+    assert lines(tmp_path) == []
+
+
+def test_the_bar_on_a_terminal(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    with open_log(tmp_path, resume_step=40) as log:
+        log.train(42, 4, {"identity": 0.5})
+    out, err = capsys.readouterr()
+    assert "42/100" in err
+    assert "identity 0.5" in err
+    assert "images/s" in err
+    assert "step 42/100" not in out
