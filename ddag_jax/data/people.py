@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import math
 import multiprocessing
 import os
@@ -41,6 +42,7 @@ SIZE_SPREAD = 0.06  # relative spread of the crop's height and of its shape
 BLUR_SPREAD = 0.35  # most blur an image adds to its camera's, in pixels at height 144
 NOISE_VISIBLE = 3.0  # typical sensor noise, in grey levels of 255
 NOISE_INFRARED = 6.0
+FOLDS = 0.07  # standard deviation of the folds' brightness in clothes
 LIGHT_SPREAD = 0.10  # standard deviation of an image's log brightness
 SHADOW_RATE = 0.15  # share of outdoor visible images with a shadow edge across them
 VIEW_SPREAD = 22.0  # standard deviation of the view about front, back or side, in degrees
@@ -191,16 +193,16 @@ def _pick(rng: np.random.Generator, weights: dict[str, float]) -> str:
 def _cloth_colour(rng: np.random.Generator) -> Floats:
     """An RGB colour in [0, 1] as clothes have them: often black, grey, white, blue."""
     kind = rng.random()
-    if kind < 0.4:
+    if kind < 0.45:
         value = rng.choice([0.10, 0.22, 0.42, 0.62, 0.88]) + rng.normal(0, 0.03)
         colour = value + rng.normal(0, 0.015, 3)
     else:
-        hue, depth, value = rng.random(), rng.uniform(0.35, 0.85), rng.uniform(0.25, 0.9)
-        if kind < 0.55:
+        hue, depth, value = rng.random(), rng.uniform(0.25, 0.75), rng.uniform(0.25, 0.85)
+        if kind < 0.62:
             hue = rng.uniform(0.56, 0.68)
         wheel = np.clip(np.abs((hue * 6 + np.array([0.0, 4.0, 2.0])) % 6 - 3) - 1, 0, 1)
         colour = value * (1 - depth * (1 - wheel))
-    return np.clip(colour, 0.04, 0.95).astype(np.float32)
+    return np.clip(colour, 0.07, 0.92).astype(np.float32)
 
 
 def _visible_palette(rng: np.random.Generator) -> Bytes:
@@ -213,7 +215,7 @@ def _visible_palette(rng: np.random.Generator) -> Bytes:
     for one, two in ((TOP, TOP2), (BOTTOM, BOTTOM2), (BAG, BAG2), (TOP, INNER)):
         while abs(float((out[one] - out[two]).mean())) < CONTRAST_VISIBLE:
             out[two] = _cloth_colour(rng)
-    out[DARK] = 0.1
+    out[DARK] = 0.45 * out[SKIN]
     return (255 * np.clip(out, 0, 1)).astype(np.uint8)
 
 
@@ -226,7 +228,7 @@ def _infrared_palette(rng: np.random.Generator) -> Bytes:
         for one, two in ((TOP, TOP2), (BOTTOM, BOTTOM2), (BAG, BAG2), (TOP, INNER)):
             while abs(out[one] - out[two]) < CONTRAST_INFRARED:
                 out[two] = rng.uniform(0.12, 0.9)
-    out[DARK] = 0.2
+    out[DARK] = 0.45 * out[SKIN]
     return (255 * out).astype(np.uint8)
 
 
@@ -520,29 +522,37 @@ class _Canvas:
         """How far a point is towards the camera."""
         return forward * self.cos - left * self.sin
 
-    def limb(self, one: Point, two: Point, radius: float, radius2: float, label: int) -> None:
-        """A tapered round bar between two pixels; the radii are in body heights."""
-        (x0, y0), (x1, y1) = one, two
-        a, b = radius * self.scale, radius2 * self.scale
-        length = math.hypot(x1 - x0, y1 - y0) or 1.0
-        nx, ny = (y0 - y1) / length, (x1 - x0) / length
+    def limb(
+        self, points: Sequence[Point], radii: Sequence[float], label: int, cut: int = 0
+    ) -> None:
+        """A round bar through pixels; the radii are in body heights.
+
+        cut of its two ends are straight, not round: none, the last or both.
+        """
+        sizes = [radius * self.scale for radius in radii]
+        # Shade by shade over the whole length, so that no joint shows.
         for share, shade in ((1.0, _EDGE), (0.74, _FLANK), (0.42, _LIT)):
             shift = 0.45 * (1 - share) * self._light
-            p, q = a * share, b * share
-            u0, u1 = x0 + shift * a, x1 + shift * b
-            corners = [
-                (u0 + nx * p, y0 + ny * p),
-                (u1 + nx * q, y1 + ny * q),
-                (u1 - nx * q, y1 - ny * q),
-                (u0 - nx * p, y0 - ny * p),
+            discs = [
+                (x + shift * size, y, share * size)
+                for (x, y), size in zip(points, sizes, strict=True)
             ]
-            if share == 1.0:
-                self._label.polygon(corners, fill=label)
-                self._label.ellipse((u0 - p, y0 - p, u0 + p, y0 + p), fill=label)
-                self._label.ellipse((u1 - q, y1 - q, u1 + q, y1 + q), fill=label)
-            self._shade.polygon(corners, fill=shade)
-            self._shade.ellipse((u0 - p, y0 - p, u0 + p, y0 + p), fill=shade)
-            self._shade.ellipse((u1 - q, y1 - q, u1 + q, y1 + q), fill=shade)
+            for (x0, y0, a), (x1, y1, b) in itertools.pairwise(discs):
+                length = math.hypot(x1 - x0, y1 - y0) or 1.0
+                nx, ny = (y0 - y1) / length, (x1 - x0) / length
+                corners = [
+                    (x0 + nx * a, y0 + ny * a),
+                    (x1 + nx * b, y1 + ny * b),
+                    (x1 - nx * b, y1 - ny * b),
+                    (x0 - nx * a, y0 - ny * a),
+                ]
+                self._shade.polygon(corners, fill=shade)
+                if share == 1.0:
+                    self._label.polygon(corners, fill=label)
+            for x, y, a in discs[cut // 2 : len(discs) - (cut > 0)]:
+                self._shade.ellipse((x - a, y - a, x + a, y + a), fill=shade)
+                if share == 1.0:
+                    self._label.ellipse((x - a, y - a, x + a, y + a), fill=label)
 
     def ellipse(self, centre: Point, across: float, up: float, label: int) -> None:
         """An ellipse about a pixel; the half axes are in body heights."""
@@ -623,7 +633,7 @@ def _joints(person: _Person, view: _View) -> _Joints:
         elif view.arms == "phone" and side == -person.bag_side:
             upper, lower, inward = 0.15, 2.2, 0.06
         forward = person.lean * (_SHOULDER - person.leg)
-        start = (side * (person.shoulder * person.bulk - 0.012), forward, _SHOULDER - 0.022)
+        start = (side * (person.shoulder * person.bulk - 0.02), forward, _SHOULDER - 0.03)
         elbow = (
             start[0] + side * 0.165 * math.sin(spread),
             start[1] + 0.165 * math.sin(upper),
@@ -684,25 +694,24 @@ def _draw_leg(canvas: _Canvas, person: _Person, joints: _Joints, side: int) -> N
     heel = canvas.at(left, forward - 0.012, up - 0.022)
     toe = canvas.at(left * 1.15, forward + 0.075, up - 0.024)
     trousers = person.bottom == "trousers"
-    canvas.limb(hip, knee, 0.05 * thick, 0.036 * thick, LEG)
-    canvas.limb(knee, ankle, 0.036 * thick, 0.022 * thick, LEG)
+    canvas.limb([hip, knee, ankle], [0.05 * thick, 0.036 * thick, 0.022 * thick], LEG)
     if person.boots > 0.05 and not (trousers and person.cuff > 1.6):
         boot = _along(ankle, knee, person.boots / 0.24)
         wide = 0.038 * max(thick, 1.0)
-        canvas.limb(heel, toe, 0.026, 0.022, SHOE)
+        canvas.limb([heel, toe], [0.026, 0.022], SHOE)
         if trousers:
             _draw_trouser_leg(canvas, person, hip, knee, ankle)
-        canvas.limb(boot, ankle, wide, 0.03, SHOE)
+        canvas.limb([boot, ankle], [wide, 0.03], SHOE)
     else:
-        canvas.limb(heel, toe, 0.026, 0.022, SHOE)
+        canvas.limb([heel, toe], [0.026, 0.022], SHOE)
         if trousers:
             _draw_trouser_leg(canvas, person, hip, knee, ankle)
     if person.bottom == "shorts":
         end = _along(hip, knee, min(1.0, (person.leg - person.bottom_hem) / (person.leg / 2)))
-        width = 0.04 * thick * person.fit
-        canvas.limb(hip, end, 0.054 * thick, width, BOTTOM)
+        width = 0.038 * thick * person.fit**0.8
+        canvas.limb([hip, end], [0.054 * thick, width], BOTTOM, cut=1)
         if person.bottom_pattern == "band":
-            canvas.limb(_along(end, hip, 0.25), end, width, width, BOTTOM2)
+            canvas.limb([_along(end, hip, 0.3), end], [width, width], BOTTOM2, cut=2)
     if person.bottom_pattern == "stripe" and person.bottom != "skirt":
         # The stripe is on the outer side, where the leg's roundness shows it.
         outward = 1.0 if side == 0 else -1.0
@@ -712,11 +721,9 @@ def _draw_leg(canvas: _Canvas, person: _Person, joints: _Joints, side: int) -> N
             def moved(point: Point) -> Point:
                 return point[0] + shift, point[1]
 
-            if trousers:
-                canvas.limb(moved(hip), moved(knee), 0.013, 0.013, BOTTOM2)
-                canvas.limb(moved(knee), moved(_along(ankle, knee, 0.1)), 0.013, 0.013, BOTTOM2)
-            else:
-                canvas.limb(moved(hip), moved(end), 0.013, 0.013, BOTTOM2)
+            ends = [knee, _along(ankle, knee, 0.1)] if trousers else [end]
+            line = [moved(point) for point in (hip, *ends)]
+            canvas.limb(line, [0.013] * len(line), BOTTOM2)
 
 
 def _draw_trouser_leg(
@@ -726,12 +733,13 @@ def _draw_trouser_leg(
     thick = person.thick
     wide, end = 0.036 * thick * person.fit, 0.026 * thick * person.cuff
     hem = _along(knee, ankle, 0.93)
-    canvas.limb(hip, knee, max(0.054 * thick, 0.9 * wide), wide, BOTTOM)
-    canvas.limb(knee, hem, wide, end, BOTTOM)
+    canvas.limb([hip, knee, hem], [max(0.054 * thick, 0.9 * wide), wide, end], BOTTOM, cut=1)
     if person.bottom_pattern == "band":
-        canvas.limb(_along(hem, knee, 0.45), hem, 0.6 * end + 0.4 * wide, end, BOTTOM2)
+        canvas.limb([_along(hem, knee, 0.45), hem], [0.6 * end + 0.4 * wide, end], BOTTOM2, cut=2)
     elif person.bottom_pattern == "upper":
-        canvas.limb(_along(knee, hip, 0.25), _along(knee, hem, 0.25), wide, wide, BOTTOM2)
+        canvas.limb(
+            [_along(knee, hip, 0.4), knee, _along(knee, hem, 0.4)], [wide] * 3, BOTTOM2, cut=2
+        )
 
 
 def _draw_arm(canvas: _Canvas, person: _Person, joints: _Joints, side: int) -> None:
@@ -740,15 +748,14 @@ def _draw_arm(canvas: _Canvas, person: _Person, joints: _Joints, side: int) -> N
         canvas.at(*points[side]) for points in (joints.shoulders, joints.elbows, joints.hands)
     )
     thick, bulk = person.thick, person.bulk**1.5
-    canvas.limb(elbow, hand, 0.025 * thick, 0.018 * thick, SKIN)
+    canvas.limb([shoulder, elbow, hand], [0.031 * thick, 0.026 * thick, 0.018 * thick], SKIN)
     canvas.ellipse(hand, 0.021, 0.025, SKIN)
-    canvas.limb(shoulder, elbow, 0.031 * thick, 0.026 * thick, SKIN)
     if person.sleeve > 0:
+        path = [shoulder, _along(shoulder, elbow, min(1.0, person.sleeve))]
         if person.sleeve > 1:
-            end = _along(elbow, hand, 0.92 * (person.sleeve - 1))
-            canvas.limb(elbow, end, 0.029 * thick * bulk, 0.025 * thick * bulk, SLEEVE)
-        cut = _along(shoulder, elbow, min(1.0, person.sleeve))
-        canvas.limb(shoulder, cut, 0.035 * thick * bulk, 0.031 * thick * bulk, SLEEVE)
+            path.append(_along(elbow, hand, 0.92 * (person.sleeve - 1)))
+        widths = [width * thick * bulk for width in (0.034, 0.031, 0.025)]
+        canvas.limb(path, widths[: len(path)], SLEEVE, cut=1)
     if person.bag == "hand" and person.bag_side == (1.0 if side == 0 else -1.0):
         size = 0.055 * person.bag_size
         left, forward, up = joints.hands[side]
@@ -756,7 +763,7 @@ def _draw_arm(canvas: _Canvas, person: _Person, joints: _Joints, side: int) -> N
         across = math.hypot(0.6 * size * canvas.cos, 1.15 * size * canvas.sin) + 0.02
         for edge in (-0.6, 0.6):
             corner = (centre[0] + edge * across * canvas.scale, centre[1] - size * canvas.scale)
-            canvas.limb(hand, corner, 0.007, 0.007, BAG2)
+            canvas.limb([hand, corner], [0.007, 0.007], BAG2)
         canvas.box(centre, across, size, BAG)
         canvas.box(centre, across, 0.3 * size, BAG2)
 
@@ -771,11 +778,11 @@ def _draw_hair_down(canvas: _Canvas, person: _Person, joints: _Joints, front: bo
         top = canvas.at(left, forward - 0.025, up - 0.01)
         end = canvas.at(left, forward - 0.045, up - 0.15)
         wide = math.hypot(0.066 * canvas.cos, 0.034 * canvas.sin)
-        canvas.limb(top, end, 0.052 * size, wide, HAIR)
+        canvas.limb([top, end], [0.052 * size, wide], HAIR)
     elif person.hair == "ponytail":
         top = canvas.at(left, forward - 0.06, up + 0.02)
         end = canvas.at(left, forward - 0.085, up - 0.14)
-        canvas.limb(top, end, 0.024, 0.014, HAIR)
+        canvas.limb([top, end], [0.024, 0.014], HAIR)
 
 
 def _draw_head(canvas: _Canvas, person: _Person, joints: _Joints) -> None:
@@ -785,13 +792,13 @@ def _draw_head(canvas: _Canvas, person: _Person, joints: _Joints) -> None:
     centre = canvas.at(left, forward, up)
     wide, high = 0.05 * size, 0.068 * size
     neck = canvas.at(0.0, forward - 0.015, up - 0.09)
-    canvas.limb(centre, neck, 0.028, 0.03, SKIN)
+    canvas.limb([centre, neck], [0.028, 0.03], SKIN)
     if person.scarf:
         canvas.ellipse(canvas.at(0.0, forward - 0.01, up - 0.085), 0.062, 0.03, SCARF)
     elif person.hood == "down":
         canvas.ellipse(canvas.at(0.0, forward - 0.06, up - 0.085), 0.07, 0.036, SLEEVE)
         if canvas.cos > 0:
-            canvas.limb(centre, neck, 0.028, 0.03, SKIN)
+            canvas.limb([centre, neck], [0.028, 0.03], SKIN)
     hooded = person.hood == "up"
     cover = SKIN if person.hair == "bald" else HAIR
     if hooded:
@@ -811,7 +818,7 @@ def _draw_head(canvas: _Canvas, person: _Person, joints: _Joints) -> None:
             for edge in (-1.0, 1.0):
                 lock = (centre[0] + edge * 0.92 * wide * canvas.scale, centre[1])
                 end = (lock[0], centre[1] + 0.14 * canvas.scale)
-                canvas.limb(lock, end, 0.014, 0.016, HAIR)
+                canvas.limb([lock, end], [0.014, 0.016], HAIR)
     if canvas.cos > 0.3:
         for edge in (-0.4, 0.4):
             x = centre[0] + (edge * canvas.cos + 0.55 * canvas.sin) * wide * canvas.scale
@@ -825,7 +832,7 @@ def _draw_head(canvas: _Canvas, person: _Person, joints: _Joints) -> None:
             one = canvas.at(left, forward + 0.03, up + 0.012)
             two = canvas.at(left, forward + 0.075, up + 0.008)
             if canvas.cos > -0.3:
-                canvas.limb(one, two, 0.013 + 0.022 * abs(canvas.cos), 0.012, HAT)
+                canvas.limb([one, two], [0.013 + 0.022 * abs(canvas.cos), 0.012], HAT)
         elif person.hat == "brim":
             canvas.ellipse((crown[0], crown[1] + 0.02 * canvas.scale), 2.0 * wide, 0.016, HAT)
 
@@ -923,7 +930,9 @@ def _dress(
     part[cloth & _pattern(person, phi, side, up)] = TOP2
     top |= (part == TOP2) & (np.abs(across) <= 1)
     if person.gap:
-        part[top & (ahead > 0) & (np.abs(side) < person.gap)] = INNER
+        gap = top & (ahead > 0) & (np.abs(side) < person.gap)
+        part[gap] = INNER
+        part[gap & (up < person.leg - 0.02)] = BOTTOM
     if person.bag == "backpack":
         straps = (np.abs(np.abs(side) - 0.56) < 0.12) & (up > 0.64)
         part[top & (ahead > 0) & straps] = BAG
@@ -1050,7 +1059,12 @@ def _spoil(rng: np.random.Generator, view: _View, wide: float) -> _View:
 
 
 def _layer(
-    person: _Person, view: _View, camera: _Camera, infrared: bool, size: tuple[int, int]
+    rng: np.random.Generator,
+    person: _Person,
+    view: _View,
+    camera: _Camera,
+    infrared: bool,
+    size: tuple[int, int],
 ) -> tuple[Floats, Floats]:
     """A person in colour or infrared on nothing, and how opaque it is.
 
@@ -1059,6 +1073,9 @@ def _layer(
     """
     width, height = size
     labels, shading = _draw(person, view, 2 * width, 2 * height)
+    folds = Image.fromarray(rng.standard_normal((18, 8), np.float32))
+    folds = folds.resize((2 * width, 2 * height), Image.Resampling.BICUBIC)
+    shading = shading + FOLDS * np.asarray(folds)
     shading = 1 + np.float32(camera.relief) * (shading - 1)
     if infrared:
         flat = person.infrared[labels] * shading * (labels > 0)
@@ -1080,7 +1097,7 @@ def _occlude(rng: np.random.Generator, image: Floats, camera: _Camera, infrared:
         view = _view(rng, camera, wide / tall)
         shift = float(rng.choice([-1, 1]) * rng.uniform(0.75, 1.0)) * wide / tall / 2
         view = dataclasses.replace(view, x=wide / tall / 2 + shift, fill=1.05 * view.fill)
-        layer, opaque = _layer(_make_person(rng), view, camera, infrared, (wide, tall))
+        layer, opaque = _layer(rng, _make_person(rng), view, camera, infrared, (wide, tall))
         return image * (1 - opaque) + layer
     shade = rng.uniform(40, 200) + rng.uniform(-25, 25, image.shape[2])
     out = image.copy()
@@ -1158,7 +1175,7 @@ def _render(
     reach = 0.07 * camera.light
     spot = ((x - view.x + reach) / (0.11 + abs(reach))) ** 2 + ((y - view.y + 0.01) / 0.028) ** 2
     image = image * (1 - camera.shadow * np.exp(-spot))[..., None]
-    layer, opaque = _layer(person, view, camera, infrared, (width, height))
+    layer, opaque = _layer(rng, person, view, camera, infrared, (width, height))
     image = image * (1 - opaque) + layer
     if rng.random() < OCCLUDER_RATE:
         image = _occlude(rng, image, camera, infrared)
