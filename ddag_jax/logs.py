@@ -30,7 +30,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from types import TracebackType
-from typing import Any, Literal, Self, SupportsFloat
+from typing import Any, Literal, SupportsFloat
 
 from etils import epath
 from tensorboardX import SummaryWriter
@@ -92,7 +92,7 @@ class RunLog:
         self._first_line = True
         self._restart_clock(resume_step or 0)
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "RunLog":
         return self
 
     def __exit__(

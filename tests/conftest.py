@@ -8,6 +8,7 @@ the environment variable CI is ``true`` it fails.
 import os
 from pathlib import Path
 
+import jaxtyping
 import pytest
 
 ROOT = Path(__file__).parent.parent
@@ -20,6 +21,13 @@ if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", "")
     ).strip()
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".cache" / "jax"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
+
+# Annotations, those of shapes above all, are checked while the tests run. The tower lets an int
+# pass for a float, as type checkers do.
+jaxtyping.install_import_hook(
+    ["ddag_jax.evaluation", "ddag_jax.logs", "ddag_jax.models", "ddag_jax.training"],
+    "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))",
+)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
