@@ -1,7 +1,7 @@
 """From a prepared dataset to training batches on the host, read ahead of the step (grain)."""
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import grain
@@ -31,9 +31,10 @@ class ImageSource:
     """int64, the dataset's own numbers, from 1."""
     names: list[str]
     """File names in the dataset's layout: `cam1/0001/0001.jpg`."""
-    _records: Sequence[Any]
+    _records: Any
+    """TFDS's data source."""
     _keys: Int[np.ndarray, " images"]
-    """Which of the records."""
+    """Which of the records, in the order of the columns above."""
 
     def __len__(self) -> int:
         return len(self.identities)
@@ -79,8 +80,7 @@ def open_split(
       data_dir: what the dataset was prepared `--to`.
       dataset: "sysu_mm01".
       image_size: height and width in pixels that it was prepared at.
-      split: name of a split, or several as TFDS joins them: "train+val". Those with no images
-        are skipped.
+      split: name of a split, or several as TFDS joins them: "train+val".
 
     Raises:
       InputError: not prepared, or not at this size.
@@ -101,14 +101,13 @@ def open_split(
             f" --image-size {height} {width}"
         )
     builder = tfds.builder_from_directory(folder)
-    present = [name for name in split.split("+") if name in builder.info.splits]
-    columns = [builder.info.metadata["index"][name] for name in present]
+    columns = [builder.info.metadata["index"][name] for name in split.split("+")]
     identities = np.concatenate([np.asarray(column["identity"], np.int64) for column in columns])
     return ImageSource(
         identities,
         np.concatenate([np.asarray(column["camera"], np.int64) for column in columns]),
         [name for column in columns for name in column["name"]],
-        builder.as_data_source("+".join(present)),
+        builder.as_data_source(split),
         np.arange(len(identities)),
     )
 

@@ -3,10 +3,10 @@
 import contextlib
 import dataclasses
 import io
+import logging
 import tempfile
 from typing import Annotated, Literal
 
-import absl.logging
 import tensorflow_datasets as tfds
 import tqdm
 import tyro
@@ -42,15 +42,15 @@ def check(source: epath.PathLike) -> Layout:
 
 
 def prepare(
-    source: epath.PathLike, data_dir: epath.PathLike, height: int, width: int, overwrite: bool
+    layout: Layout, data_dir: epath.PathLike, height: int, width: int, overwrite: bool
 ) -> tuple[epath.Path, bool]:
     """Builds `data_dir/sysu_mm01/{height}x{width}/{version}` from a SYSU-MM01 folder.
 
     The folder appears under that name only when it is whole. One that exists and was made from
-    the same source is kept.
+    the same source is kept. Run one at a time: what a killed one left behind is removed.
 
     Args:
-      source: folder with cam1 ... cam6 and exp.
+      layout: of the source, without faults.
       data_dir: where prepared datasets go.
       height: of the stored images, pixels.
       width: of the stored images, pixels.
@@ -60,9 +60,9 @@ def prepare(
       The prepared folder, and whether it was there already.
 
     Raises:
-      InputError: a fault of the source, or the folder exists and is another source's.
+      InputError: an image that cannot be read; the folder is another source's, or cannot be
+        written.
     """
-    layout = read_layout(source)
     builder = SysuMm01(config=ImageSize.of(height, width), data_dir=data_dir)
     folder = epath.Path(builder.data_path)
     if builder.is_prepared():
@@ -73,23 +73,27 @@ def prepare(
                 f"{folder}: was prepared from another source; pass --overwrite to replace it, or"
                 " another --to"
             )
-        # Renamed first: a folder that is being deleted must not look whole.
-        folder.rename(discarded := folder.with_name(f"{folder.name}.discarded")).rmtree()
+        # A folder that is being deleted must not look whole.
+        folder.rename(folder.with_name(f"{folder.name}.incomplete-old"))
         builder = SysuMm01(config=ImageSize.of(height, width), data_dir=data_dir)
-    with (
-        tempfile.TemporaryDirectory() as unused,
-        contextlib.redirect_stdout(io.StringIO()),  # TFDS prints about downloads
-    ):
-        try:
+    for leftover in folder.parent.glob(f"{folder.name}.incomplete*"):
+        leftover.rmtree()
+    try:
+        with (
+            tempfile.TemporaryDirectory() as unused,
+            contextlib.redirect_stdout(io.StringIO()),  # TFDS prints about downloads
+        ):
             builder.download_and_prepare(
                 download_dir=unused,
                 download_config=tfds.download.DownloadConfig(
-                    manual_dir=source, try_download_gcs=False
+                    manual_dir=layout.folder, try_download_gcs=False
                 ),
             )
-        except InputError:
-            check(source)  # names all unreadable images, not only the first
-            raise
+    except InputError:
+        check(layout.folder)  # names all unreadable images, not only the first
+        raise
+    except OSError as error:
+        raise InputError(f"{folder}: cannot be written ({error}); choose another --to") from error
     return folder, False
 
 
@@ -128,8 +132,9 @@ class PrepareCommand:
         height, width = self.image_size
         if height < 1 or width < 1:
             raise InputError(f"--image-size {height} {width}: must be 1 or more pixels each")
-        folder, reused = prepare(self.source, self.to, height, width, self.overwrite)
-        print(read_layout(self.source).summary())
+        layout = read_layout(self.source)
+        folder, reused = prepare(layout, self.to, height, width, self.overwrite)
+        print(layout.summary())
         print(f"{folder}: " + ("already prepared from this source, kept" if reused else "prepared"))
 
 
@@ -153,7 +158,7 @@ def main(arguments: list[str] | None = None) -> None:
     Raises:
       InputError: what the user gave has a fault; nothing half-written is left.
     """
-    absl.logging.set_verbosity(absl.logging.ERROR)
+    logging.getLogger("absl").setLevel(logging.ERROR)  # TFDS warns about any custom config
     tfds.disable_progress_bar()
     command = tyro.cli(
         Annotated[PeopleCommand, tyro.conf.subcommand("people")]

@@ -74,7 +74,7 @@ class IdentitySampler:
     ) -> Int[np.ndarray, "n m"]:
         size = (len(labels), self._images_per_identity)
         return group.images[
-            group.first[labels, None] + rng.integers(group.count[labels, None], size=size)
+            group.starts[labels, None] + rng.integers(group.sizes[labels, None], size=size)
         ]
 
 
@@ -82,8 +82,8 @@ class _Group(NamedTuple):
     """Images of one modality, those of a class side by side."""
 
     images: Int[np.ndarray, " images"]
-    first: Int[np.ndarray, " classes"]
-    count: Int[np.ndarray, " classes"]
+    starts: Int[np.ndarray, " classes"]
+    sizes: Int[np.ndarray, " classes"]
 
 
 def _group(
@@ -91,8 +91,8 @@ def _group(
 ) -> _Group:
     (images,) = np.nonzero(chosen)
     images = images[np.argsort(labels[images], kind="stable")]
-    count = np.bincount(labels[images], minlength=classes)
-    return _Group(images.astype(np.int64), np.cumsum(count) - count, count)
+    sizes = np.bincount(labels[images], minlength=classes)
+    return _Group(images.astype(np.int64), np.cumsum(sizes) - sizes, sizes)
 
 
 def steps_per_epoch(

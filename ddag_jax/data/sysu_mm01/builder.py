@@ -39,17 +39,16 @@ class ImageSize(tfds.core.BuilderConfig):
 class SysuMm01(tfds.core.ShardBasedBuilder):
     """SYSU-MM01: people seen by four visible and two infrared cameras.
 
-    Splits are the identity lists of the dataset: `train`, `val`, `test` (`val` is left out where
-    its list is empty). Examples are ordered by identity, camera, file name. The same three columns
-    stand in `info.metadata["index"]`, so that a split can be sampled without reading images, and
-    `info.metadata["source"]` is the fingerprint of the folder it was made from.
+    Splits are the identity lists of the dataset: `train`, `val`, `test`. Examples are ordered by
+    identity, camera, file name. These three columns stand in `info.metadata["index"]` too, so that
+    a split can be sampled without reading images; `info.metadata["source"]` is the fingerprint of
+    the folder it was made from.
 
     Shard by shard, not with TFDS's GeneratorBasedBuilder: that one sorts in memory and, above
     1 GB, needs TensorFlow to spill to disk.
     """
 
     VERSION = tfds.core.Version("1.0.0")
-    RELEASE_NOTES = {"1.0.0": "First version."}
     MANUAL_DOWNLOAD_INSTRUCTIONS = (
         "The dataset is handed out by its authors on request. `manual_dir` is the folder that"
         " holds cam1 ... cam6 and exp."
@@ -86,7 +85,6 @@ class SysuMm01(tfds.core.ShardBasedBuilder):
         self, dl_manager: tfds.download.DownloadManager
     ) -> Mapping[str, Sequence[Callable[[], Iterator[tuple[str, dict[str, Any]]]]]]:
         layout = read_layout(dl_manager.manual_dir)
-        splits = {split: records for split, records in layout.splits.items() if records}
         self.info.metadata.update(
             source=layout.source,
             index={
@@ -95,18 +93,20 @@ class SysuMm01(tfds.core.ShardBasedBuilder):
                     "camera": [record.camera for record in records],
                     "name": [record.name for record in records],
                 }
-                for split, records in splits.items()
+                for split, records in layout.splits.items()
             },
         )
         progress = tqdm.tqdm(
-            total=sum(map(len, splits.values())), desc="Decoding and resizing", unit=" images"
+            total=sum(map(len, layout.splits.values())),
+            desc="Decoding and resizing",
+            unit=" images",
         )
         return {
             split: [
                 self._shard(layout, records[start : start + _SHARD_IMAGES], progress)
                 for start in range(0, len(records), _SHARD_IMAGES)
             ]
-            for split, records in splits.items()
+            for split, records in layout.splits.items()
         }
 
     def _shard(

@@ -1,14 +1,14 @@
 """The folder that SYSU-MM01 is distributed as: who is in which list, and what is wrong with it.
 
-    cam1 ... cam6/{identity:04d}/{number:04d}.jpg    cameras 3 and 6 are infrared
-    exp/{train,val,test}_id.txt                      one line, identities separated by commas
+cam1 ... cam6/{identity:04d}/{number:04d}.jpg    cameras 3 and 6 are infrared
+exp/{train,val,test}_id.txt                      one line, identities separated by commas
 """
 
 import dataclasses
 import hashlib
 import itertools
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import NamedTuple
 
 from etils import epath
@@ -38,7 +38,7 @@ class Layout:
 
     folder: epath.Path
     splits: dict[str, list[Record]]
-    """Images of each list's identities, sorted; only `val` may be empty."""
+    """Images of the identities of each list, sorted."""
     unlisted: int
     """Identities that have a folder and are in no list; they are ignored."""
     source: str
@@ -54,9 +54,7 @@ class Layout:
         for split, records in self.splits.items():
             infrared = sum(record.camera in INFRARED_CAMERAS for record in records)
             identities = len({record.identity for record in records})
-            lines.append(
-                f"{split:<8}{identities:>12}{len(records) - infrared:>10}{infrared:>10}"
-            )
+            lines.append(f"{split:<8}{identities:>12}{len(records) - infrared:>10}{infrared:>10}")
         if self.unlisted:
             lines.append(f"({self.unlisted} more identities are in no list: ignored)")
         return "\n".join(lines)
@@ -99,13 +97,6 @@ def inspect(folder: epath.PathLike) -> tuple[Layout, list[str]]:
                 f"{root}/exp: {_count(both, 'identity', 'identities')} in both {first}_id.txt and"
                 f" {second}_id.txt ({_examples(both)}); keep each in one list"
             )
-    if not faults:
-        faults.extend(
-            f"{root}/exp/{split}_id.txt: names no identity; list at least one"
-            for split in ("train", "test")
-            if not lists[split]
-        )
-
     faults.extend(_modality_faults(root, lists, images))
     splits = {
         split: sorted(record for identity in lists[split] for record in images.get(identity, ()))
@@ -124,7 +115,9 @@ def _looks_right(folder: epath.Path) -> bool:
 
 def _check_folders(root: epath.Path) -> None:
     if not root.exists():
-        raise InputError(f"{root}: no such folder; give the folder that holds cam1 ... cam6 and exp")
+        raise InputError(
+            f"{root}: no such folder; give the folder that holds cam1 ... cam6 and exp"
+        )
     if not root.is_dir():
         raise InputError(f"{root}: is a file; give the folder that holds cam1 ... cam6 and exp")
     children = sorted(root.iterdir())
@@ -144,6 +137,8 @@ def _read_identities(path: epath.Path, faults: list[str]) -> set[int]:
         return set()
     words = re.split(r"[,\s]+", path.read_text().strip(", \t\r\n"))
     words = [word for word in words if word]
+    if not words:
+        faults.append(f"{path}: names no identity; list at least one")
     if wrong := [word for word in words if not re.fullmatch(r"[0-9]+", word)]:
         faults.append(
             f"{path}: {_count(wrong, 'entry is', 'entries are')} no whole number"
@@ -175,7 +170,7 @@ def _list_images(root: epath.Path) -> tuple[dict[int, list[Record]], dict[str, i
 def _modality_faults(
     root: epath.Path, lists: dict[str, set[int]], images: dict[int, list[Record]]
 ) -> list[str]:
-    faults = []
+    faults: list[str] = []
     for split, identities in lists.items():
         without: dict[str, list[int]] = {"any": [], "visible": [], "infrared": []}
         for identity in sorted(identities):
@@ -195,10 +190,10 @@ def _modality_faults(
     return faults
 
 
-def _count(things: set[int] | list[int] | list[str], one: str, several: str) -> str:
+def _count(things: Collection[object], one: str, several: str) -> str:
     return f"{len(things)} {one if len(things) == 1 else several}"
 
 
-def _examples(things) -> str:
-    things = sorted(things)
-    return ", ".join(map(str, things[:3])) + (", ..." if len(things) > 3 else "")
+def _examples(things: Iterable[int] | Iterable[str]) -> str:
+    first = [str(thing) for thing in sorted(things)]
+    return ", ".join(first[:3]) + (", ..." if len(first) > 3 else "")

@@ -1,0 +1,206 @@
+import threading
+from pathlib import Path
+
+import numpy as np
+import PIL.Image
+import pytest
+
+from ddag_jax.config import DataConfig
+from ddag_jax.data.loader import ImageSource, open_split, training_batches, training_split
+from ddag_jax.data.sampler import IdentitySampler
+from ddag_jax.errors import InputError
+from ddag_jax.typing import Batch
+
+SIZE = (32, 16)
+
+
+def make_config(data_dir: Path, **settings: object) -> DataConfig:
+    return DataConfig(dir=str(data_dir), image_height=32, image_width=16, **settings)
+
+
+def make_sampler(source: ImageSource) -> IdentitySampler:
+    return IdentitySampler(
+        source.labels, source.infrared, identities_per_batch=4, images_per_identity=2, seed=0
+    )
+
+
+def equal(one: Batch, two: Batch) -> bool:
+    return all(map(np.array_equal, one, two))
+
+
+def test_split_holds_its_identities_in_order(data_dir: Path) -> None:
+    source = open_split(data_dir, "sysu_mm01", SIZE, "train")
+    assert len(source) == 4 * 6 * 2
+    keys = list(zip(source.identities.tolist(), source.cameras.tolist(), source.names, strict=True))
+    assert keys == sorted(keys)
+    assert sorted(set(source.identities.tolist())) == [1, 2, 3, 12]
+    assert source.names[0] == "cam1/0001/0001.jpg"
+    np.testing.assert_array_equal(source.infrared, np.isin(source.cameras, [3, 6]))
+    assert source.classes == 4
+    # 12 comes last by number, though "0012" would by name too: labels are ranks.
+    np.testing.assert_array_equal(
+        source.labels, np.searchsorted([1, 2, 3, 12], source.identities)
+    )
+
+
+def test_images_are_those_of_the_files(data_dir: Path, tree: Path) -> None:
+    source = open_split(data_dir, "sysu_mm01", SIZE, "train+val")
+    assert len(source) == 6 * 6 * 2
+    chosen = np.array([70, 0, 3, 4, 0, 25])  # out of order, repeated, of both splits
+    images = source.images(chosen)
+    assert images.dtype == np.uint8
+    assert images.shape == (6, 32, 16, 3)
+    for number, image in zip(chosen, images, strict=True):
+        with PIL.Image.open(tree / source.names[number]) as file:
+            np.testing.assert_array_equal(image, np.asarray(file.convert("RGB")))
+
+
+@pytest.mark.parametrize("mask", [True, False])
+def test_subset(data_dir: Path, mask: bool) -> None:
+    source = open_split(data_dir, "sysu_mm01", SIZE, "train+val")
+    chosen = np.isin(source.identities, [2, 5])
+    part = source.subset(chosen if mask else np.flatnonzero(chosen))
+    assert set(part.identities.tolist()) == {2, 5}
+    assert [name.split("/")[1] for name in part.names] == ["0002"] * 12 + ["0005"] * 12
+    np.testing.assert_array_equal(part.labels, [0] * 12 + [1] * 12)
+    numbers = np.flatnonzero(chosen)
+    np.testing.assert_array_equal(part.images(np.array([13, 1])), source.images(numbers[[13, 1]]))
+    # A subset of a subset counts from its own beginning.
+    np.testing.assert_array_equal(part.subset(np.array([13])).images(np.array([0])),
+                                  source.images(numbers[[13]]))  # fmt: skip
+
+
+def test_not_prepared(tmp_path: Path) -> None:
+    with pytest.raises(InputError) as caught:
+        open_split(tmp_path / "none", "sysu_mm01", (96, 48), "train")
+    message = str(caught.value)
+    assert "\n" not in message
+    assert "none/sysu_mm01/96x48" in message
+    command = "python -m ddag_jax.data prepare sysu_mm01 --from FOLDER --to "
+    assert command + str(tmp_path / "none") + " --image-size 96 48" in message
+
+
+def test_prepared_at_another_size(data_dir: Path) -> None:
+    with pytest.raises(InputError, match=r"there is one of 32x16 pixels.*--image-size 96 48$"):
+        open_split(data_dir, "sysu_mm01", (96, 48), "train")
+
+
+def test_half_deleted_is_not_prepared(tmp_path: Path) -> None:
+    """What a killed prepare leaves has another name, and what has no description is not whole."""
+    (tmp_path / "sysu_mm01" / "32x16" / "1.0.0.incomplete12").mkdir(parents=True)
+    (tmp_path / "sysu_mm01" / "32x16" / "1.0.0").mkdir()
+    with pytest.raises(InputError, match="no prepared dataset; run"):
+        open_split(tmp_path, "sysu_mm01", SIZE, "train")
+
+
+def test_training_split_of_the_published_setting(data_dir: Path) -> None:
+    training, validation = training_split(make_config(data_dir), seed=0)
+    assert set(training.identities.tolist()) == {1, 2, 3, 4, 5, 12}
+    assert validation is None
+
+
+def test_training_split_with_val_held_out(data_dir: Path) -> None:
+    training, validation = training_split(make_config(data_dir, train_on="train"), seed=0)
+    assert set(training.identities.tolist()) == {1, 2, 3, 12}
+    assert validation is not None
+    assert set(validation.identities.tolist()) == {4, 5}
+
+
+def test_training_split_with_a_drawn_holdout(data_dir: Path) -> None:
+    config = make_config(data_dir, holdout_identities=2)
+    draws = []
+    for seed in range(8):
+        training, validation = training_split(config, seed=seed)
+        assert validation is not None
+        held = set(validation.identities.tolist())
+        assert len(held) == 2
+        assert held.isdisjoint(training.identities.tolist())
+        assert held | set(training.identities.tolist()) == {1, 2, 3, 4, 5, 12}
+        assert len(training) + len(validation) == 72
+        again = training_split(config, seed=seed)[1]
+        assert again is not None
+        assert again.names == validation.names
+        draws.append(frozenset(held))
+    assert len(set(draws)) > 1
+
+
+def test_holdout_of_everyone(data_dir: Path) -> None:
+    with pytest.raises(InputError, match=r"data\.holdout_identities: 6 of 6 identities"):
+        training_split(make_config(data_dir, holdout_identities=6), seed=0)
+
+
+def test_batches_are_those_of_the_sampler(data_dir: Path) -> None:
+    training, _ = training_split(make_config(data_dir), seed=0)
+    sampler = make_sampler(training)
+    batches = list(training_batches(training, sampler, steps_per_epoch=3, first_step=0, last_step=7))
+    assert len(batches) == 7
+    for step, batch in enumerate(batches):
+        labels, visible, infrared = sampler.sample(step // 3, step % 3)
+        assert batch.visible.dtype == np.uint8
+        assert batch.visible.shape == batch.infrared.shape == (4, 2, 32, 16, 3)
+        np.testing.assert_array_equal(batch.labels, labels)
+        for slot in range(4):
+            np.testing.assert_array_equal(batch.visible[slot], training.images(visible[slot]))
+            np.testing.assert_array_equal(batch.infrared[slot], training.images(infrared[slot]))
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_batches_start_anywhere(data_dir: Path, threads: int) -> None:
+    training, _ = training_split(make_config(data_dir), seed=0)
+
+    def read(first: int) -> list[Batch]:
+        return list(
+            training_batches(
+                training,
+                make_sampler(training),
+                steps_per_epoch=3,
+                first_step=first,
+                last_step=8,
+                threads=threads,
+                read_ahead=4,
+            )
+        )
+
+    whole = read(0)
+    for first in (1, 3, 7, 8):
+        resumed = read(first)
+        assert len(resumed) == 8 - first
+        assert all(map(equal, whole[first:], resumed))
+
+
+def test_processes_share_a_batch_by_slots(data_dir: Path) -> None:
+    training, _ = training_split(make_config(data_dir), seed=0)
+
+    def read(index: int, count: int) -> list[Batch]:
+        return list(
+            training_batches(
+                training,
+                make_sampler(training),
+                steps_per_epoch=5,
+                first_step=0,
+                last_step=3,
+                process_index=index,
+                process_count=count,
+            )
+        )
+
+    parts = zip(read(0, 2), read(1, 2), strict=True)
+    for whole, (first, second) in zip(read(0, 1), parts, strict=True):
+        assert first.visible.shape == (2, 2, 32, 16, 3)
+        joined = Batch(*(np.concatenate(both) for both in zip(first, second, strict=True)))
+        assert equal(whole, joined)
+
+
+def test_reading_stops_with_the_reader(data_dir: Path) -> None:
+    """A loop that ends early leaves no thread reading on."""
+    training, _ = training_split(make_config(data_dir), seed=0)
+    before = threading.active_count()
+    batches = training_batches(
+        training, make_sampler(training), steps_per_epoch=9, first_step=0, last_step=10**6
+    )
+    next(batches)
+    del batches
+    for thread in threading.enumerate():
+        if thread is not threading.current_thread() and not thread.daemon:
+            thread.join(timeout=5)
+    assert threading.active_count() <= before + 1
