@@ -119,3 +119,26 @@ def reference_rows(heads: int) -> list[Row]:
             keys = tuple(f"{attention}.{letter}" for attention in attentions)
             rows.append(Row(("params", "cgsa", ours, variable), keys, stacked=True))
     return rows
+
+
+def to_variables(state_dict: Mapping[str, np.ndarray], rows: Sequence[Row]) -> dict:
+    """Our nested variables, {"params": …, "batch_stats": …}, from PyTorch's arrays."""
+    variables: dict = {}
+    for row in rows:
+        level = variables
+        for name in row.path[:-1]:
+            level = level.setdefault(name, {})
+        level[row.path[-1]] = row.to_ours(state_dict)
+    return variables
+
+
+def to_state_dict(variables: Mapping, rows: Sequence[Row]) -> dict[str, np.ndarray]:
+    """PyTorch's arrays from our variables; rows whose variable is not there are left out."""
+    state_dict = {}
+    for row in rows:
+        level = variables
+        for name in row.path:
+            level = level.get(name) if level is not None else None
+        if level is not None:
+            state_dict.update(row.to_pytorch(np.asarray(level)))
+    return state_dict

@@ -1,0 +1,88 @@
+"""From a configuration to the model, the optimiser and the step: the one place that knows both
+sides, since those take plain arguments."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, UInt8
+
+from ddag_jax.config import Config
+from ddag_jax.data.augment import normalise
+from ddag_jax.models.ddag import DDAG
+from ddag_jax.optimizer import learning_rate_schedule, sgd
+from ddag_jax.training.step import Step, make_train_step
+from ddag_jax.typing import Embeddings
+
+
+def build_model(config: Config, classes: int, axis_name: str | None = None) -> DDAG:
+    """The network that the configuration describes, for `classes` training identities."""
+    model = config.model
+    return DDAG(
+        classes=classes,
+        backbone=model.backbone,
+        width=model.width,
+        part_attention=model.part_attention,
+        parts=model.parts,
+        part_aggregation=model.part_aggregation,
+        part_residual=model.part_residual,
+        part_neck=model.part_neck,
+        graph_attention=model.graph_attention,
+        graph_heads=model.graph_heads,
+        graph_head_dim=model.graph_head_dim,
+        graph_dropout=model.graph_dropout,
+        graph_neighbours=model.graph_neighbours,
+        dtype=jnp.dtype(model.compute_dtype),
+        axis_name=axis_name,
+    )
+
+
+def build_schedule(config: Config, steps_per_epoch: int) -> Callable[[Array | int], Array]:
+    """Learning rate of the heads at a step."""
+    settings = config.optimizer
+    return learning_rate_schedule(
+        settings.learning_rate,
+        steps_per_epoch=steps_per_epoch,
+        warmup_epochs=settings.warmup_epochs,
+        drop_epochs=settings.drop_epochs,
+        drop_factor=settings.drop_factor,
+    )
+
+
+def build_optimizer(config: Config, steps_per_epoch: int) -> optax.GradientTransformation:
+    """SGD with the configuration's schedule."""
+    settings = config.optimizer
+    return sgd(
+        build_schedule(config, steps_per_epoch),
+        backbone_scale=settings.backbone_scale,
+        momentum=settings.momentum,
+        nesterov=settings.nesterov,
+        weight_decay=settings.weight_decay,
+    )
+
+
+def build_train_step(
+    config: Config, model: DDAG, optimizer: optax.GradientTransformation, steps_per_epoch: int
+) -> Step:
+    """The step for one device of the model's axis."""
+    return make_train_step(
+        model,
+        optimizer,
+        margin=config.loss.margin,
+        graph_reduction=config.loss.graph_reduction,
+        dynamic_weight=config.loss.graph_weight is None,
+        steps_per_epoch=steps_per_epoch,
+        padding=config.augment.padding,
+        flip=config.augment.flip,
+    )
+
+
+def build_embed(model: DDAG) -> Callable[[Any, UInt8[jax.Array, "b h w 3"], str], Embeddings]:
+    """`embed(variables, uint8 images, modality)` for one device: normalised, in evaluation mode."""
+
+    def embed(variables: Any, images: UInt8[jax.Array, "b h w 3"], modality: str) -> Embeddings:
+        return model.apply(variables, normalise(images, model.dtype), modality, method="embed")
+
+    return embed

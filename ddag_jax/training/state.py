@@ -1,0 +1,46 @@
+"""Everything that decides the next step, as one tree."""
+
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, Int, UInt32
+
+
+class TrainState(flax.struct.PyTreeNode):
+    """Replicated over the devices, without a device axis; all of it goes into a checkpoint."""
+
+    step: Int[Array, ""]
+    """Steps taken, over all epochs."""
+    params: Any
+    batch_stats: Any
+    opt_state: optax.OptState
+    graph_weight: Float[Array, ""]
+    """Coefficient of the graph loss in this epoch (Eq. 11)."""
+    loss_sum: Float[Array, ""]
+    """Sum of L_P over the steps of this epoch so far."""
+    key: UInt32[Array, " 2"]
+    """Base of all random numbers of the run; a step folds its own number in."""
+
+
+def new_state(
+    variables: dict[str, Any],
+    optimizer: optax.GradientTransformation,
+    *,
+    graph_weight: float,
+    seed: int,
+) -> TrainState:
+    """The state before the first step. `graph_weight`: 0 for the dynamic coefficient."""
+    params = variables["params"]
+    dtype = jnp.result_type(*jax.tree.leaves(params))
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=params,
+        batch_stats=variables["batch_stats"],
+        opt_state=optimizer.init(params),
+        graph_weight=jnp.asarray(graph_weight, dtype),
+        loss_sum=jnp.zeros((), dtype),
+        key=jax.random.key_data(jax.random.key(seed)),
+    )
