@@ -85,7 +85,7 @@ $(TORCH_READY): $(READY)
 	@set -e; \
 	index='$(TORCH_INDEX)'; \
 	$(INSTALL) --dry-run --report $(VENV)/torch.json $${index:+--index-url "$$index"} -r requirements-torch.lock; \
-	if grep -qE '"(nvidia|cuda)-' $(VENV)/torch.json; then \
+	if test "$$(uname -s)" = Linux && grep -qE '"(nvidia|cuda)-' $(VENV)/torch.json; then \
 	  echo 'error: the torch that pip finds here needs gigabytes of CUDA packages; name the index of CPU wheels that pytorch.org gives (Get started, Compute platform: CPU): make $(MAKECMDGOALS) TORCH_INDEX=https://...' >&2; \
 	  exit 2; fi; \
 	echo 'installing torch (CPU) for the tests'; \
