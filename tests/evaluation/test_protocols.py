@@ -163,7 +163,7 @@ def test_only_the_modes_asked_for(recorded_images):
 
 @pytest.mark.parametrize(
     ("dropped", "message"),
-    [((1, 2), "indoor-search.*cannot be evaluated"), ((3, 6), "no query")],
+    [((1, 2), "indoor-search.*cannot be evaluated"), ((3, 6), "none of the .* infrared camera")],
 )
 def test_images_that_make_a_mode_impossible(recorded_images, dropped, message):
     kept = ~np.isin(recorded_images[1], dropped)
