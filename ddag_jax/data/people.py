@@ -139,7 +139,7 @@ class People:
 # --- Persons ----------------------------------------------------------------------------------
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)  # arrays do not compare to one truth
 class _Person:
     """One person. Lengths are in body heights, angles in radians."""
 
@@ -343,7 +343,7 @@ def _person(seed: int, identity: int) -> _Person:
 # --- Cameras ----------------------------------------------------------------------------------
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class _Camera:
     """One camera and what it looks at."""
 
@@ -695,17 +695,13 @@ def _draw_leg(canvas: _Canvas, person: _Person, joints: _Joints, side: int) -> N
     toe = canvas.at(left * 1.15, forward + 0.075, up - 0.024)
     trousers = person.bottom == "trousers"
     canvas.limb([hip, knee, ankle], [0.05 * thick, 0.036 * thick, 0.022 * thick], LEG)
-    if person.boots > 0.05 and not (trousers and person.cuff > 1.6):
+    canvas.limb([heel, toe], [0.026, 0.022], SHOE)
+    if trousers:
+        _draw_trouser_leg(canvas, person, hip, knee, ankle)
+    # Wide trousers fall over boots.
+    if person.boots > 0.05 and not (trousers and person.cuff > 1.3):
         boot = _along(ankle, knee, person.boots / 0.24)
-        wide = 0.038 * max(thick, 1.0)
-        canvas.limb([heel, toe], [0.026, 0.022], SHOE)
-        if trousers:
-            _draw_trouser_leg(canvas, person, hip, knee, ankle)
-        canvas.limb([boot, ankle], [wide, 0.03], SHOE)
-    else:
-        canvas.limb([heel, toe], [0.026, 0.022], SHOE)
-        if trousers:
-            _draw_trouser_leg(canvas, person, hip, knee, ankle)
+        canvas.limb([boot, ankle], [0.038 * max(thick, 1.0), 0.03], SHOE)
     if person.bottom == "shorts":
         end = _along(hip, knee, min(1.0, (person.leg - person.bottom_hem) / (person.leg / 2)))
         width = 0.038 * thick * person.fit**0.8

@@ -54,6 +54,7 @@ def test_images_are_colour_or_grey(written: pathlib.Path, camera: int) -> None:
     assert equal == (camera in (3, 6))
 
 
+@pytest.mark.slow
 def test_workers_do_not_matter(written: pathlib.Path, tmp_path: pathlib.Path) -> None:
     people.write_people(SMALL, tmp_path / "set", workers=2, progress=False)
     assert _files(tmp_path / "set") == _files(written)
@@ -64,13 +65,19 @@ def test_images_do_not_depend_on_how_many() -> None:
     np.testing.assert_array_equal(people.render(SMALL, 2, 4, 1), people.render(more, 2, 4, 1))
 
 
-def test_seed_and_index_matter() -> None:
-    one = people.render(SMALL, 1, 1, 1)
-    for other in (
-        people.render(dataclasses.replace(SMALL, seed=1), 1, 1, 1),
-        people.render(SMALL, 1, 1, 2),
-    ):
-        assert one.shape != other.shape or (one != other).any()
+def test_seed_and_index_matter(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    person, camera = people._person, people._camera
+    monkeypatch.setattr(people, "_person", lambda *key: asked.append(key) or person(*key))
+    monkeypatch.setattr(people, "_camera", lambda *key: asked.append(key) or camera(*key))
+    first = people.render(SMALL, 1, 4, 1)
+    second = people.render(SMALL, 1, 4, 2)
+    assert asked == [(0, 1), (0, 4)] * 2
+    assert first.shape != second.shape or (first != second).any()
+    people.render(dataclasses.replace(SMALL, seed=5), 1, 4, 1)
+    assert asked[4:] == [(5, 1), (5, 4)]
+    assert person(0, 1).hip != person(5, 1).hip
+    assert camera(0, 4).scene.tobytes() != camera(5, 4).scene.tobytes()
 
 
 def _repainted(person: people._Person, camera: int) -> np.ndarray:
@@ -131,6 +138,25 @@ def test_faults() -> None:
         assert faulty == (one.shape != two.shape or bool((one != two).any()))
 
 
+def test_swapped_images_show_another_training_identity(monkeypatch: pytest.MonkeyPatch) -> None:
+    options = dataclasses.replace(SMALL, noise=1.0)
+    shown = []
+    person = people._person
+    monkeypatch.setattr(
+        people, "_person", lambda seed, number: shown.append(number) or person(seed, number)
+    )
+    for identity in options.split("train"):
+        seen = set()
+        for index in range(1, 31):
+            shown.clear()
+            people.render(options, identity, 3, index)
+            if people.fault(options, identity, 3, index) == "other":
+                seen.update(shown)
+            else:
+                assert shown == [identity]
+        assert seen == set(options.split("train")) - {identity}
+
+
 def test_background_does_not_give_identity_away() -> None:
     # Rows near the top, at the sides: background only. The size of the crop is taken out.
     identities, images = range(1, 5), range(1, 31)
@@ -151,11 +177,11 @@ def test_background_does_not_give_identity_away() -> None:
     assert abs(np.mean(right) - 0.25) < 0.1
 
 
-def _outline(identity: int, infrared: bool, image: int) -> np.ndarray:
-    """A crude look at how a person is cut: where the materials' borders are, front view."""
+def _labels(person: people._Person, angle: float, phase: float = 1.0) -> people.Bytes:
+    """The label map of a person, without any of an image's nuisances, uint8 [96, 42]."""
     view = people._View(
-        angle=0.1 * image,
-        phase=1.0 + image,
+        angle=angle,
+        phase=phase,
         pace=0.3,
         arms="swing",
         fill=0.9,
@@ -164,12 +190,84 @@ def _outline(identity: int, infrared: bool, image: int) -> np.ndarray:
         tilt=0.05,
         light=0.0,
     )
+    return people._draw(person, view, 42, 96)[0]
+
+
+PLAIN = dataclasses.replace(
+    people._person(0, 1),
+    pattern="plain",
+    bottom="trousers",
+    bottom_pattern="plain",
+    sleeve=2.0,
+    sleeve_plain=True,
+    hem=0.45,
+    gap=0.0,
+    bag="none",
+    hair="short",
+    hat="none",
+    hood="none",
+    scarf=False,
+)
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    "hoops vertical diagonal checks dots yoke lower band panels halves centre block".split(),
+)
+def test_patterns_show(pattern: str) -> None:
+    for angle in (0.0,) if pattern == "block" else (0.0, np.pi):
+        for period in (0.075, 0.15):
+            labels = _labels(dataclasses.replace(PLAIN, pattern=pattern, period=period), angle)
+            share = (labels == people.TOP2).sum() / np.isin(labels, (people.TOP, people.TOP2)).sum()
+            assert 0.08 < share < 0.92, (angle, period)
+    assert not (_labels(PLAIN, 0.0) == people.TOP2).any()
+
+
+@pytest.mark.parametrize(
+    ("change", "label", "front", "back"),
+    [
+        ({"pattern": "block", "period": 0.12}, people.TOP2, True, False),
+        ({"gap": 0.3}, people.INNER, True, False),
+        ({"bag": "backpack"}, people.BAG2, False, True),
+        ({"bag": "backpack"}, people.BAG, True, True),
+        ({"bag": "shoulder"}, people.BAG, True, True),
+        ({"bag": "hand"}, people.BAG, True, True),
+        ({"hat": "cap"}, people.HAT, True, True),
+        ({"scarf": True}, people.SCARF, True, True),
+        ({"bottom": "shorts", "bottom_hem": 0.3}, people.LEG, True, True),
+        ({"bottom_pattern": "stripe"}, people.BOTTOM2, True, True),
+        ({"bottom_pattern": "band"}, people.BOTTOM2, True, True),
+        ({"bottom_pattern": "checks"}, people.BOTTOM2, True, True),
+    ],
+)
+def test_cues_show_from_their_side(
+    change: dict[str, str], label: int, front: bool, back: bool
+) -> None:
+    person = dataclasses.replace(PLAIN, **change)
+    for angle, seen in ((0.0, front), (np.pi, back)):
+        assert ((_labels(person, angle) == label).sum() > 15) == seen
+        assert (_labels(PLAIN, angle) == label).sum() <= 15
+
+
+def test_contrasts() -> None:
+    drawn = [people._person(0, identity) for identity in range(1, 400)]
+    for palette, least, share in (
+        ("visible", people.CONTRAST_VISIBLE, 1.0),
+        ("infrared", people.CONTRAST_INFRARED, 1 - people.FAINT_RATE),
+    ):
+        bright = np.array([getattr(person, palette).reshape(16, -1).mean(1) for person in drawn])
+        clear = np.abs(bright[:, people.TOP] - bright[:, people.TOP2]) > 255 * least - 2
+        assert clear.mean() > share - 0.04
+
+
+def _outline(identity: int, infrared: bool, image: int) -> np.ndarray:
+    """A crude look at how a person is cut: where the materials' borders are, front view."""
     person = people._person(0, identity)
-    labels, _ = people._draw(person, view, 42, 96)
+    labels = _labels(person, angle=0.1 * image, phase=1.0 + image)
     greys = person.infrared if infrared else person.visible.mean(1).astype(np.uint8)
     picture = np.where(labels > 0, greys[labels], 0).astype(float)
     edges = np.abs(np.diff(picture, axis=0))[:, 1:] + np.abs(np.diff(picture, axis=1))[1:]
-    edges = np.minimum(edges, 60)[: 95 // 5 * 5, :40].reshape(19, 5, 10, 4).mean((1, 3))
+    edges = np.minimum(edges, 60)[:95, :40].reshape(19, 5, 10, 4).mean((1, 3))
     return (edges - edges.mean()).ravel() / edges.std()
 
 
