@@ -36,6 +36,8 @@ def read_image(path: epath.Path, height: int, width: int) -> UInt8[np.ndarray, "
             if image.mode not in _MODES:
                 raise InputError(f"{path}: is a {image.mode} image; convert it to RGB or grey")
             small = image.convert("RGB").resize((width, height), PIL.Image.Resampling.LANCZOS)
+    except PIL.UnidentifiedImageError as error:
+        raise InputError(f"{path}: is no image; copy it again from the original") from error
     # Pillow's decoders let these through on broken files; OSError covers a truncated one.
     except (OSError, SyntaxError, IndexError, PIL.Image.DecompressionBombError) as error:
         raise InputError(

@@ -74,9 +74,9 @@ def prepare(
                 " another --to"
             )
         # A folder that is being deleted must not look whole.
-        folder.rename(folder.with_name(f"{folder.name}.incomplete-old"))
+        folder.rename(folder.with_name(f"incomplete.old_{folder.name}"))
         builder = SysuMm01(config=ImageSize.of(height, width), data_dir=data_dir)
-    for leftover in folder.parent.glob(f"{folder.name}.incomplete*"):
+    for leftover in folder.parent.glob(f"incomplete.*_{folder.name}"):  # as TFDS names them
         leftover.rmtree()
     try:
         with (

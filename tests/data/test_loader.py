@@ -1,4 +1,6 @@
+import gc
 import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -7,7 +9,7 @@ import pytest
 
 from ddag_jax.config import DataConfig
 from ddag_jax.data.loader import ImageSource, open_split, training_batches, training_split
-from ddag_jax.data.sampler import IdentitySampler
+from ddag_jax.data.sampler import IdentitySampler, Sample
 from ddag_jax.errors import InputError
 from ddag_jax.typing import Batch
 
@@ -38,9 +40,7 @@ def test_split_holds_its_identities_in_order(data_dir: Path) -> None:
     np.testing.assert_array_equal(source.infrared, np.isin(source.cameras, [3, 6]))
     assert source.classes == 4
     # 12 comes last by number, though "0012" would by name too: labels are ranks.
-    np.testing.assert_array_equal(
-        source.labels, np.searchsorted([1, 2, 3, 12], source.identities)
-    )
+    np.testing.assert_array_equal(source.labels, np.searchsorted([1, 2, 3, 12], source.identities))
 
 
 def test_images_are_those_of_the_files(data_dir: Path, tree: Path) -> None:
@@ -66,8 +66,8 @@ def test_subset(data_dir: Path, mask: bool) -> None:
     numbers = np.flatnonzero(chosen)
     np.testing.assert_array_equal(part.images(np.array([13, 1])), source.images(numbers[[13, 1]]))
     # A subset of a subset counts from its own beginning.
-    np.testing.assert_array_equal(part.subset(np.array([13])).images(np.array([0])),
-                                  source.images(numbers[[13]]))  # fmt: skip
+    last = part.subset(np.array([13]))
+    np.testing.assert_array_equal(last.images(np.array([0])), source.images(numbers[[13]]))
 
 
 def test_not_prepared(tmp_path: Path) -> None:
@@ -87,7 +87,7 @@ def test_prepared_at_another_size(data_dir: Path) -> None:
 
 def test_half_deleted_is_not_prepared(tmp_path: Path) -> None:
     """What a killed prepare leaves has another name, and what has no description is not whole."""
-    (tmp_path / "sysu_mm01" / "32x16" / "1.0.0.incomplete12").mkdir(parents=True)
+    (tmp_path / "sysu_mm01" / "32x16" / "incomplete.AB12CD_1.0.0").mkdir(parents=True)
     (tmp_path / "sysu_mm01" / "32x16" / "1.0.0").mkdir()
     with pytest.raises(InputError, match="no prepared dataset; run"):
         open_split(tmp_path, "sysu_mm01", SIZE, "train")
@@ -132,7 +132,9 @@ def test_holdout_of_everyone(data_dir: Path) -> None:
 def test_batches_are_those_of_the_sampler(data_dir: Path) -> None:
     training, _ = training_split(make_config(data_dir), seed=0)
     sampler = make_sampler(training)
-    batches = list(training_batches(training, sampler, steps_per_epoch=3, first_step=0, last_step=7))
+    batches = list(
+        training_batches(training, sampler, steps_per_epoch=3, first_step=0, last_step=7)
+    )
     assert len(batches) == 7
     for step, batch in enumerate(batches):
         labels, visible, infrared = sampler.sample(step // 3, step % 3)
@@ -191,16 +193,41 @@ def test_processes_share_a_batch_by_slots(data_dir: Path) -> None:
         assert equal(whole, joined)
 
 
-def test_reading_stops_with_the_reader(data_dir: Path) -> None:
-    """A loop that ends early leaves no thread reading on."""
+def test_reads_a_little_ahead_and_stops_with_its_reader(data_dir: Path) -> None:
     training, _ = training_split(make_config(data_dir), seed=0)
-    before = threading.active_count()
+    sampler = make_sampler(training)
+    read = []
+
+    class Spy(IdentitySampler):
+        def __init__(self) -> None:
+            pass
+
+        def sample(self, epoch: int, step: int) -> Sample:
+            read.append(step)
+            return sampler.sample(epoch, step)
+
+    before = set(threading.enumerate())
     batches = training_batches(
-        training, make_sampler(training), steps_per_epoch=9, first_step=0, last_step=10**6
+        training, Spy(), steps_per_epoch=9, first_step=0, last_step=10**6, read_ahead=2
     )
     next(batches)
+    for _ in range(100):
+        if len(read) >= 3:
+            break
+        time.sleep(0.05)
     del batches
-    for thread in threading.enumerate():
-        if thread is not threading.current_thread() and not thread.daemon:
-            thread.join(timeout=5)
-    assert threading.active_count() <= before + 1
+    gc.collect()
+    for thread in set(threading.enumerate()) - before:
+        thread.join(timeout=10)
+    assert not set(threading.enumerate()) - before
+    assert 3 <= len(read) <= 4
+
+
+def test_a_failing_read_reaches_the_reader(data_dir: Path) -> None:
+    training, _ = training_split(make_config(data_dir), seed=0)
+    other = open_split(data_dir, "sysu_mm01", SIZE, "val")
+    batches = training_batches(
+        other, make_sampler(training), steps_per_epoch=9, first_step=0, last_step=9
+    )
+    with pytest.raises(IndexError):
+        list(batches)

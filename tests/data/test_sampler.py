@@ -8,17 +8,17 @@ from ddag_jax.data.sampler import IdentitySampler, Sample, steps_per_epoch
 from ddag_jax.errors import InputError
 
 RNG = np.random.default_rng(0)
-LABELS = RNG.permutation(np.repeat(np.arange(10), 12))
+image_labels = RNG.permutation(np.repeat(np.arange(10), 12))
 # Unequal numbers of images: two infrared of each identity and more, by chance.
-INFRARED = RNG.random(120) < 0.3
+image_infrared = RNG.random(120) < 0.3
 for label in range(10):
-    INFRARED[np.flatnonzero(LABELS == label)[:4]] = [True, True, False, False]
+    image_infrared[np.flatnonzero(image_labels == label)[:4]] = [True, True, False, False]
 
 
 def make_sampler(seed: int = 0, identities: int = 4, images: int = 3) -> IdentitySampler:
     return IdentitySampler(
-        LABELS,
-        INFRARED,
+        image_labels,
+        image_infrared,
         identities_per_batch=identities,
         images_per_identity=images,
         seed=seed,
@@ -38,10 +38,10 @@ def test_batch_is_balanced() -> None:
         assert labels.shape == (4,)
         assert visible.shape == infrared.shape == (4, 3)
         assert len(set(labels)) == 4
-        assert (LABELS[visible] == labels[:, None]).all()
-        assert (LABELS[infrared] == labels[:, None]).all()
-        assert not INFRARED[visible].any()
-        assert INFRARED[infrared].all()
+        assert (image_labels[visible] == labels[:, None]).all()
+        assert (image_labels[infrared] == labels[:, None]).all()
+        assert not image_infrared[visible].any()
+        assert image_infrared[infrared].all()
 
 
 def test_every_image_is_drawn_and_equally_often_within_its_identity() -> None:
@@ -49,11 +49,11 @@ def test_every_image_is_drawn_and_equally_often_within_its_identity() -> None:
     samples = [sampler.sample(0, step) for step in range(4000)]
     labels = np.concatenate([sample.labels for sample in samples])
     np.testing.assert_allclose(np.bincount(labels) / len(labels), 0.1, rtol=0.06)
-    for part, modality in (("visible", ~INFRARED), ("infrared", INFRARED)):
+    for part, modality in (("visible", ~image_infrared), ("infrared", image_infrared)):
         drawn = np.concatenate([getattr(sample, part).ravel() for sample in samples])
         counts = np.bincount(drawn, minlength=120)
         for label in range(10):
-            mine = counts[(LABELS == label) & modality]
+            mine = counts[(image_labels == label) & modality]
             np.testing.assert_allclose(mine / mine.sum(), 1 / len(mine), rtol=0.15)
 
 
