@@ -73,10 +73,9 @@ def embed(
                     " finite; the network's weights have diverged, use an earlier checkpoint or a"
                     " lower learning rate"
                 )
-            full = result.setdefault(
-                name, np.empty((len(infrared), values.shape[1]), dtype=np.float32)
-            )
-            full[indices] = values
+            if name not in result:
+                result[name] = np.empty((len(infrared), values.shape[1]), dtype=np.float32)
+            result[name][indices] = values
         bar.update(len(indices))
 
     hidden = True if progress is None else None  # None: hidden where there is no terminal
