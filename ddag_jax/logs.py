@@ -21,7 +21,8 @@ and, by kind,
     ``text``
 
 Numbers are finite, at full precision, never null. The same figures are TensorBoard scalars under
-``train/NAME``, ``epoch/NAME`` and ``SPLIT/MODE/FEATURE/NAME``.
+``train/NAME``, ``epoch/NAME`` and ``SPLIT/MODE/FEATURE/NAME``. A line is in the file when the call
+returns; TensorBoard's follow within seconds, so a killed run may have lost its last ones there.
 """
 
 import json
@@ -78,6 +79,7 @@ class RunLog:
             self._file = path.open("a")
         self._events = SummaryWriter(
             str(folder / "tensorboard"),
+            flush_secs=2,
             purge_step=None if resume_step is None else resume_step + 1,
         )
         self._total_steps = total_steps
@@ -121,7 +123,6 @@ class RunLog:
         self._write("train", step, epoch, {**values, "images_per_second": speed})
         for name, value in {**values, "images_per_second": speed}.items():
             self._events.add_scalar(f"train/{name}", value, step)
-        self._events.flush()
 
         shown = [f"{name} {value:.4g}" for name, value in values.items()]
         shown.append(f"{speed:.1f} images/s")
@@ -168,7 +169,6 @@ class RunLog:
                 f"epoch {epoch} step {step}  {split} {record['mode']}-search {record['feature']}:"
                 f"  rank-1 {record['rank1']:.2f}  mAP {record['mAP']:.2f}"
             )
-        self._events.flush()
         self._restart_clock(step)
 
     def note(self, step: int, epoch: int, text: str) -> None:
