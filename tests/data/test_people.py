@@ -212,7 +212,20 @@ PLAIN = dataclasses.replace(
 
 @pytest.mark.parametrize(
     "pattern",
-    "hoops vertical diagonal checks dots yoke lower band panels halves centre block".split(),
+    [
+        "hoops",
+        "vertical",
+        "diagonal",
+        "checks",
+        "dots",
+        "yoke",
+        "lower",
+        "band",
+        "panels",
+        "halves",
+        "centre",
+        "block",
+    ],
 )
 def test_patterns_show(pattern: str) -> None:
     for angle in (0.0,) if pattern == "block" else (0.0, np.pi):
