@@ -5,7 +5,8 @@ published numbers, and the comment says so. `(n)` after a field is its symbol or
 """
 
 import dataclasses
-from typing import Literal
+from collections.abc import Iterable
+from typing import Any, Literal
 
 
 def _check(condition: bool, message: str) -> None:
@@ -223,3 +224,43 @@ class Config:
     optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
     training: TrainingConfig = dataclasses.field(default_factory=TrainingConfig)
     evaluation: EvaluationConfig = dataclasses.field(default_factory=EvaluationConfig)
+
+
+def from_dict(values: dict[str, Any]) -> Config:
+    """The configuration that `dataclasses.asdict` (and JSON) made `values` of.
+
+    Raises:
+        ValueError: a field is unknown, missing or out of range, named as SECTION.FIELD.
+    """
+    sections = {field.name: field for field in dataclasses.fields(Config)}
+    _check_names("", values, sections)
+    made = {}
+    for name, field in sections.items():
+        kind: Any = field.default_factory
+        fields = {inner.name for inner in dataclasses.fields(kind)}
+        _check_names(f"{name}.", values[name], fields)
+        made[name] = kind(
+            **{
+                key: tuple(value) if isinstance(value, list) else value
+                for key, value in values[name].items()
+            }
+        )
+    return Config(**made)
+
+
+def _check_names(prefix: str, given: Iterable[str], known: Iterable[str]) -> None:
+    for name in set(given) ^ set(known):
+        what = "unknown" if name in given else "missing"
+        raise ValueError(f"{prefix}{name}: {what} in the stored configuration")
+
+
+def differences(one: Config, other: Config) -> dict[str, tuple[Any, Any]]:
+    """Fields in which two configurations differ, {"section.field": (one's, other's)}."""
+    pairs = {}
+    for section in dataclasses.fields(Config):
+        mine, theirs = getattr(one, section.name), getattr(other, section.name)
+        for field in dataclasses.fields(mine):
+            values = getattr(mine, field.name), getattr(theirs, field.name)
+            if values[0] != values[1]:
+                pairs[f"{section.name}.{field.name}"] = values
+    return pairs

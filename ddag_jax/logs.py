@@ -39,6 +39,8 @@ from tqdm import tqdm
 
 from ddag_jax.errors import InputError
 
+Split = Literal["held_out", "test"]
+
 
 class RunLog:
     """Writes what happens in one run to its folder and to the terminal.
@@ -149,7 +151,7 @@ class RunLog:
         self,
         step: int,
         epoch: int,
-        split: Literal["held_out", "test"],
+        split: Split,
         records: Sequence[Mapping[str, Any]],
     ) -> None:
         """Logs the records of an evaluation that ended just now, before the next step.

@@ -96,6 +96,8 @@ class Losses(NamedTuple):
     """L_P (Eq. 10), L_b where the part attention is off: its mean over an epoch weighs the graph
     loss of the next."""
     total: Float[Array, ""]
+    graph_weight: Float[Array, ""]
+    """The coefficient w of the graph loss in the total."""
 
 
 def ddag_losses(
@@ -118,8 +120,9 @@ def ddag_losses(
         else graph_loss(output.graph_log_probs, labels, graph_reduction, axis_name)
     )
     without_graph = identity + triplet + part
-    total = without_graph + jax.lax.stop_gradient(graph_weight) * graph
-    return Losses(identity, triplet, part, graph, without_graph, total)
+    weight = jax.lax.stop_gradient(graph_weight)
+    total = without_graph + weight * graph
+    return Losses(identity, triplet, part, graph, without_graph, total, weight)
 
 
 def dynamic_graph_weight(mean_without_graph: Float[Array, ""]) -> Float[Array, ""]:

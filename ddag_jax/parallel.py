@@ -83,6 +83,14 @@ def replicate(tree: Any, mesh: Mesh) -> Any:
     return jax.device_put(tree, NamedSharding(mesh, _REPLICATED), may_alias=False)
 
 
+def replicated_shapes(tree: Any, mesh: Mesh) -> Any:
+    """`tree` of abstract arrays, each told that it lies on every device."""
+    sharding = NamedSharding(mesh, _REPLICATED)
+    return jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree
+    )
+
+
 def shard(tree: Any, mesh: Mesh) -> Any:
     """Host arrays, split over their first axis onto the devices; each process gives its part."""
     sharding = NamedSharding(mesh, _SHARDED)

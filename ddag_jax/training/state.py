@@ -21,6 +21,8 @@ class TrainState(flax.struct.PyTreeNode):
     """Coefficient of the graph loss in this epoch (Eq. 11)."""
     loss_sum: Float[Array, ""]
     """Sum of L_P over the steps of this epoch so far."""
+    epoch_loss: Float[Array, ""]
+    """Mean of L_P over the last whole epoch; 0 in the first."""
     key: UInt32[Array, " 2"]
     """Base of all random numbers of the run; a step folds its own number in."""
 
@@ -42,5 +44,6 @@ def new_state(
         opt_state=optimizer.init(params),
         graph_weight=jnp.asarray(graph_weight, dtype),
         loss_sum=jnp.zeros((), dtype),
+        epoch_loss=jnp.zeros((), dtype),
         key=jax.random.key_data(jax.random.key(seed)),
     )

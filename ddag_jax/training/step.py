@@ -83,10 +83,11 @@ def make_update(
         gradients, losses = over_devices(gradients), over_devices(losses)
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
         step, loss_sum = state.step + 1, state.loss_sum + losses.without_graph
-        graph_weight = state.graph_weight
         epoch_ends = step % steps_per_epoch == 0
+        epoch_loss = jnp.where(epoch_ends, loss_sum / steps_per_epoch, state.epoch_loss)
+        graph_weight = state.graph_weight
         if dynamic_weight:
-            next_weight = dynamic_graph_weight(loss_sum / steps_per_epoch)
+            next_weight = dynamic_graph_weight(epoch_loss)
             graph_weight = jnp.where(epoch_ends, next_weight, graph_weight)
         new_state = state.replace(
             step=step,
@@ -95,6 +96,7 @@ def make_update(
             opt_state=opt_state,
             graph_weight=graph_weight,
             loss_sum=jnp.where(epoch_ends, 0, loss_sum),
+            epoch_loss=epoch_loss,
         )
         return new_state, losses, gradients
 

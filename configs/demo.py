@@ -1,0 +1,27 @@
+"""Rendered people on two CPU cores: what `make demo` trains.
+
+Command: python train.py configs/demo.py --workdir runs/demo
+Hardware: 2 CPU cores, about 7 minutes. No published number: its people are drawn.
+"""
+
+from ddag_jax.config import (
+    AugmentConfig,
+    Config,
+    DataConfig,
+    ModelConfig,
+    OptimizerConfig,
+    TrainingConfig,
+)
+
+
+def get_config() -> Config:
+    """B+P+G on ResNet-18 of half the width at 96 x 48 pixels, from random weights."""
+    return Config(
+        data=DataConfig(dir="data/demo", image_height=96, image_width=48, train_on="train"),
+        augment=AugmentConfig(padding=4),
+        model=ModelConfig(backbone="resnet18", width=32, graph_head_dim=128),
+        optimizer=OptimizerConfig(
+            learning_rate=0.05, backbone_scale=1.0, warmup_epochs=2, drop_epochs=(12, 15)
+        ),
+        training=TrainingConfig(epochs=16, steps_per_epoch=90, eval_every=4),
+    )

@@ -1,0 +1,48 @@
+"""`python train.py configs/NAME.py --workdir RUN`, or `ddag-train NAME --workdir RUN`."""
+
+import argparse
+from collections.abc import Sequence
+
+from ddag_jax.cli import environment
+from ddag_jax.cli.main import run
+from ddag_jax.cli.options import load_config, override
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Trains; the exit code is 0, or 2 where the input is at fault."""
+    return run(lambda: _train(arguments))
+
+
+def _train(arguments: Sequence[str] | None) -> None:
+    parser = argparse.ArgumentParser(
+        prog="train.py",
+        description="Train DDAG on a prepared dataset.",
+        epilog="Any field of the configuration follows as --section.field value, for example"
+        " --optimizer.learning-rate 0.05. The fields, with their meaning, are in"
+        " ddag_jax/config.py.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("config", help="a Python file with get_config(), or a shipped one's name")
+    parser.add_argument("--workdir", required=True, help="folder of the run: checkpoints and log")
+    parser.add_argument(
+        "--resume", action="store_true", help="go on from the last checkpoint, if there is one"
+    )
+    parser.add_argument(
+        "--overwrite", action="store_true", help="remove the run in --workdir and start anew"
+    )
+    parser.add_argument(
+        "--init", metavar="CHECKPOINT", help="start from its backbone (see convert_weights.py)"
+    )
+    options, fields = parser.parse_known_args(arguments)
+    config = override(load_config(options.config), fields, parser.prog)
+
+    environment.prepare()
+    from ddag_jax.training.loop import train
+
+    train(
+        config,
+        options.workdir,
+        resume=options.resume,
+        overwrite=options.overwrite,
+        init=options.init,
+    )
