@@ -123,7 +123,7 @@ def training_split(config: DataConfig, seed: int) -> tuple[ImageSource, ImageSou
       Training images, and those of identities held out of training; None where there are none.
 
     Raises:
-      InputError: not prepared; a training identity lacks a modality; none are left to train on.
+      InputError: not prepared; no identities are left to train on.
     """
     size = (config.image_height, config.image_width)
     validation = None
@@ -143,13 +143,6 @@ def training_split(config: DataConfig, seed: int) -> tuple[ImageSource, ImageSou
             )
             is_held = np.isin(everyone.identities, held)
             training, validation = everyone.subset(~is_held), everyone.subset(is_held)
-    for name, of_modality in (("infrared", training.infrared), ("visible", ~training.infrared)):
-        without = np.setdiff1d(training.identities, training.identities[of_modality])
-        if len(without):
-            raise InputError(
-                f"{config.dir}: training identity {without[0]} has no {name} image (as have"
-                f" {len(without)} in all); prepare the dataset again"
-            )
     return training, validation
 
 

@@ -10,7 +10,7 @@ import pytest
 from ddag_jax.data.prepare import prepare
 from ddag_jax.data.sysu_mm01.layout import read_layout
 
-LISTS = {"train": (1, 2, 3, 12), "val": (4, 5), "test": (6, 7)}
+LISTS = {"train": (1, 2, 3, 16), "val": (4, 5), "test": (6, 7)}
 UNLISTED = 9
 SIZE = (32, 16)
 """Height and width of the images, and that they are prepared at: nothing is resized."""

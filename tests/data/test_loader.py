@@ -35,12 +35,12 @@ def test_split_holds_its_identities_in_order(data_dir: Path) -> None:
     assert len(source) == 4 * 6 * 2
     keys = list(zip(source.identities.tolist(), source.cameras.tolist(), source.names, strict=True))
     assert keys == sorted(keys)
-    assert sorted(set(source.identities.tolist())) == [1, 2, 3, 12]
+    assert sorted(set(source.identities.tolist())) == [1, 2, 3, 16]
     assert source.names[0] == "cam1/0001/0001.jpg"
     np.testing.assert_array_equal(source.infrared, np.isin(source.cameras, [3, 6]))
     assert source.classes == 4
-    # 12 comes last by number, though "0012" would by name too: labels are ranks.
-    np.testing.assert_array_equal(source.labels, np.searchsorted([1, 2, 3, 12], source.identities))
+    # Labels are ranks, not numbers.
+    np.testing.assert_array_equal(source.labels, np.searchsorted([1, 2, 3, 16], source.identities))
 
 
 def test_images_are_those_of_the_files(data_dir: Path, tree: Path) -> None:
@@ -95,13 +95,13 @@ def test_half_deleted_is_not_prepared(tmp_path: Path) -> None:
 
 def test_training_split_of_the_published_setting(data_dir: Path) -> None:
     training, validation = training_split(make_config(data_dir), seed=0)
-    assert set(training.identities.tolist()) == {1, 2, 3, 4, 5, 12}
+    assert set(training.identities.tolist()) == {1, 2, 3, 4, 5, 16}
     assert validation is None
 
 
 def test_training_split_with_val_held_out(data_dir: Path) -> None:
     training, validation = training_split(make_config(data_dir, train_on="train"), seed=0)
-    assert set(training.identities.tolist()) == {1, 2, 3, 12}
+    assert set(training.identities.tolist()) == {1, 2, 3, 16}
     assert validation is not None
     assert set(validation.identities.tolist()) == {4, 5}
 
@@ -115,7 +115,7 @@ def test_training_split_with_a_drawn_holdout(data_dir: Path) -> None:
         held = set(validation.identities.tolist())
         assert len(held) == 2
         assert held.isdisjoint(training.identities.tolist())
-        assert held | set(training.identities.tolist()) == {1, 2, 3, 4, 5, 12}
+        assert held | set(training.identities.tolist()) == {1, 2, 3, 4, 5, 16}
         assert len(training) + len(validation) == 72
         again = training_split(config, seed=seed)[1]
         assert again is not None

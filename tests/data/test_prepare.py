@@ -91,16 +91,31 @@ def test_prepare_again_is_reused_and_sizes_coexist(tree: Path, tmp_path: Path) -
     assert len(open_split(tmp_path, "sysu_mm01", (32, 16), "test")) == 24
 
 
-def test_another_source_is_refused_then_replaced(make_tree: MakeTree, tmp_path: Path) -> None:
+CHANGES: dict[str, Callable[[Path], object]] = {
+    "an image less": lambda source: (source / "cam1" / "0001" / "0001.jpg").unlink(),
+    "an image renamed": lambda source: (source / "cam1" / "0001" / "0001.jpg").rename(
+        source / "cam1" / "0001" / "0003.jpg"
+    ),
+    "an image redrawn": lambda source: save(source / "cam1" / "0001" / "0001.jpg", "RGB", "jpeg"),
+    "another list": lambda source: (source / "exp" / "train_id.txt").write_text("1,2,3"),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_another_source_is_refused_then_replaced(
+    make_tree: MakeTree, tmp_path: Path, change: str
+) -> None:
     source, to = make_tree(), tmp_path / "data"
     assert call_prepare(source, to)[0] == 0
-    (source / "cam1" / "0001" / "0001.jpg").unlink()
+    before = open_split(to, "sysu_mm01", (32, 16), "train")
+    CHANGES[change](source)
     code, out, error = call_prepare(source, to)
     assert (code, out) == (2, "")
     assert "was prepared from another source; pass --overwrite" in error
-    assert len(open_split(to, "sysu_mm01", (32, 16), "train")) == 48
+    assert open_split(to, "sysu_mm01", (32, 16), "train").names == before.names
     assert call_prepare(source, to, "--overwrite")[0] == 0
-    assert len(open_split(to, "sysu_mm01", (32, 16), "train")) == 47
+    after = open_split(to, "sysu_mm01", (32, 16), "train")
+    assert after.names == [record.name for record in check(source).splits["train"]]
     assert [path.name for path in (to / "sysu_mm01" / "32x16").iterdir()] == ["1.0.0"]
 
 
@@ -266,15 +281,15 @@ def test_empty_list(make_tree: MakeTree, tmp_path: Path) -> None:
 
 def test_list_with_words(make_tree: MakeTree, tmp_path: Path) -> None:
     source = make_tree()
-    (source / "exp" / "train_id.txt").write_text("1,two,3.5,12\n")
+    (source / "exp" / "train_id.txt").write_text("1,two,3.5,16\n")
     error = fails(source, tmp_path / "data")
     assert "train_id.txt: 2 entries are no whole number ('3.5', 'two')" in error
 
 
 def test_list_with_spaces_and_trailing_comma(make_tree: MakeTree) -> None:
     source = make_tree()
-    (source / "exp" / "train_id.txt").write_text("1, 2,\n3,12,\n")
-    assert {record.identity for record in check(source).splits["train"]} == {1, 2, 3, 12}
+    (source / "exp" / "train_id.txt").write_text("1, 2,\n3,16,\n")
+    assert {record.identity for record in check(source).splits["train"]} == {1, 2, 3, 16}
 
 
 @pytest.mark.parametrize(("one", "other"), [("train", "test"), ("train", "val"), ("val", "test")])
@@ -293,10 +308,10 @@ def test_identity_of_one_modality(
 ) -> None:
     source = make_tree()
     for camera in cameras:
-        shutil.rmtree(source / f"cam{camera}" / "0012")
+        shutil.rmtree(source / f"cam{camera}" / "0016")
     error = fails(source, tmp_path / "data")
     assert "\n" not in error
-    assert f"1 identity of exp/train_id.txt without {lacking} image (12); " in error
+    assert f"1 identity of exp/train_id.txt without {lacking} image (16); " in error
 
 
 def test_all_faults_at_once(make_tree: MakeTree, tmp_path: Path) -> None:
