@@ -38,9 +38,7 @@ class DataConfig:
             f"data.image_height, data.image_width: {self.image_height} x {self.image_width} is too"
             " small; the network needs at least 32 x 16 pixels",
         )
-        _check(
-            self.holdout_identities >= 0, "data.holdout_identities: must be 0 (none) or a count"
-        )
+        _check(self.holdout_identities >= 0, "data.holdout_identities: must be 0 (none) or a count")
         _check(
             self.train_on == "train+val" or self.holdout_identities == 0,
             "data.holdout_identities: only with data.train_on=train+val; with train_on=train the"

@@ -40,16 +40,16 @@ class TrainingOutput(NamedTuple):
     A branch that the configuration leaves out is None.
     """
 
-    pooled: Float[Array, "k c"]
+    pooled: Float[jax.Array, "k c"]
     """Average-pooled backbone feature, before the neck: the triplet loss and the graph read it."""
-    global_logits: Float[Array, "k y"]
-    part_logits: Float[Array, "k y"] | None
-    graph_log_probs: Float[Array, "k y"] | None
+    global_logits: Float[jax.Array, "k y"]
+    part_logits: Float[jax.Array, "k y"] | None
+    graph_log_probs: Float[jax.Array, "k y"] | None
 
 
 class Embeddings(NamedTuple):
     """What the network gives in evaluation mode, each row of unit length."""
 
-    global_feature: Float[Array, "b c"]
-    part_feature: Float[Array, "b d"] | None
+    global_feature: Float[jax.Array, "b c"]
+    part_feature: Float[jax.Array, "b d"] | None
     """None where the part attention is off; d = c, or parts * c for concatenation."""

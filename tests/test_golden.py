@@ -55,7 +55,8 @@ def relative(ours: np.ndarray, recorded: np.ndarray, floor: float = 0.0) -> floa
 
 def weights_module(folder: Path) -> ModuleType:
     spec = importlib.util.spec_from_file_location("golden_weights", folder / "golden_weights.py")
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
@@ -222,7 +223,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 @pytest.mark.parametrize("dtype", [np.float64, np.float32], ids=["float64", "float32"])
 def test_network(case_file: Path, golden_dir: Path, shared_golden: Path, dtype: type) -> None:
-    """Embeddings, training outputs, losses, gradients, coefficient, and the state after training."""
+    """Embeddings, training outputs, losses, gradients, coefficient, state after training."""
     with jax.enable_x64(dtype is np.float64):
         run = Run(case_file, shared_golden, dtype)
         run.check_embeddings(run.variables, "embeddings", "eval")

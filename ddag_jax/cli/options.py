@@ -42,7 +42,8 @@ def load_config(name: str) -> Config:
             + ", ".join(shipped)
         )
     spec = importlib.util.spec_from_file_location(f"ddag_jax_config_{path.stem}", path)
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
@@ -93,4 +94,3 @@ def _first_sentence(box: str) -> str:
     lines = [line.strip("│╭╮╰╯ ") for line in box.splitlines()[1:]]
     end = next((i for i, line in enumerate(lines) if line.startswith("─")), len(lines))
     return " ".join(lines[:end]).removeprefix("Error parsing ")
-

@@ -6,10 +6,11 @@ and everything else follow from the arrays themselves.
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
-from ddag_jax.models.resnet import ARCHITECTURES, STRIDES, Architecture
+from ddag_jax.models.resnet import ARCHITECTURES, Architecture
 
 Path = tuple[str, ...]
 
@@ -39,15 +40,13 @@ class Row:
 
     def to_pytorch(self, array: np.ndarray) -> dict[str, np.ndarray]:
         """PyTorch's arrays from ours: the inverse of `to_ours`."""
-        arrays: Sequence[np.ndarray] = array if self.stacked else [array]
+        arrays = list(array) if self.stacked else [array]
         if self.axes is not None:
             inverse = tuple(np.argsort(self.axes))
             arrays = [one.transpose(inverse) for one in arrays]
         if self.squeeze:
             arrays = [one[:, :, None, None] for one in arrays]
-        return {
-            key: np.ascontiguousarray(one) for key, one in zip(self.keys, arrays, strict=True)
-        }
+        return {key: np.ascontiguousarray(one) for key, one in zip(self.keys, arrays, strict=True)}
 
 
 _OIHW_TO_HWIO = (2, 3, 1, 0)
@@ -82,7 +81,7 @@ def stage_rows(backbone: str, prefix: str) -> list[Row]:
     architecture: Architecture = ARCHITECTURES[backbone]
     convolutions = 3 if backbone == "resnet50" else 2
     rows = []
-    for stage, (depth, stride) in enumerate(zip(architecture.depths, STRIDES, strict=True)):
+    for stage, depth in enumerate(architecture.depths):
         for block in range(depth):
             path: Path = ("two_stream", "shared", f"stage{stage + 1}_block{block}")
             key = f"{prefix}layer{stage + 1}.{block}"
@@ -136,9 +135,9 @@ def to_state_dict(variables: Mapping, rows: Sequence[Row]) -> dict[str, np.ndarr
     """PyTorch's arrays from our variables; rows whose variable is not there are left out."""
     state_dict = {}
     for row in rows:
-        level = variables
+        level: Any = variables
         for name in row.path:
-            level = level.get(name) if level is not None else None
-        if level is not None:
+            level = level.get(name, {})
+        if not isinstance(level, Mapping):
             state_dict.update(row.to_pytorch(np.asarray(level)))
     return state_dict

@@ -129,9 +129,7 @@ def train(
     with log, RunCheckpoints(folder, meta) as checkpoints:
         if state is None:
             assert restored is not None
-            state = checkpoints.restore(
-                restored, replicated_shapes(jax.eval_shape(start), mesh)
-            )
+            state = checkpoints.restore(restored, replicated_shapes(jax.eval_shape(start), mesh))
         first = int(state.step)
         batches = training_batches(
             images,
