@@ -4,7 +4,8 @@ A checkpoint is a folder of two or three items, whole or absent:
 
 ``variables``  parameters and running statistics: all that evaluation needs
 ``progress``   the rest of the train state; only in a run's checkpoints
-``meta``       JSON: what wrote it, the resolved configuration, the number of classes
+``meta``       JSON: what wrote it, the resolved configuration, the number of classes; or, of a
+               backbone converted from ImageNet, its name alone
 
 A run keeps its own under ``RUN/checkpoints/STEP``; a converted one is such a folder by itself.
 """
@@ -14,6 +15,7 @@ import json
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 from orbax.checkpoint import checkpoint_managers
@@ -50,11 +52,16 @@ def read_meta(folder: epath.PathLike) -> Meta:
     path = epath.Path(folder) / "meta" / "metadata"
     try:
         stored = json.loads(path.read_text())
-        return Meta(from_dict(stored["config"]), int(stored["classes"]), stored["version"])
+        if "backbone" not in stored:
+            return Meta(from_dict(stored["config"]), int(stored["classes"]), stored["version"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(
             f"{folder}: no checkpoint that this version ({ddag_jax.__version__}) can read: {error}"
         ) from None
+    raise InputError(
+        f"{folder}: holds a {stored['backbone']} backbone without heads, which is only to start a"
+        " training from (train.py --init)"
+    )
 
 
 def restore_variables(folder: epath.PathLike, like: Any) -> Any:
@@ -70,6 +77,20 @@ def restore_variables(folder: epath.PathLike, like: Any) -> Any:
     return _restore(_absolute(folder) / "variables", like)
 
 
+def read_variables(folder: epath.PathLike) -> dict[str, Any]:
+    """Parameters and running statistics of a checkpoint as they lie there, on the host.
+
+    Returns:
+        Nested dictionaries of NumPy arrays, whatever devices wrote them.
+    """
+    path = _absolute(folder) / "variables"
+    handler = ocp.PyTreeCheckpointHandler()
+    as_numpy = jax.tree.map(
+        lambda _: ocp.RestoreArgs(restore_type=np.ndarray), handler.metadata(path).tree
+    )
+    return handler.restore(path, args=ocp.args.PyTreeRestore(restore_args=as_numpy))
+
+
 def restore_backbone(folder: epath.PathLike, state: TrainState) -> dict[str, Any]:
     """`params` and `batch_stats` of `state` with the backbone of a checkpoint in their places.
 
@@ -78,7 +99,7 @@ def restore_backbone(folder: epath.PathLike, state: TrainState) -> dict[str, Any
     """
     path = _absolute(folder) / "variables"
     both = {name: getattr(state, name) for name in _VARIABLES}
-    stored = ocp.Checkpointer(ocp.StandardCheckpointHandler()).restore(path)
+    stored = read_variables(folder)
     found = {name: {BACKBONE: stored[name].get(BACKBONE, {})} for name in _VARIABLES}
     _compare(path, found, {name: {BACKBONE: both[name][BACKBONE]} for name in _VARIABLES})
     return {
