@@ -97,7 +97,10 @@ CHANGES: dict[str, Callable[[Path], object]] = {
         source / "cam1" / "0001" / "0003.jpg"
     ),
     "an image redrawn": lambda source: save(source / "cam1" / "0001" / "0001.jpg", "RGB", "jpeg"),
-    "another list": lambda source: (source / "exp" / "train_id.txt").write_text("1,2,3"),
+    "an identity of another list": lambda source: [
+        (source / "exp" / f"{split}_id.txt").write_text(line)
+        for split, line in (("val", "4,5,6"), ("test", "7"))
+    ],
 }
 
 
@@ -107,15 +110,16 @@ def test_another_source_is_refused_then_replaced(
 ) -> None:
     source, to = make_tree(), tmp_path / "data"
     assert call_prepare(source, to)[0] == 0
-    before = open_split(to, "sysu_mm01", (32, 16), "train")
+    before = open_split(to, "sysu_mm01", (32, 16), "train+val")
     CHANGES[change](source)
     code, out, error = call_prepare(source, to)
     assert (code, out) == (2, "")
     assert "was prepared from another source; pass --overwrite" in error
-    assert open_split(to, "sysu_mm01", (32, 16), "train").names == before.names
+    assert open_split(to, "sysu_mm01", (32, 16), "train+val").names == before.names
     assert call_prepare(source, to, "--overwrite")[0] == 0
-    after = open_split(to, "sysu_mm01", (32, 16), "train")
-    assert after.names == [record.name for record in check(source).splits["train"]]
+    after = open_split(to, "sysu_mm01", (32, 16), "train+val")
+    splits = check(source).splits
+    assert after.names == [record.name for record in splits["train"] + splits["val"]]
     assert [path.name for path in (to / "sysu_mm01" / "32x16").iterdir()] == ["1.0.0"]
 
 
