@@ -21,6 +21,11 @@ def device_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
     return Mesh(np.array(devices), (AXIS,), axis_types=(AxisType.Auto,))
 
 
+def process_share() -> dict[str, int]:
+    """Which of the processes this is, and of how many: {"process_index", "process_count"}."""
+    return {"process_index": jax.process_index(), "process_count": jax.process_count()}
+
+
 def check_divides(identities_per_batch: int, mesh: Mesh) -> None:
     """Raises InputError where identities do not divide evenly over the devices."""
     if identities_per_batch % mesh.size:
@@ -86,9 +91,7 @@ def replicate(tree: Any, mesh: Mesh) -> Any:
 def replicated_shapes(tree: Any, mesh: Mesh) -> Any:
     """`tree` of abstract arrays, each told that it lies on every device."""
     sharding = NamedSharding(mesh, _REPLICATED)
-    return jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree
-    )
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree)
 
 
 def shard(tree: Any, mesh: Mesh) -> Any:

@@ -25,7 +25,14 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
 # Annotations, those of shapes above all, are checked while the tests run. The tower lets an int
 # pass for a float, as type checkers do.
 jaxtyping.install_import_hook(
-    ["ddag_jax.evaluation", "ddag_jax.logs", "ddag_jax.models", "ddag_jax.training"],
+    [
+        "ddag_jax.evaluation",
+        "ddag_jax.logs",
+        "ddag_jax.losses",
+        "ddag_jax.models",
+        "ddag_jax.optimizer",
+        "ddag_jax.training",
+    ],
     "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))",
 )
 
@@ -65,3 +72,22 @@ def golden_dir(pytestconfig: pytest.Config) -> Path:
 @pytest.fixture(scope="session")
 def split_dir(pytestconfig: pytest.Config) -> Path:
     return _folder(pytestconfig, "--sysu-split")
+
+
+@pytest.fixture(scope="session")
+def debug_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A few rendered people, prepared at the size that the configuration `debug` wants."""
+    from ddag_jax.data.people import People, write_people
+    from ddag_jax.data.prepare import check, prepare
+
+    folder = tmp_path_factory.mktemp("debug")
+    people = People(
+        train_identities=14,
+        val_identities=6,
+        test_identities=6,
+        images_per_camera=2,
+        height=64,
+    )
+    write_people(people, folder / "people", workers=1, progress=False)
+    prepare(check(folder / "people"), folder / "data", 32, 16, overwrite=False)
+    return folder / "data"

@@ -5,6 +5,8 @@ import os
 import sys
 from pathlib import Path
 
+import absl.logging
+
 # glibc's mallopt, by its numbers in malloc.h.
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -2, -4, -8
 
@@ -18,6 +20,7 @@ def prepare() -> None:
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ddag_jax"
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache))
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
+    absl.logging.set_verbosity("error")  # orbax warns of what it takes for granted
     _keep_freed_memory()
 
 

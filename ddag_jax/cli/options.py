@@ -48,8 +48,8 @@ def load_config(name: str) -> Config:
     try:
         spec.loader.exec_module(module)
         config = module.get_config()
-    except (AttributeError, ImportError, SyntaxError, TypeError, ValueError) as error:
-        raise InputError(f"{path}: {error}") from None
+    except Exception as error:  # whatever a user's own file can raise
+        raise InputError(f"{path}: {type(error).__name__}: {error}") from None
     if not isinstance(config, Config):
         raise InputError(f"{path}: get_config() must return a ddag_jax.config.Config")
     return config

@@ -7,14 +7,17 @@ from ddag_jax.build import build_embed
 from ddag_jax.config import Config
 from ddag_jax.data.loader import ImageSource
 from ddag_jax.evaluation.embed import Modality, embed
-from ddag_jax.evaluation.protocols import Mode, Record, evaluate_sysu
+from ddag_jax.evaluation.protocols import Mode, Record, draw_sysu, evaluate_sysu
 from ddag_jax.models.ddag import DDAG
 from ddag_jax.parallel import Mesh, map_embed, shard
 from ddag_jax.typing import Embeddings
 
 
 class Evaluator:
-    """Compiled once, called with the variables of any checkpoint of the same network."""
+    """Compiled once, called with the variables of any checkpoint of the same network.
+
+    Raises `InputError` when made, not when called, where the images do not allow the protocol.
+    """
 
     def __init__(
         self,
@@ -29,6 +32,14 @@ class Evaluator:
         self._source = source
         self._modes = modes
         self._embed = map_embed(build_embed(model), mesh)
+        draw_sysu(
+            source.identities,
+            source.cameras,
+            source.names,
+            shots=self._settings.shots,
+            trials=1,
+            modes=modes,
+        )
 
     def __call__(self, variables: Any, progress: str | None = None) -> list[Record]:
         """Records of `variables`, {"params", "batch_stats"}, replicated over the mesh."""

@@ -114,6 +114,47 @@ def sysu_gallery(
     return np.array(drawn, dtype=np.int64)
 
 
+def draw_sysu(
+    identities: Int[np.ndarray, " N"],
+    cameras: Int[np.ndarray, " N"],
+    names: Sequence[str] | np.ndarray,
+    *,
+    shots: Shots,
+    trials: int,
+    modes: Sequence[Mode],
+) -> tuple[np.ndarray, dict[Mode, list[np.ndarray]]]:
+    """Indices of the queries, and of each mode's gallery in each trial.
+
+    Raises `InputError` where the images leave a mode without query or gallery, or no query of a
+    mode has a match.
+    """
+    query = sysu_query(identities, cameras, names)
+    if not len(query):
+        raise InputError(
+            f"SYSU-MM01 evaluation: none of the {len(identities)} images is of an infrared camera"
+            " (3 or 6), so there is no query"
+        )
+    galleries = {
+        mode: [
+            sysu_gallery(identities, cameras, names, mode=mode, shots=shots, trial=trial)
+            for trial in range(trials)
+        ]
+        for mode in modes
+    }
+    for mode, drawn in galleries.items():
+        if not len(drawn[0]):
+            raise InputError(
+                f"SYSU-MM01 {mode}-search: none of the {len(identities)} images is of its"
+                f" gallery's cameras {GALLERY_CAMERAS[mode]}, so this mode cannot be evaluated"
+            )
+        if not np.isin(identities[query], identities[drawn[0]]).any():
+            raise InputError(
+                f"SYSU-MM01 {mode}-search: no query's identity is in the gallery, so this mode"
+                " cannot be evaluated"
+            )
+    return query, galleries
+
+
 def evaluate_sysu(
     features: Mapping[str, Float[np.ndarray, "N d"]],
     identities: Int[np.ndarray, " N"],
@@ -131,25 +172,9 @@ def evaluate_sysu(
     Raises `InputError` where the images leave a mode without query or gallery, where no query has
     a match, and where a feature is not finite (named by its image).
     """
-    query = sysu_query(identities, cameras, names)
-    if not len(query):
-        raise InputError(
-            f"SYSU-MM01 evaluation: none of the {len(identities)} test images is of an infrared"
-            " camera (3 or 6), so there is no query"
-        )
-    galleries = {
-        mode: [
-            sysu_gallery(identities, cameras, names, mode=mode, shots=shots, trial=trial)
-            for trial in range(trials)
-        ]
-        for mode in modes
-    }
-    for mode, drawn in galleries.items():
-        if not len(drawn[0]):
-            raise InputError(
-                f"SYSU-MM01 {mode}-search: none of the {len(identities)} test images is of its"
-                f" gallery's cameras {GALLERY_CAMERAS[mode]}, so this mode cannot be evaluated"
-            )
+    query, galleries = draw_sysu(
+        identities, cameras, names, shots=shots, trials=trials, modes=modes
+    )
     for name, feature in features.items():
         broken = ~np.isfinite(feature).all(axis=1)
         if broken.any():

@@ -33,9 +33,11 @@ from ddag_jax.losses import Losses
 from ddag_jax.models.ddag import initialise
 from ddag_jax.parallel import (
     AXIS,
+    Mesh,
     check_divides,
     device_mesh,
     map_train_step,
+    process_share,
     replicate,
     replicated_shapes,
     shard,
@@ -137,8 +139,7 @@ def train(
             steps_per_epoch=per_epoch,
             first_step=first,
             last_step=total,
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
+            **process_share(),
         )
         step = map_train_step(
             build_train_step(config, model, optimizer, per_epoch), mesh, settings.mapping
@@ -163,7 +164,7 @@ def _epoch(
     state: TrainState,
     step: Step,
     batches: Iterator[Batch],
-    mesh: jax.sharding.Mesh,
+    mesh: Mesh,
     log: RunLog,
 ) -> TrainState:
     """One epoch's steps and its log."""
