@@ -2,7 +2,7 @@
 sides, since those take plain arguments."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -83,6 +83,7 @@ def build_embed(model: DDAG) -> Callable[[Any, UInt8[jax.Array, "b h w 3"], str]
     """`embed(variables, uint8 images, modality)` for one device: normalised, in evaluation mode."""
 
     def embed(variables: Any, images: UInt8[jax.Array, "b h w 3"], modality: str) -> Embeddings:
-        return model.apply(variables, normalise(images, model.dtype), modality, method="embed")
+        normalised = normalise(images, jnp.dtype(model.dtype))
+        return cast(Embeddings, model.apply(variables, normalised, modality, method="embed"))
 
     return embed

@@ -6,27 +6,28 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from ddag_jax.typing import Array as AnyArray
 from ddag_jax.typing import TrainingOutput
 
 
-def cross_entropy(logits: Float[Array, "k y"], labels: Int[Array, " k"]) -> Float[Array, ""]:
+def cross_entropy(logits: Float[AnyArray, "k y"], labels: Int[Array, " k"]) -> Float[Array, ""]:
     """Identity loss, on global logits or on part logits (Eq. 10): mean over images.
 
-    >>> float(cross_entropy(jnp.zeros((2, 4)), jnp.array([0, 3])).round(4))
+    >>> round(float(cross_entropy(jnp.zeros((2, 4)), jnp.array([0, 3]))), 4)
     1.3863
     """
     return negative_log_likelihood(jax.nn.log_softmax(logits), labels)
 
 
 def negative_log_likelihood(
-    log_probs: Float[Array, "k y"], labels: Int[Array, " k"]
+    log_probs: Float[AnyArray, "k y"], labels: Int[Array, " k"]
 ) -> Float[Array, ""]:
     """Mean over images of minus the log-probability of the right class."""
     return -jnp.take_along_axis(log_probs, labels[:, None], axis=1).mean()
 
 
 def graph_loss(
-    log_probs: Float[Array, "k y"],
+    log_probs: Float[AnyArray, "k y"],
     labels: Int[Array, " k"],
     reduction: str,
     axis_name: str | None = None,
@@ -52,7 +53,7 @@ class Triplet(NamedTuple):
 
 
 def batch_hard_triplet(
-    features: Float[Array, "k c"],
+    features: Float[AnyArray, "k c"],
     labels: Int[Array, " k"],
     margin: float,
     axis_name: str | None = None,
@@ -78,9 +79,7 @@ def batch_hard_triplet(
     same = labels[:, None] == their_labels
     positive = jnp.max(jnp.where(same, distance, -jnp.inf), axis=1)
     negative = jnp.min(jnp.where(same, jnp.inf, distance), axis=1)
-    return Triplet(
-        jax.nn.relu(margin + positive - negative).mean(), jnp.sum(negative >= positive)
-    )
+    return Triplet(jax.nn.relu(margin + positive - negative).mean(), jnp.sum(negative >= positive))
 
 
 class Losses(NamedTuple):
@@ -128,7 +127,7 @@ def ddag_losses(
 def dynamic_graph_weight(mean_without_graph: Float[Array, ""]) -> Float[Array, ""]:
     """Eq. 11: coefficient of the graph loss from the mean of L_P over the epoch before.
 
-    >>> dynamic_graph_weight(3.0)
+    >>> float(dynamic_graph_weight(jnp.array(3.0)))
     0.25
     """
     return 1 / (1 + mean_without_graph)

@@ -3,8 +3,8 @@
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, Key
-from numpy.typing import DTypeLike
 
 from ddag_jax.models.graph_attention import GraphAttention
 from ddag_jax.models.layers import BatchNorm, at_least_float32
@@ -25,9 +25,7 @@ class Classifier(nn.Module):
         kernel = self.param(
             "kernel", nn.initializers.normal(0.001), (x.shape[-1], self.classes), wide
         )
-        return jnp.dot(
-            x.astype(self.dtype), kernel.astype(self.dtype), preferred_element_type=wide
-        )
+        return jnp.dot(x.astype(self.dtype), kernel.astype(self.dtype), preferred_element_type=wide)
 
 
 class DDAG(nn.Module):

@@ -3,17 +3,15 @@
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int, Key
-from numpy.typing import DTypeLike
 
 from ddag_jax.models.layers import at_least_float32
 
 xavier = jax.nn.initializers.variance_scaling(1.414**2, "fan_avg", "uniform")
 
 
-def same_identity(
-    labels: Int[Array, " k"], neighbours: int | None = None
-) -> Bool[Array, "k k"]:
+def same_identity(labels: Int[Array, " k"], neighbours: int | None = None) -> Bool[Array, "k k"]:
     """Which nodes attend to which: those of the same label (Eq. 6), itself among them.
 
     `labels` hold the visible half first, then the infrared half. With `neighbours` (N_g of
@@ -36,9 +34,7 @@ def same_identity(
 
     # A node's order: itself 0, the other modality 1, 3, 5 ..., its own 2, 4 ...; ranks close the
     # gaps where one modality runs out before the other.
-    order = jnp.where(
-        other, 2 * place(equal & other) + 1, 2 * place(equal & ~other & ~itself) + 2
-    )
+    order = jnp.where(other, 2 * place(equal & other) + 1, 2 * place(equal & ~other & ~itself) + 2)
     order = jnp.where(equal, jnp.where(itself, 0, order), 2 * k)
     rank = jnp.argsort(jnp.argsort(order, axis=1), axis=1)
     return equal & (rank < neighbours)

@@ -6,15 +6,14 @@ lowered for that platform: a step compiled for a TPU on a CPU machine gets the T
 """
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
-from numpy.typing import DTypeLike
-
-Initializer = jax.nn.initializers.Initializer
 
 
 def at_least_float32(dtype: DTypeLike) -> jnp.dtype:
@@ -25,15 +24,12 @@ def at_least_float32(dtype: DTypeLike) -> jnp.dtype:
 # ------------------------------------------------------------------------------- convolution
 
 
-def _xla_conv(
-    x: Array, kernel: Array, stride: int, padding: int, dilate_input: int = 1, crop: int = 0
-) -> Array:
+def _xla_conv(x: Array, kernel: Array, stride: int, padding: int) -> Array:
     return jax.lax.conv_general_dilated(
         x,
         kernel,
         window_strides=(stride, stride),
-        padding=[(padding, padding + crop)] * 2,
-        lhs_dilation=(dilate_input, dilate_input),
+        padding=[(padding, padding)] * 2,
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
     )
 
@@ -87,7 +83,7 @@ def _spatial_conv_bwd(
     stride: int, padding: int, saved: tuple[Array, Array], g: Array
 ) -> tuple[Array, Array]:
     x, kernel = saved
-    static = {"kernel_shape": kernel.shape, "stride": stride, "padding": padding}
+    static: dict[str, Any] = {"kernel_shape": kernel.shape, "stride": stride, "padding": padding}
     dk = jax.lax.platform_dependent(
         x,
         g,
@@ -289,7 +285,7 @@ class BatchNorm(nn.Module):
     """
 
     use_bias: bool = True
-    scale_init: Initializer = jax.nn.initializers.ones
+    scale_init: Callable[..., Array] = jax.nn.initializers.ones
     axis_name: str | None = None
     epsilon: float = 1e-5
     momentum: float = 0.9

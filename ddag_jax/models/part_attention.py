@@ -3,8 +3,8 @@
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
-from numpy.typing import DTypeLike
 
 from ddag_jax.models.layers import BatchNorm, at_least_float32, stripe_matrix
 

@@ -2,8 +2,8 @@
 
 import flax.linen as nn
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
-from numpy.typing import DTypeLike
 
 from ddag_jax.models.layers import BatchNorm, Conv, max_pool_3x3_2
 from ddag_jax.models.resnet import Stages

@@ -17,9 +17,9 @@ from ddag_jax.typing import Batch
 Step = Callable[[TrainState, Batch], tuple[TrainState, Losses]]
 
 
-def image_keys(key: Key[Array, ""], first_slot: Int[Array, ""] | int, n: int, m: int) -> Key[
-    Array, "2 n m"
-]:
+def image_keys(
+    key: Key[Array, ""], first_slot: Int[Array, ""] | int, n: int, m: int
+) -> Key[Array, "2 n m"]:
     """A key for each image of a device's share, visible first, from (identity slot, modality,
     image slot) alone: the number of devices does not show in it."""
 
@@ -132,11 +132,10 @@ def make_train_step(
         keys = image_keys(key, device * n, n, m).reshape(2 * n * m)
         augment_keys, dropout_keys = jax.vmap(jax.random.split, out_axes=1)(keys)
         images = jnp.concatenate([batch.visible, batch.infrared]).reshape(2 * n * m, *size)
-        images = augment(images, augment_keys, padding=padding, flip=flip, dtype=model.dtype)
+        dtype = jnp.dtype(model.dtype)
+        images = augment(images, augment_keys, padding=padding, flip=flip, dtype=dtype)
         labels = jnp.tile(jnp.repeat(batch.labels, m), 2)
-        new_state, losses, _ = update(
-            state, images[: n * m], images[n * m :], labels, dropout_keys
-        )
+        new_state, losses, _ = update(state, images[: n * m], images[n * m :], labels, dropout_keys)
         return new_state, losses
 
     return train_step
