@@ -1,4 +1,4 @@
-"""`python convert_weights.py {torchvision|reference|to-reference} INPUT OUTPUT`, or `ddag-convert`."""
+"""`python convert_weights.py KIND INPUT OUTPUT`, or `ddag-convert KIND INPUT OUTPUT`."""
 
 import argparse
 import os
@@ -17,7 +17,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _convert(arguments: Sequence[str] | None) -> None:
     parser = argparse.ArgumentParser(
         prog="convert_weights.py",
-        description="Convert weights to and from PyTorch. Nothing is written unless all of it fits.",
+        description="Convert weights to and from PyTorch. Nothing is written unless all fits.",
         allow_abbrev=False,
     )
     kinds = parser.add_subparsers(dest="kind", required=True, metavar="KIND")

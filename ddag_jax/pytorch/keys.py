@@ -1,7 +1,7 @@
 """Which PyTorch key holds which of our variables, as a table: no torch here.
 
-A row names one of our variables by its path, the keys it is made of, and the axes' order. Shapes
-and everything else follow from the arrays themselves.
+A row names one of our variables by its path, the keys it is made of, and the axes' order. A layout
+is all the keys of a state dict, those that no row takes as well.
 """
 
 import dataclasses
@@ -13,6 +13,7 @@ import numpy as np
 from ddag_jax.models.resnet import ARCHITECTURES, Architecture
 
 Path = tuple[str, ...]
+Shape = tuple[int, ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -141,3 +142,109 @@ def to_state_dict(variables: Mapping, rows: Sequence[Row]) -> dict[str, np.ndarr
         if not isinstance(level, Mapping):
             state_dict.update(row.to_pytorch(np.asarray(level)))
     return state_dict
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """All that a state dict may hold."""
+
+    rows: tuple[Row, ...]
+    shapes: dict[str, Shape]
+    """Of every key in PyTorch's layout; of those that `ignored` names, where it is known."""
+    ignored: dict[str, str]
+    """Why a key goes nowhere, by key."""
+    zeros: tuple[str, ...] = ()
+    """Keys that are read and must be zero, for we have no variable there."""
+
+    @property
+    def mapped(self) -> tuple[str, ...]:
+        """The keys that our variables are made of."""
+        return tuple(key for row in self.rows for key in row.keys)
+
+
+_COUNTER = "counts steps, which a fixed momentum does not read"
+
+
+def torchvision_layout(backbone: str) -> Layout:
+    """An ImageNet ResNet's state dict, as torchvision and timm name it, for both our stems."""
+    shapes = resnet_shapes(backbone)
+    ignored = {key: _COUNTER for key in shapes if _counts(key)}
+    ignored |= dict.fromkeys(("fc.weight", "fc.bias"), "ImageNet's classes")
+    rows = [*stem_rows("visible", ""), *stem_rows("infrared", ""), *stage_rows(backbone, "")]
+    return Layout(tuple(rows), shapes, ignored)
+
+
+def reference_layout(classes: int, parts: int, heads: int, head_dim: int) -> Layout:
+    """The reference's state dict; 991 keys with its four heads."""
+    shapes: dict[str, Shape] = {}
+    ignored: dict[str, str] = {}
+    for prefix, used in (
+        ("visible_module.visible.", "stem"),
+        ("thermal_module.thermal.", "stem"),
+        ("base_resnet.base.", "stages"),
+    ):
+        for key, shape in resnet_shapes("resnet50").items():
+            shapes[prefix + key] = shape
+            if ("stages" if key.startswith("layer") else "stem") != used:
+                ignored[prefix + key] = f"of this ResNet-50 the network uses only the {used}"
+    channels = 2048
+    matrix = (channels, channels, 1, 1)
+    shapes |= _normalisation_shapes("bottleneck", channels)
+    shapes["classifier.weight"] = (classes, channels)
+    for key in ("classifier1.weight", "classifier2.weight"):
+        shapes[key] = (classes, channels)
+        ignored[key] = "a classifier that is never called"
+    shapes["wpa.gate"] = (parts,)
+    for key in ("wpa.fc1.0", "wpa.fc2", "wpa.fc3", "wpa.W.0"):
+        shapes |= {f"{key}.weight": matrix, f"{key}.bias": (channels,)}
+    shapes |= _normalisation_shapes("wpa.W.1", channels)
+    shapes |= _normalisation_shapes("wpa.bottleneck", channels)
+    for key in shapes:
+        if key.startswith("wpa.W."):
+            ignored[key] = "a layer that is never called"
+    for head in range(heads):
+        shapes[f"attention_{head}.W"] = (channels, head_dim)
+        shapes[f"attention_{head}.a"] = (2 * head_dim, 1)
+    shapes["out_att.W"], shapes["out_att.a"] = (heads * head_dim, classes), (2 * classes, 1)
+    ignored = {key: _COUNTER for key in shapes if _counts(key)} | ignored
+    zeros = ("bottleneck.bias", "wpa.bottleneck.bias")
+    ignored |= dict.fromkeys(zeros, "zero, and never trained")
+    return Layout(tuple(reference_rows(heads)), shapes, ignored, zeros)
+
+
+def _counts(key: str) -> bool:
+    return key.endswith("num_batches_tracked")
+
+
+def resnet_shapes(backbone: str) -> dict[str, Shape]:
+    """Shapes of the state dict of a ResNet without its `fc`."""
+    architecture = ARCHITECTURES[backbone]
+    shapes: dict[str, Shape] = {}
+
+    def layer(convolution: str, normalisation: str, outputs: int, inputs: int, size: int) -> None:
+        shapes[f"{convolution}.weight"] = (outputs, inputs, size, size)
+        shapes.update(_normalisation_shapes(normalisation, outputs))
+
+    layer("conv1", "bn1", 64, 3, 7)
+    channels = 64
+    for stage, depth in enumerate(architecture.depths):
+        width = 64 * 2**stage
+        outputs = width * architecture.expansion
+        bottleneck = backbone == "resnet50"
+        layers = [(width, 1), (width, 3), (outputs, 1)] if bottleneck else [(width, 3)] * 2
+        for block in range(depth):
+            key = f"layer{stage + 1}.{block}"
+            inputs = channels
+            for i, (features, size) in enumerate(layers, 1):
+                layer(f"{key}.conv{i}", f"{key}.bn{i}", features, inputs, size)
+                inputs = features
+            if channels != outputs:
+                layer(f"{key}.downsample.0", f"{key}.downsample.1", outputs, channels, 1)
+            channels = outputs
+    return shapes
+
+
+def _normalisation_shapes(key: str, channels: int) -> dict[str, Shape]:
+    variables = ("weight", "bias", "running_mean", "running_var")
+    shapes: dict[str, Shape] = {f"{key}.{variable}": (channels,) for variable in variables}
+    return {**shapes, f"{key}.num_batches_tracked": ()}

@@ -1,0 +1,283 @@
+"""Weights between PyTorch's files and our checkpoints: all of it fits, or nothing is written."""
+
+import dataclasses
+import hashlib
+import math
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from etils import epath
+
+import ddag_jax
+from ddag_jax.checkpoint import Meta, find_checkpoint, read_meta, read_variables, save_weights
+from ddag_jax.config import Config, DataConfig, ModelConfig
+from ddag_jax.errors import InputError
+from ddag_jax.pytorch.keys import (
+    Layout,
+    reference_layout,
+    to_state_dict,
+    to_variables,
+    torchvision_layout,
+)
+from ddag_jax.pytorch.reading import read_state_dict
+
+_RANKS = 20  # of the reference's `cmc`
+
+
+@dataclasses.dataclass(frozen=True)
+class Summary:
+    """What a conversion did."""
+
+    keys: int
+    """In the state dict that was read or written."""
+    mapped: int
+    """Of them, those that our variables are made of."""
+    ignored: Mapping[str, int]
+    """How many were ignored, or written as zeros, by reason."""
+    parameters: int
+    """Numbers that are trained."""
+    statistics: int
+    """Numbers that batch normalisation gathers."""
+    checksum: str
+    """SHA-256 of our variables, so the same for the same weights in whichever direction."""
+
+    def table(self, read: bool) -> str:
+        """For people; `read` tells reading a state dict from writing one."""
+        lines = [
+            ("keys read" if read else "keys written", f"{self.keys:,}"),
+            ("mapped", f"{self.mapped:,}"),
+            ("ignored" if read else "zeros", f"{sum(self.ignored.values()):,}"),
+            *((f"  {count:,}", reason) for reason, count in sorted(self.ignored.items())),
+            ("parameters", f"{self.parameters:,} and {self.statistics:,} running statistics"),
+            ("sha256", self.checksum),
+        ]
+        return "\n".join(f"{name:<14}{value}" for name, value in lines)
+
+
+def from_torchvision(source: str, destination: str, *, overwrite: bool = False) -> Summary:
+    """ImageNet weights of a ResNet-50 or -18 to a checkpoint that `train.py --init` takes.
+
+    Both stems and the shared stages are filled; it has no heads.
+
+    Args:
+        source: see `read_state_dict`; keys as torchvision and timm name them, `fc` or not.
+        destination: folder to write.
+        overwrite: replace a checkpoint there.
+
+    Raises:
+        InputError: the file cannot be read, it is another network's (every missing, unexpected and
+            misshapen key is listed), or `destination` exists.
+    """
+    output = _new_checkpoint(destination, overwrite)
+    tensors = read_state_dict(source)
+    backbone = "resnet50" if "layer1.0.conv3.weight" in tensors else "resnet18"
+    layout = torchvision_layout(backbone)
+    what = f"a {backbone} of ImageNet as torchvision and timm name it"
+    variables = to_variables(_fit(source, tensors, layout, what), layout.rows)
+    _write_checkpoint(output, variables, {"backbone": backbone, "version": ddag_jax.__version__})
+    return _summary(tensors, layout, variables)
+
+
+def from_reference(
+    source: str, destination: str, *, image_size: tuple[int, int], overwrite: bool = False
+) -> Summary:
+    """A checkpoint of the PyTorch reference to one that `evaluate.py` takes.
+
+    Classes, parts, heads and their width are read from the shapes.
+
+    Args:
+        source: see `read_state_dict`.
+        destination: folder to write.
+        image_size: height and width in pixels that it was trained at.
+        overwrite: replace a checkpoint there.
+
+    Raises:
+        InputError: the file cannot be read, it is another network's (every missing, unexpected and
+            misshapen key is listed), or `destination` exists.
+    """
+    output = _new_checkpoint(destination, overwrite)
+    tensors = read_state_dict(source)
+
+    def size(key: str, axis: int, default: int) -> int:
+        """Where the key is not there or has no such axis, _fit will say so."""
+        shape = tensors[key].shape if key in tensors else ()
+        return shape[axis] if len(shape) > axis else default
+
+    heads = sum(key.startswith("attention_") and key.endswith(".W") for key in tensors)
+    classes = size("classifier.weight", 0, 395)
+    height, width = image_size
+    try:
+        model = ModelConfig(
+            parts=size("wpa.gate", 0, 3),
+            graph_heads=heads or 4,
+            graph_head_dim=size("attention_0.W", 1, 512),
+        )
+        config = Config(data=DataConfig(image_height=height, image_width=width), model=model)
+    except ValueError as error:
+        raise InputError(f"{source}: {error}") from None
+    layout = reference_layout(classes, model.parts, model.graph_heads, model.graph_head_dim)
+    what = (
+        f"the reference's network ({classes} classes, {model.parts} parts, {model.graph_heads}"
+        f" heads of {model.graph_head_dim}, going by its shapes)"
+    )
+    variables = to_variables(_fit(source, tensors, layout, what), layout.rows)
+    _write_checkpoint(output, variables, Meta(config, classes).to_json())
+    return _summary(tensors, layout, variables)
+
+
+def to_reference(source: str, destination: str, *, overwrite: bool = False) -> Summary:
+    """Our run or checkpoint to a file that the reference's own `load_state_dict` accepts.
+
+    It holds {"net", "epoch", "cmc", "mAP"}: all 991 keys (with four heads), those that the network
+    does not use as zeros; epoch 0, so that it would train from the start, and figures of nan,
+    since a checkpoint of ours holds none. Plain numbers, for today's `torch.load` refuses NumPy's.
+
+    Args:
+        source: a run's folder (its best checkpoint) or a checkpoint.
+        destination: file to write.
+        overwrite: replace a file there.
+
+    Raises:
+        InputError: there is no checkpoint, the reference has no such network (every field that
+            it cannot have is named), or `destination` exists.
+    """
+    output = Path(destination)
+    if output.is_dir() or (output.exists() and not overwrite):
+        raise InputError(_exists(destination, replaceable=output.is_file()))
+    checkpoint = find_checkpoint(source)
+    meta = read_meta(checkpoint)
+    model = meta.config.model
+    faults = _not_in_reference(model)
+    if faults:
+        raise InputError(f"{source}: the reference cannot hold this network: {'; '.join(faults)}")
+    layout = reference_layout(meta.classes, model.parts, model.graph_heads, model.graph_head_dim)
+    variables = read_variables(checkpoint)
+    arrays = to_state_dict(variables, layout.rows)
+    found = {key: array.shape for key, array in arrays.items()}
+    needed = {key: layout.shapes[key] for key in layout.mapped}
+    if found != needed:
+        differing = sorted(k for k in needed.keys() | found.keys() if needed.get(k) != found.get(k))
+        raise InputError(f"{checkpoint}: not of its own configuration: {', '.join(differing)}")
+    net = {
+        key: torch.from_numpy(arrays[key])
+        if key in arrays
+        else torch.zeros(shape, dtype=torch.float32 if shape else torch.int64)
+        for key, shape in layout.shapes.items()
+    }
+    figures = {"epoch": 0, "cmc": [math.nan] * _RANKS, "mAP": math.nan}
+    output.parent.mkdir(parents=True, exist_ok=True)
+    temporary = output.with_name(output.name + ".tmp")
+    try:
+        torch.save({"net": net, **figures}, temporary)
+        temporary.replace(output)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return _summary(net, layout, variables)
+
+
+def _not_in_reference(model: ModelConfig) -> list[str]:
+    """The fields in which a network differs from all that the reference can be, and how."""
+    fixed = {
+        "backbone": "resnet50",
+        "width": 64,
+        "part_attention": True,
+        "part_aggregation": "weighted",
+        "part_residual": "bn",
+        "part_neck": True,
+        "graph_attention": True,
+        "graph_neighbours": None,
+    }
+    return [
+        f"model.{field} is {getattr(model, field)}, there always {value}"
+        for field, value in fixed.items()
+        if getattr(model, field) != value
+    ]
+
+
+def _fit(
+    source: str, tensors: Mapping[str, torch.Tensor], layout: Layout, what: str
+) -> dict[str, np.ndarray]:
+    """The keys that our variables are made of, as float32, or all that is wrong in one error."""
+    needed = dict.fromkeys((*layout.mapped, *layout.zeros))
+    faults = [f"missing     {key}" for key in needed if key not in tensors]
+    for key, tensor in tensors.items():
+        shape = tuple(tensor.shape)
+        if key not in layout.shapes and key not in layout.ignored:
+            faults.append(f"unexpected  {key}")
+        elif shape != layout.shapes.get(key, shape):
+            faults.append(f"misshapen   {key}: {shape} instead of {layout.shapes[key]}")
+        elif key in needed and not _is_float32(tensor):
+            faults.append(f"mistyped    {key}: {tensor.dtype}, not all of it numbers of float32")
+        elif key in layout.zeros and tensor.any():
+            faults.append(f"not zero    {key}: our network has no shift there")
+    if faults:
+        raise InputError(
+            f"{source}: not {what}; {len(faults)} keys differ, nothing was written:\n  "
+            + "\n  ".join(sorted(faults))
+        )
+    return {key: tensors[key].detach().float().numpy() for key in dict.fromkeys(layout.mapped)}
+
+
+def _is_float32(tensor: torch.Tensor) -> bool:
+    """Whether float32 holds every number of it exactly; nan is no number."""
+    if tensor.layout != torch.strided or not tensor.is_floating_point():
+        return False
+    return bool((tensor.float().to(tensor.dtype) == tensor).all())
+
+
+def _summary(
+    state_dict: Mapping[str, torch.Tensor], layout: Layout, variables: dict[str, Any]
+) -> Summary:
+    def leaves(tree: Any, path: str) -> list[tuple[str, np.ndarray]]:
+        if not isinstance(tree, Mapping):
+            return [(path, np.ascontiguousarray(tree))]
+        return [leaf for name in sorted(tree) for leaf in leaves(tree[name], f"{path}/{name}")]
+
+    digest = hashlib.sha256()
+    counts: Counter[str] = Counter()
+    for path, array in leaves(variables, ""):
+        digest.update(path.encode())
+        digest.update(array.data)
+        counts[path.split("/")[1]] += array.size
+    return Summary(
+        keys=len(state_dict),
+        mapped=len(set(layout.mapped)),
+        ignored=Counter(layout.ignored[key] for key in state_dict if key in layout.ignored),
+        parameters=counts["params"],
+        statistics=counts["batch_stats"],
+        checksum=digest.hexdigest(),
+    )
+
+
+def _new_checkpoint(destination: str, overwrite: bool) -> epath.Path:
+    """Where to write a checkpoint; raises InputError where something else stands."""
+    output = epath.Path(destination)
+    replaceable = (output / "meta").exists() and not (output / "progress").exists()
+    if output.exists() and not (overwrite and replaceable):
+        raise InputError(_exists(destination, replaceable))
+    return output
+
+
+def _exists(destination: str, replaceable: bool) -> str:
+    if replaceable:
+        return f"{destination}: exists already; replace it with --overwrite, or name another output"
+    return f"{destination}: exists already and is no earlier conversion's output; name another"
+
+
+def _write_checkpoint(output: epath.Path, variables: dict[str, Any], meta: dict[str, Any]) -> None:
+    """Beside its place first, so that an earlier one stands until this one is whole."""
+    temporary = output.with_name(output.name + ".tmp")
+    if temporary.exists():
+        temporary.rmtree()
+    try:
+        save_weights(temporary, variables, meta)
+        if output.exists():
+            output.rmtree()
+        temporary.rename(output)
+    finally:
+        if temporary.exists():
+            temporary.rmtree()
