@@ -1,0 +1,398 @@
+"""Weight conversion: exact, safe to read, all or nothing."""
+
+import dataclasses
+import os
+import pickle
+import types
+import zipfile
+
+import jax
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+
+from ddag_jax.build import build_model
+from ddag_jax.checkpoint import (
+    Meta,
+    read_meta,
+    read_variables,
+    restore_backbone,
+    restore_variables,
+    save_weights,
+)
+from ddag_jax.cli import evaluate
+from ddag_jax.cli.convert import main
+from ddag_jax.config import Config, ModelConfig
+from ddag_jax.errors import InputError
+from ddag_jax.models.ddag import DDAG, initialise
+from ddag_jax.parallel import device_mesh, replicated_shapes
+from ddag_jax.pytorch.keys import reference_layout, to_variables, torchvision_layout
+from ddag_jax.pytorch.reading import read_state_dict
+
+REFERENCE = reference_layout(classes=6, parts=4, heads=3, head_dim=8)
+FIGURES = {"epoch": 12, "cmc": np.linspace(0, 1, 20), "mAP": np.float64(0.25)}
+
+
+def filled(layout, keys):
+    """Small random numbers under `keys`; everywhere else one stored zero, spread by strides."""
+    draw = torch.Generator().manual_seed(0)
+    return {
+        key: torch.randn(shape, generator=draw)
+        if key in keys
+        else torch.zeros((), dtype=torch.float32 if shape else torch.int64).expand(shape)
+        for key, shape in layout.shapes.items()
+    }
+
+
+def assert_identical(ours, theirs):
+    assert jax.tree.structure(ours) == jax.tree.structure(theirs)
+    for one, other in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
+        one, other = np.asarray(one), np.asarray(other)
+        assert one.dtype == other.dtype == np.float32
+        assert one.shape == other.shape
+        assert one.tobytes() == other.tobytes()
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory):
+    """A checkpoint of the reference, and ours made of it by the command."""
+    folder = tmp_path_factory.mktemp("reference")
+    net = filled(REFERENCE, set(REFERENCE.mapped))
+    torch.save({"net": net, **FIGURES}, folder / "model.t")
+    command = [
+        "reference",
+        str(folder / "model.t"),
+        str(folder / "ours"),
+        "--image-size",
+        "64",
+        "32",
+    ]
+    assert main(command) == 0
+    return types.SimpleNamespace(net=net, file=folder / "model.t", ours=folder / "ours")
+
+
+@pytest.fixture(scope="module")
+def resnet18(tmp_path_factory):
+    """ImageNet weights and the checkpoint made of them, both for a ResNet-18."""
+    folder = tmp_path_factory.mktemp("resnet18")
+    layout = torchvision_layout("resnet18")
+    tensors = filled(layout, set(layout.mapped))
+    tensors |= {"fc.weight": torch.zeros(1000, 512), "fc.bias": torch.zeros(1000)}
+    torch.save(tensors, folder / "resnet18.pth")
+    assert main(["torchvision", str(folder / "resnet18.pth"), str(folder / "ours")]) == 0
+    return types.SimpleNamespace(
+        net=tensors, layout=layout, file=folder / "resnet18.pth", ours=folder / "ours"
+    )
+
+
+def test_reference_to_ours_is_exact_and_complete(reference):
+    """The very call by which evaluate.py reads it, into the network that its meta describes."""
+    meta = read_meta(reference.ours)
+    assert meta.classes == 6
+    model = meta.config.model
+    assert (model.parts, model.graph_heads, model.graph_head_dim) == (4, 3, 8)
+    assert (meta.config.data.image_height, meta.config.data.image_width) == (64, 32)
+    network = build_model(meta.config, meta.classes)
+    shapes = jax.eval_shape(lambda: initialise(network, jax.random.key(0), 64, 32))
+    one_device = device_mesh(jax.devices()[:1])
+    restored = restore_variables(reference.ours, replicated_shapes(shapes, one_device))
+    arrays = {key: tensor.numpy() for key, tensor in reference.net.items()}
+    assert_identical(restored, to_variables(arrays, REFERENCE.rows))
+
+
+def test_round_trip_is_exact(reference, tmp_path, capsys):
+    back = tmp_path / "back.t"
+    assert main(["to-reference", str(reference.ours), str(back)]) == 0
+    printed = capsys.readouterr().out
+    file = torch.load(back, weights_only=True)  # as today's PyTorch reads by default
+    assert list(file) == ["net", "epoch", "cmc", "mAP"]
+    net = file["net"]
+    assert {key: tuple(value.shape) for key, value in net.items()} == REFERENCE.shapes
+    for key, value in net.items():
+        assert value.dtype == (torch.int64 if key.endswith("tracked") else torch.float32), key
+        wanted = reference.net[key] if key in REFERENCE.mapped else torch.zeros_like(value)
+        assert torch.equal(value, wanted), key
+    assert f"keys written  {len(net)}" in printed
+    again = tmp_path / "again"
+    assert main(["reference", str(back), str(again)]) == 0
+    assert_identical(read_variables(again), read_variables(reference.ours))
+    # The checksum is of our variables, so both directions print the same one.
+    assert printed.splitlines()[-1] == capsys.readouterr().out.splitlines()[-1]
+
+
+@pytest.mark.parametrize("backbone", ["resnet18", "resnet50"])
+def test_torchvision_fills_both_stems_and_the_stages(backbone, request, tmp_path, capsys):
+    if backbone == "resnet18":
+        made = request.getfixturevalue("resnet18")
+        net, layout, ours = made.net, made.layout, made.ours
+    else:
+        layout = torchvision_layout(backbone)
+        net, ours = filled(layout, set(layout.mapped)), tmp_path / "ours"
+        safetensors.torch.save_file(
+            {f"module.{key}": tensor.contiguous() for key, tensor in net.items()},
+            tmp_path / "resnet50.safetensors",
+        )
+        assert main(["torchvision", str(tmp_path / "resnet50.safetensors"), str(ours)]) == 0
+        assert "keys read     318" in capsys.readouterr().out
+    model = DDAG(classes=3, backbone=backbone, graph_head_dim=4)
+    shapes = jax.eval_shape(lambda: initialise(model, jax.random.key(0), 32, 16))
+    fresh = jax.tree.map(lambda x: np.full(x.shape, 0.5, x.dtype), shapes)
+    restored = restore_backbone(ours, types.SimpleNamespace(**fresh))
+    arrays = {key: tensor.numpy() for key, tensor in net.items()}
+    for collection, trees in to_variables(arrays, layout.rows).items():
+        for stream in ("visible", "infrared", "shared"):
+            ours_of_it = restored[collection]["two_stream"][stream]
+            assert_identical(ours_of_it, trees["two_stream"][stream])
+        assert restored[collection]["neck"] is fresh[collection]["neck"]
+
+
+def test_a_backbone_is_not_evaluated(resnet18, capsys):
+    assert evaluate.main([str(resnet18.ours)]) == 2
+    assert "holds a resnet18 backbone without heads" in capsys.readouterr().err
+
+
+def test_the_table_says_what_became_of_every_key(resnet18, tmp_path, capsys):
+    assert main(["torchvision", str(resnet18.file), str(tmp_path / "ours")]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == f"{resnet18.file} -> {tmp_path / 'ours'}"
+    figures = dict(line.split(maxsplit=1) for line in lines[1:-1])
+    assert figures["keys"] == "read     122"
+    assert figures["mapped"] == "100"
+    assert figures["ignored"] == "22"
+    assert figures["2"] == "ImageNet's classes"
+    one = sum(
+        value.numel()
+        for key, value in resnet18.net.items()
+        if key in resnet18.layout.mapped and "running" not in key
+    )
+    stem = 64 * 3 * 7 * 7 + 2 * 64
+    assert figures["parameters"].startswith(f"{one + stem:,} and ")
+    assert len(lines[-1].split()[1]) == 64
+
+
+@pytest.mark.parametrize("enclosing", [None, "net", "state_dict", "model"])
+@pytest.mark.parametrize("prefix", ["", "module."])
+def test_state_dicts_are_found(tmp_path, enclosing, prefix):
+    tensors = {"a.weight": torch.arange(3.0), "b.num_batches_tracked": torch.tensor(2)}
+    stored = {prefix + key: value for key, value in tensors.items()}
+    torch.save({enclosing: stored, "epoch": 3} if enclosing else stored, tmp_path / "x.pth")
+    read = read_state_dict(tmp_path / "x.pth")
+    assert list(read) == list(tensors)
+    assert all(torch.equal(read[key], tensors[key]) for key in tensors)
+
+
+@pytest.mark.parametrize("module", [b"numpy.core", b"numpy._core"])
+@pytest.mark.parametrize("zipped", [True, False], ids=["zip", "before PyTorch 1.6"])
+def test_numpy_figures_are_read_under_both_names(tmp_path, module, zipped):
+    whole = {"net": {"w": torch.ones(2)}, **FIGURES, "more": np.float32(1), "n": np.int64(1)}
+    written, path = tmp_path / "written.t", tmp_path / "renamed.t"
+    torch.save(whole, written, _use_new_zipfile_serialization=zipped)
+
+    def rename(content):
+        return content.replace(b"numpy.core", module).replace(b"numpy._core", module)
+
+    if zipped:
+        with zipfile.ZipFile(written) as old, zipfile.ZipFile(path, "w") as new:
+            for name in old.namelist():
+                new.writestr(name, rename(old.read(name)))
+    else:
+        path.write_bytes(rename(written.read_bytes()))
+    assert module in path.read_bytes()
+    assert torch.equal(read_state_dict(path)["w"], torch.ones(2))
+
+
+class Hostile:
+    """Makes a folder when unpickled."""
+
+    def __init__(self, folder):
+        self.folder = folder
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.folder),)
+
+
+@pytest.mark.parametrize("form", ["zip", "before PyTorch 1.6", "plain pickle", "safetensors"])
+def test_a_hostile_file_is_refused_and_does_nothing(tmp_path, capsys, form):
+    path = tmp_path / ("model.safetensors" if form == "safetensors" else "model.t")
+    whole = {"net": {"w": torch.ones(2)}, "cmc": Hostile(tmp_path / "harm")}
+    if form in ("plain pickle", "safetensors"):
+        path.write_bytes(pickle.dumps(whole, protocol=2))
+    else:
+        torch.save(whole, path, _use_new_zipfile_serialization=form == "zip")
+    assert main(["reference", str(path), str(tmp_path / "ours")]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: {path}: refused")
+    assert len(error.splitlines()) == 1
+    assert sorted(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"", "refused"),
+        (b"PK\x03\x04 cut short", "refused"),
+        (b"\x80\x02}.", "refused"),
+        (None, "no such file"),
+    ],
+)
+def test_a_damaged_file_is_one_line(tmp_path, capsys, content, reason):
+    path = tmp_path / "model.t"
+    if content is not None:
+        path.write_bytes(content)
+    assert main(["torchvision", str(path), str(tmp_path / "ours")]) == 2
+    assert reason in capsys.readouterr().err
+    assert not (tmp_path / "ours").exists()
+
+
+@pytest.mark.parametrize("stored", [{}, [torch.ones(1)], {"net": {"w": 1.0}}, {1: torch.ones(1)}])
+def test_what_is_no_state_dict_is_refused(tmp_path, stored):
+    torch.save(stored, tmp_path / "x.pth")
+    with pytest.raises(InputError, match=r"no state dict|not tensors by name"):
+        read_state_dict(tmp_path / "x.pth")
+
+
+def faults(capsys):
+    lines = capsys.readouterr().err.splitlines()
+    return lines[0], [line.split(maxsplit=1) for line in lines[1:]]
+
+
+def test_all_that_does_not_fit_is_listed_at_once(tmp_path, capsys):
+    net = filled(REFERENCE, set())
+    del net["wpa.fc1.0.weight"], net["wpa.fc2.bias"], net["attention_1.W"], net["attention_1.a"]
+    net["extra.weight"] = torch.ones(1)
+    net["out_att.a"] = torch.ones(3, 1)
+    net["classifier1.weight"] = torch.ones(2, 2)  # ignored, but of the reference it is not
+    net["wpa.gate"] = torch.ones(4, dtype=torch.float64) / 3
+    net["bottleneck.weight"] = torch.full((2048,), torch.nan)
+    net["bottleneck.bias"] = torch.ones(2048)
+    torch.save({"net": net}, tmp_path / "model.t")
+    assert main(["reference", str(tmp_path / "model.t"), str(tmp_path / "ours")]) == 2
+    head, listed = faults(capsys)
+    assert "2 heads of 8" in head
+    kinds = {}
+    for kind, text in listed:
+        kinds.setdefault(kind, set()).add(text.split(":")[0])
+    assert kinds == {
+        "missing": {"wpa.fc1.0.weight", "wpa.fc2.bias", "attention_1.W", "attention_1.a"},
+        "unexpected": {"extra.weight", "attention_2.W", "attention_2.a"},
+        "misshapen": {"out_att.W", "out_att.a", "classifier1.weight"},
+        "mistyped": {"wpa.gate", "bottleneck.weight"},
+        "not": {"zero    bottleneck.bias"},
+    }
+    assert f"{len(listed)} keys differ" in head
+    assert not (tmp_path / "ours").exists()
+
+
+def test_missing_keys_that_are_not_used_do_not_matter(tmp_path, capsys):
+    """Files of PyTorch before 0.4.1 count no steps."""
+    layout = torchvision_layout("resnet18")
+    net = filled(layout, set())
+    net = {key: value for key, value in net.items() if not key.endswith("tracked")}
+    net["conv1.weight"] = torch.full((64, 3, 7, 7), 1.5, dtype=torch.float16)
+    torch.save(net, tmp_path / "x.pth")
+    assert main(["torchvision", str(tmp_path / "x.pth"), str(tmp_path / "ours")]) == 0
+    kernel = read_variables(tmp_path / "ours")["params"]["two_stream"]["infrared"]["conv1"][
+        "kernel"
+    ]
+    assert kernel.dtype == np.float32
+    assert np.all(kernel == 1.5)
+
+
+def test_another_network_of_the_same_kind_is_refused(tmp_path, capsys):
+    """Half the width has all the names; the wrong kind of file has none."""
+    layout = torchvision_layout("resnet18")
+    net = {
+        key: torch.zeros([n if n == 3 or n == 7 else n // 2 for n in shape])
+        for key, shape in layout.shapes.items()
+    }
+    torch.save(net, tmp_path / "x.pth")
+    assert main(["torchvision", str(tmp_path / "x.pth"), str(tmp_path / "ours")]) == 2
+    _, listed = faults(capsys)
+    assert {kind for kind, _ in listed} == {"misshapen"}
+    assert "conv1.weight: (32, 3, 7, 7) instead of (64, 3, 7, 7)" in [text for _, text in listed]
+
+
+def test_an_existing_checkpoint_stays_unless_overwritten(resnet18, tmp_path, capsys):
+    output = tmp_path / "ours"
+    save_weights(output, {"params": {"old": np.zeros(1)}}, {"backbone": "resnet18"})
+    assert main(["torchvision", str(resnet18.file), str(output)]) == 2
+    assert "--overwrite" in capsys.readouterr().err
+    assert main(["torchvision", str(tmp_path / "none.pth"), str(output), "--overwrite"]) == 2
+    assert list(read_variables(output)["params"]) == ["old"]
+    assert main(["torchvision", str(resnet18.file), str(output), "--overwrite"]) == 0
+    assert list(read_variables(output)["params"]) == ["two_stream"]
+    assert list(tmp_path.iterdir()) == [output]
+
+
+@pytest.mark.parametrize("inside", ["thesis.txt", "checkpoints", "meta progress"])
+def test_overwrite_replaces_nothing_but_a_conversion(resnet18, tmp_path, capsys, inside):
+    for name in inside.split():
+        (tmp_path / "mine" / name).mkdir(parents=True)
+    command = ["torchvision", str(resnet18.file), str(tmp_path / "mine"), "--overwrite"]
+    assert main(command) == 2
+    assert "no earlier conversion's output" in capsys.readouterr().err
+    assert {path.name for path in (tmp_path / "mine").iterdir()} == set(inside.split())
+
+
+def test_an_interrupted_writing_leaves_the_old_one(resnet18, tmp_path, monkeypatch):
+    output = tmp_path / "ours"
+    save_weights(output, {"params": {"old": np.zeros(1)}}, {"backbone": "resnet18"})
+
+    def interrupted(folder, variables, meta):
+        folder.mkdir()
+        raise OSError("no space left")
+
+    monkeypatch.setattr("ddag_jax.pytorch.convert.save_weights", interrupted)
+    with pytest.raises(OSError, match="no space left"):
+        main(["torchvision", str(resnet18.file), str(output), "--overwrite"])
+    assert list(read_variables(output)["params"]) == ["old"]
+    assert list(tmp_path.iterdir()) == [output]
+
+
+def test_an_existing_file_stays_unless_overwritten(reference, tmp_path, capsys):
+    output = tmp_path / "model.t"
+    output.write_text("mine")
+    assert main(["to-reference", str(reference.ours), str(output)]) == 2
+    assert "--overwrite" in capsys.readouterr().err
+    assert main(["to-reference", str(tmp_path), str(output), "--overwrite"]) == 2
+    assert output.read_text() == "mine"
+    assert main(["to-reference", str(reference.ours), str(tmp_path), "--overwrite"]) == 2
+    assert list(tmp_path.iterdir()) == [output]
+
+
+REFUSED = {
+    "backbone": "resnet18",
+    "width": 32,
+    "part_attention": False,
+    "part_aggregation": "average",
+    "part_residual": "plain",
+    "part_neck": False,
+    "graph_attention": False,
+    "graph_neighbours": 1,
+}
+
+
+@pytest.mark.parametrize("fields", [*([field] for field in REFUSED), list(REFUSED)], ids="-".join)
+def test_what_the_reference_cannot_hold_is_refused_by_name(tmp_path, capsys, fields):
+    model = ModelConfig(**{field: REFUSED[field] for field in fields})
+    save_weights(tmp_path / "ours", {"params": {}}, Meta(Config(model=model), 5).to_json())
+    assert main(["to-reference", str(tmp_path / "ours"), str(tmp_path / "model.t")]) == 2
+    error = capsys.readouterr().err
+    for field in REFUSED:
+        assert (f"model.{field} is {REFUSED[field]}" in error) == (field in fields)
+    assert not (tmp_path / "model.t").exists()
+
+
+def test_a_checkpoint_of_other_variables_than_it_says_is_refused(reference, tmp_path, capsys):
+    meta = read_meta(reference.ours)
+    more = dataclasses.replace(meta.config.model, graph_head_dim=9)
+    meta = dataclasses.replace(meta, config=dataclasses.replace(meta.config, model=more))
+    some = read_variables(reference.ours)
+    some["params"] = {"cgsa": some["params"]["cgsa"]}
+    save_weights(tmp_path / "ours", some, meta.to_json())
+    assert main(["to-reference", str(tmp_path / "ours"), str(tmp_path / "model.t")]) == 2
+    error = capsys.readouterr().err
+    assert "attention_2.W" in error
+    assert "classifier.weight" in error
+    assert "attention_3" not in error
