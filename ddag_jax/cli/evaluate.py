@@ -21,7 +21,7 @@ def _evaluate(arguments: Sequence[str] | None) -> None:
     parser = argparse.ArgumentParser(
         prog="evaluate.py",
         description="Judge a run by SYSU-MM01's protocol: all-search and indoor-search. Writes"
-        " evaluation.json into its folder.",
+        " evaluation.json and ranked_lists.png into its folder.",
         epilog="The configuration is the checkpoint's; --data.dir and the fields of evaluation"
         " (--evaluation.shots multi) may be given anew.",
         allow_abbrev=False,
@@ -41,10 +41,11 @@ def _evaluate(arguments: Sequence[str] | None) -> None:
     from ddag_jax.checkpoint import find_checkpoint, read_meta, restore_variables
     from ddag_jax.config import differences
     from ddag_jax.data.loader import open_split
-    from ddag_jax.evaluation.evaluator import Evaluator
+    from ddag_jax.evaluation.evaluator import Evaluator, reported_feature
     from ddag_jax.evaluation.protocols import Record, format_table
     from ddag_jax.models.ddag import initialise
     from ddag_jax.parallel import device_mesh, replicate, replicated_shapes
+    from ddag_jax.report.ranked_lists import ranked_lists
 
     checkpoint = find_checkpoint(options.run)
     meta = read_meta(checkpoint)
@@ -66,14 +67,25 @@ def _evaluate(arguments: Sequence[str] | None) -> None:
 
     untrained: list[Record] = []
     if options.untrained:
-        untrained = evaluator(replicate(fresh(), mesh), progress="untrained network")
+        start = replicate(fresh(), mesh)
+        untrained = evaluator.judge(evaluator.embed(start, progress="untrained network"))
     abstract = replicated_shapes(jax.eval_shape(fresh), mesh)
-    records = evaluator(restore_variables(checkpoint, abstract), progress="embedding")
+    features = evaluator.embed(restore_variables(checkpoint, abstract), progress="embedding")
+    records = evaluator.judge(features)
     print(format_table(records, str(checkpoint), untrained))
     folder = epath.Path(options.run)
     _write(folder / "evaluation.json", records)
     if untrained:
         _write(folder / "evaluation_untrained.json", untrained)
+    picture = ranked_lists(
+        features[reported_feature(config)],
+        source.identities,
+        source.cameras,
+        source.names,
+        source.images,
+    )
+    with (folder / "ranked_lists.png").open("wb") as file:
+        picture.save(file, "png")
 
 
 def _write(path: epath.Path, records: Sequence[object]) -> None:

@@ -13,7 +13,7 @@ import tyro
 from etils import epath
 
 from ddag_jax.data.images import unreadable_images
-from ddag_jax.data.people import People, write_people
+from ddag_jax.data.people import People, contact_sheet, write_people
 from ddag_jax.data.sysu_mm01 import ImageSize, SysuMm01
 from ddag_jax.data.sysu_mm01.layout import Layout, inspect, raise_faults, read_layout
 from ddag_jax.errors import InputError
@@ -106,11 +106,16 @@ class PeopleCommand:
     people: tyro.conf.OmitArgPrefixes[People] = dataclasses.field(default_factory=People)
     workers: int | None = None
     """Processes; by default as many as there are cores."""
+    sheet: str | None = None
+    """Also write a picture of the first eight people, two images of each camera, to this file."""
 
     def run(self) -> None:
         """Writes the folder."""
         write_people(self.people, self.to, self.workers)
         print(f"wrote {self.to}")
+        if self.sheet is not None:
+            contact_sheet(self.people, range(1, 9), images=2).save(self.sheet)
+            print(f"wrote {self.sheet}")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 from ddag_jax.build import build_embed
 from ddag_jax.config import Config
 from ddag_jax.data.loader import ImageSource
@@ -41,20 +43,25 @@ class Evaluator:
             modes=modes,
         )
 
-    def __call__(self, variables: Any, progress: str | None = None) -> list[Record]:
-        """Records of `variables`, {"params", "batch_stats"}, replicated over the mesh."""
+    def embed(self, variables: Any, progress: str | None = None) -> dict[str, np.ndarray]:
+        """Features "global" and, where P is on, "part", float32 [images, d], of `variables`,
+        {"params", "batch_stats"}, replicated over the mesh."""
 
         def embed_batch(images: Any, modality: Modality) -> Embeddings:
             return self._embed(variables, shard(images, self._mesh), modality)
 
         source, size = self._source, self._mesh.size
-        features = embed(
+        return embed(
             embed_batch,
             source.images,
             source.infrared,
             -(-self._settings.batch_size // size) * size,
             progress,
         )
+
+    def judge(self, features: dict[str, np.ndarray]) -> list[Record]:
+        """The protocol's records of such features."""
+        source = self._source
         return evaluate_sysu(
             features,
             source.identities,

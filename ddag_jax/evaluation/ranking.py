@@ -19,7 +19,7 @@ no figure.
 from typing import Literal, NamedTuple
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
 from ddag_jax.errors import InputError
 
@@ -43,6 +43,13 @@ class Metrics(NamedTuple):
     """Mean over queries of (images to find) / (place of the last one found)."""
     queries: int
     """Queries that have something to find."""
+
+
+def skipped_by_sysu(
+    query_cameras: Int[np.ndarray, " q"], gallery_cameras: Int[np.ndarray, " g"]
+) -> Bool[np.ndarray, "q g"]:
+    """Gallery images that a query does not see: those of camera 2, for a query of camera 3."""
+    return (query_cameras[:, None] == 3) & (gallery_cameras == 2)
 
 
 def rank(
@@ -129,7 +136,7 @@ def rank_distances(
         found = gallery_ids == query_ids[chunk, None]
         distance = distances[chunk]
         if camera_rule == "sysu":
-            skipped = (query_cameras[chunk, None] == 3) & (gallery_cameras == 2)
+            skipped = skipped_by_sysu(query_cameras[chunk], gallery_cameras)
             found &= ~skipped
             # Last of all: the places of the others are as if these were not there.
             distance = np.where(skipped, np.inf, distance)

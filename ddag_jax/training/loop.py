@@ -47,7 +47,14 @@ from ddag_jax.training.step import Step
 from ddag_jax.typing import Batch
 
 _RUN_FILES = frozenset(
-    {"checkpoints", "log.jsonl", "tensorboard", "evaluation.json", "evaluation_untrained.json"}
+    {
+        "checkpoints",
+        "log.jsonl",
+        "tensorboard",
+        "evaluation.json",
+        "evaluation_untrained.json",
+        "ranked_lists.png",
+    }
 )
 
 
@@ -150,7 +157,8 @@ def train(
             score = None
             if (epoch + 1) % settings.eval_every == 0 or done == total:
                 variables = {"params": state.params, "batch_stats": state.batch_stats}
-                records = evaluator(variables, progress=f"epoch {epoch}: embedding")
+                features = evaluator.embed(variables, progress=f"epoch {epoch}: embedding")
+                records = evaluator.judge(features)
                 log.evaluation(done, epoch, split, records)
                 if split == "held_out":
                     score = selection_figure(records, reported_feature(config))
