@@ -17,6 +17,7 @@ from ddag_jax.checkpoint import Meta, find_checkpoint, read_meta, read_variables
 from ddag_jax.config import Config, DataConfig, ModelConfig
 from ddag_jax.errors import InputError
 from ddag_jax.pytorch.keys import (
+    Dimensions,
     Layout,
     reference_layout,
     to_state_dict,
@@ -102,30 +103,24 @@ def from_reference(
     output = _new_checkpoint(destination, overwrite)
     tensors = read_state_dict(source)
 
-    def size(key: str, axis: int, default: int) -> int:
-        """Where the key is not there or has no such axis, _fit will say so."""
-        shape = tensors[key].shape if key in tensors else ()
-        return shape[axis] if len(shape) > axis else default
-
-    heads = sum(key.startswith("attention_") and key.endswith(".W") for key in tensors)
-    classes = size("classifier.weight", 0, 395)
+    dimensions = Dimensions.of(tensors)
     height, width = image_size
     try:
         model = ModelConfig(
-            parts=size("wpa.gate", 0, 3),
-            graph_heads=heads or 4,
-            graph_head_dim=size("attention_0.W", 1, 512),
+            parts=dimensions.parts,
+            graph_heads=dimensions.heads,
+            graph_head_dim=dimensions.head_dim,
         )
         config = Config(data=DataConfig(image_height=height, image_width=width), model=model)
     except ValueError as error:
         raise InputError(f"{source}: {error}") from None
-    layout = reference_layout(classes, model.parts, model.graph_heads, model.graph_head_dim)
+    layout = reference_layout(dimensions)
     what = (
-        f"the reference's network ({classes} classes, {model.parts} parts, {model.graph_heads}"
-        f" heads of {model.graph_head_dim}, going by its shapes)"
+        f"the reference's network ({dimensions.classes} classes, {dimensions.parts} parts,"
+        f" {dimensions.heads} heads of {dimensions.head_dim}, going by its shapes)"
     )
     variables = to_variables(_fit(source, tensors, layout, what), layout.rows)
-    _write_checkpoint(output, variables, Meta(config, classes).to_json())
+    _write_checkpoint(output, variables, Meta(config, dimensions.classes).to_json())
     return _summary(tensors, layout, variables)
 
 
@@ -154,7 +149,9 @@ def to_reference(source: str, destination: str, *, overwrite: bool = False) -> S
     faults = _not_in_reference(model)
     if faults:
         raise InputError(f"{source}: the reference cannot hold this network: {'; '.join(faults)}")
-    layout = reference_layout(meta.classes, model.parts, model.graph_heads, model.graph_head_dim)
+    layout = reference_layout(
+        Dimensions(meta.classes, model.parts, model.graph_heads, model.graph_head_dim)
+    )
     variables = read_variables(checkpoint)
     arrays = to_state_dict(variables, layout.rows)
     found = {key: array.shape for key, array in arrays.items()}

@@ -6,7 +6,7 @@ is all the keys of a state dict, those that no row takes as well.
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -144,6 +144,37 @@ def to_state_dict(variables: Mapping, rows: Sequence[Row]) -> dict[str, np.ndarr
     return state_dict
 
 
+class _HasShape(Protocol):
+    @property
+    def shape(self) -> Sequence[int]: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Dimensions:
+    """What may differ between two networks of the reference; the defaults are its own."""
+
+    classes: int = 395
+    parts: int = 3
+    heads: int = 4
+    head_dim: int = 512
+
+    @classmethod
+    def of(cls, state_dict: Mapping[str, _HasShape]) -> "Dimensions":
+        """Those of a state dict, by its shapes; the default where a key is not there."""
+
+        def size(key: str, axis: int, default: int) -> int:
+            shape = state_dict[key].shape if key in state_dict else ()
+            return shape[axis] if len(shape) > axis else default
+
+        heads = sum(key.startswith("attention_") and key.endswith(".W") for key in state_dict)
+        return cls(
+            classes=size("classifier.weight", 0, cls.classes),
+            parts=size("wpa.gate", 0, cls.parts),
+            heads=heads or cls.heads,
+            head_dim=size("attention_0.W", 1, cls.head_dim),
+        )
+
+
 @dataclasses.dataclass(frozen=True)
 class Layout:
     """All that a state dict may hold."""
@@ -174,8 +205,9 @@ def torchvision_layout(backbone: str) -> Layout:
     return Layout(tuple(rows), shapes, ignored)
 
 
-def reference_layout(classes: int, parts: int, heads: int, head_dim: int) -> Layout:
+def reference_layout(dimensions: Dimensions) -> Layout:
     """The reference's state dict; 991 keys with its four heads."""
+    classes, heads, head_dim = dimensions.classes, dimensions.heads, dimensions.head_dim
     shapes: dict[str, Shape] = {}
     ignored: dict[str, str] = {}
     for prefix, used in (
@@ -194,7 +226,7 @@ def reference_layout(classes: int, parts: int, heads: int, head_dim: int) -> Lay
     for key in ("classifier1.weight", "classifier2.weight"):
         shapes[key] = (classes, channels)
         ignored[key] = "a classifier that is never called"
-    shapes["wpa.gate"] = (parts,)
+    shapes["wpa.gate"] = (dimensions.parts,)
     for key in ("wpa.fc1.0", "wpa.fc2", "wpa.fc3", "wpa.W.0"):
         shapes |= {f"{key}.weight": matrix, f"{key}.bias": (channels,)}
     shapes |= _normalisation_shapes("wpa.W.1", channels)

@@ -27,10 +27,10 @@ from ddag_jax.config import Config, ModelConfig
 from ddag_jax.errors import InputError
 from ddag_jax.models.ddag import DDAG, initialise
 from ddag_jax.parallel import device_mesh, replicated_shapes
-from ddag_jax.pytorch.keys import reference_layout, to_variables, torchvision_layout
+from ddag_jax.pytorch.keys import Dimensions, reference_layout, to_variables, torchvision_layout
 from ddag_jax.pytorch.reading import read_state_dict
 
-REFERENCE = reference_layout(classes=6, parts=4, heads=3, head_dim=8)
+REFERENCE = reference_layout(Dimensions(classes=6, parts=4, heads=3, head_dim=8))
 FIGURES = {"epoch": 12, "cmc": np.linspace(0, 1, 20), "mAP": np.float64(0.25)}
 
 

@@ -7,20 +7,20 @@ import numpy as np
 import pytest
 
 from ddag_jax.models.ddag import DDAG, initialise
-from ddag_jax.pytorch.keys import reference_layout, to_variables, torchvision_layout
+from ddag_jax.pytorch.keys import Dimensions, reference_layout, to_variables, torchvision_layout
 
-SMALL = {"classes": 5, "parts": 4, "heads": 2, "head_dim": 16}
+SMALL = Dimensions(classes=5, parts=4, heads=2, head_dim=16)
 
 
 def test_the_reference_has_these_991_keys(golden_dir):
     recorded = json.loads((golden_dir / "state_dict_shapes.json").read_text())
-    layout = reference_layout(classes=395, parts=3, heads=4, head_dim=512)
+    layout = reference_layout(Dimensions())
     assert layout.shapes == {key: tuple(shape) for key, shape in recorded.items()}
     assert len(layout.shapes) == 991
 
 
 LAYOUTS = {
-    "reference": reference_layout(**SMALL),
+    "reference": reference_layout(SMALL),
     "resnet50": torchvision_layout("resnet50"),
     "resnet18": torchvision_layout("resnet18"),
 }

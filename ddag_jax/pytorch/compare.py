@@ -1,0 +1,140 @@
+"""`python -m ddag_jax.pytorch.compare --reference CHECKOUT`: the PyTorch reference and we, side by
+side on one batch."""
+
+import argparse
+import sys
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ddag_jax.cli import environment
+from ddag_jax.cli.main import run
+from ddag_jax.errors import InputError
+
+if TYPE_CHECKING:
+    from ddag_jax.pytorch.side_by_side import Difference
+    from ddag_jax.typing import Batch
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Compares; the exit code is 0, 1 where a bound is exceeded, 2 where the input is at fault."""
+    return run(lambda: _compare(arguments))
+
+
+def _compare(arguments: Sequence[str] | None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m ddag_jax.pytorch.compare",
+        description="Run one batch through the authors' PyTorch code and through ours: outputs,"
+        " losses and gradients in float64, then images a second in float32.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--reference", required=True, help="a checkout of the authors' code")
+    parser.add_argument(
+        "--weights",
+        help="a checkpoint of the reference (see convert_weights.py to-reference); without it the"
+        " network is as it initialises itself",
+    )
+    parser.add_argument(
+        "--images",
+        default="random",
+        metavar="FOLDER",
+        help="images in the layout of SYSU-MM01 (camC/IDENTITY/*.jpg), or random (default)",
+    )
+    parser.add_argument(
+        "--image-size", nargs=2, type=int, default=(288, 144), metavar=("HEIGHT", "WIDTH")
+    )
+    parser.add_argument(
+        "--batch",
+        nargs=2,
+        type=int,
+        default=(4, 2),
+        metavar=("N", "M"),
+        help="identities, and images of each in each modality (default: 4 2; published: 8 4)",
+    )
+    options = parser.parse_args(arguments)
+    (n, m), (height, width) = options.batch, options.image_size
+    if n < 2 or m < 1 or height < 32 or width < 16:
+        raise InputError("--batch needs at least 2 1, --image-size at least 32 16")
+
+    environment.prepare()
+    from ddag_jax.pytorch import side_by_side
+    from ddag_jax.pytorch.reference import Reference
+
+    reference = Reference(options.reference, options.weights)
+    if options.images == "random":
+        batch = side_by_side.random_batch(n, m, height, width)
+    else:
+        batch = _read_batch(Path(options.images), n, m, height, width)
+    if n > reference.dimensions.classes:
+        raise InputError(f"--batch: the weights know {reference.dimensions.classes} identities")
+    differences = side_by_side.differences(reference, batch)
+    print(_table(differences, side_by_side.BOUNDS))
+    print()
+    print(side_by_side.devices(reference))
+    print(f"{'images/s, float32':<24}{'PyTorch':>12}{'JAX':>12}{'ratio':>9}")
+    for speed in side_by_side.speeds(reference, batch):
+        ratio = speed.ours / speed.theirs
+        print(f"{speed.what:<24}{speed.theirs:>12.1f}{speed.ours:>12.1f}{ratio:>9.2f}")
+    exceeded = sum(not difference.same for difference in differences)
+    if exceeded:
+        print(f"{exceeded} of {len(differences)} exceed their bound", file=sys.stderr)
+    return min(exceeded, 1)
+
+
+def _table(differences: "Sequence[Difference]", bounds: dict[str, float]) -> str:
+    """Every array with its difference and verdict, then the largest of each kind."""
+    width = max(len(difference.name) for difference in differences)
+    header = f"{'float64':<20}{'':<{width}}{'difference':>12}{'bound':>8}"
+    lines = [header]
+    kinds = defaultdict(list)
+    for d in differences:
+        kinds[d.kind].append(d)
+        verdict = "same" if d.same else "DIFFERS"
+        lines.append(
+            f"{d.kind:<20}{d.name:<{width}}{d.relative:>12.1e}{bounds[d.kind]:>8.0e}  {verdict}"
+        )
+    lines += ["", header]
+    for kind, members in kinds.items():
+        largest = max(d.relative if d.relative == d.relative else np.inf for d in members)
+        same = sum(d.same for d in members)
+        verdict = f"{same} of {len(members)} same"
+        lines.append(
+            f"{kind:<20}{'largest':<{width}}{largest:>12.1e}{bounds[kind]:>8.0e}  {verdict}"
+        )
+    return "\n".join(lines)
+
+
+def _read_batch(folder: Path, n: int, m: int, height: int, width: int) -> "Batch":
+    """The first `n` identities with `m` images in each modality."""
+    from ddag_jax.data.images import SUFFIXES, read_image
+    from ddag_jax.data.sysu_mm01.layout import INFRARED_CAMERAS
+    from ddag_jax.typing import Batch
+
+    images: dict[str, tuple[list[Path], list[Path]]] = defaultdict(lambda: ([], []))
+    for path in sorted(folder.glob("cam[1-6]/*/*")):
+        if path.suffix.lower() in SUFFIXES:
+            infrared = int(path.parts[-3][3:]) in INFRARED_CAMERAS
+            images[path.parent.name][infrared].append(path)
+    enough = [pair for _, pair in sorted(images.items()) if min(map(len, pair)) >= m][:n]
+    if len(enough) < n:
+        raise InputError(
+            f"{folder}: {len(enough)} identities have {m} images in each modality, --batch asks"
+            f" for {n}; the folder must be laid out as SYSU-MM01 (camC/IDENTITY/*.jpg)"
+        )
+
+    def read(modality: int) -> np.ndarray:
+        return np.stack(
+            [
+                np.stack([read_image(path, height, width) for path in pair[modality][:m]])
+                for pair in enough
+            ]
+        )
+
+    return Batch(read(0), read(1), np.arange(n, dtype=np.int32))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,249 @@
+"""One batch through the reference and through our network: what differs, and who is faster."""
+
+import dataclasses
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import torch
+from jaxtyping import Int, UInt8
+
+from ddag_jax.build import build_embed, build_model, build_optimizer, build_train_step
+from ddag_jax.config import Config, ModelConfig
+from ddag_jax.data.augment import normalise
+from ddag_jax.parallel import device_mesh, map_embed, map_train_step, replicate, shard
+from ddag_jax.pytorch.keys import Row, reference_rows, to_state_dict, to_variables
+from ddag_jax.pytorch.reference import Reference, to_numpy
+from ddag_jax.training.state import TrainState, new_state
+from ddag_jax.training.step import make_update
+from ddag_jax.typing import Batch
+
+BOUNDS = {
+    "embedding": 1e-11,
+    "training output": 1e-11,
+    "loss": 1e-11,
+    "running statistic": 1e-10,
+    "gradient": 1e-7,
+}
+"""Relative, in float64. Summation in another order alone gives 1e-13, and 1e-9 in gradients."""
+GRAPH_WEIGHT = 0.25  # any but 0, so that the graph branch has gradients
+GRADIENT_FLOOR = 1e-6  # of the largest norm: some gradients are zero but for rounding
+_SECONDS, _RUNS = 5.0, 3  # each side is timed for at least so long and so often
+
+
+@dataclasses.dataclass(frozen=True)
+class Difference:
+    """One array, theirs and ours."""
+
+    kind: str
+    """A key of BOUNDS."""
+    name: str
+    relative: float
+    """Norm of the difference over the reference's; inf where one of the two does not have it."""
+
+    @property
+    def same(self) -> bool:
+        """Whether it keeps its bound; nan does not."""
+        return self.relative <= BOUNDS[self.kind]
+
+
+@dataclasses.dataclass(frozen=True)
+class Speed:
+    """Images a second in float32."""
+
+    what: str
+    theirs: float
+    ours: float
+
+
+def our_network(reference: Reference) -> tuple[Config, dict[str, Any], list[Row]]:
+    """Configuration, variables (on the host, in its dtype) and keys of the reference's network."""
+    dimensions, state_dict = reference.dimensions, reference.state_dict()
+    config = Config(
+        model=ModelConfig(
+            width=len(state_dict["visible_module.visible.conv1.weight"]),
+            parts=dimensions.parts,
+            graph_heads=dimensions.heads,
+            graph_head_dim=dimensions.head_dim,
+            graph_dropout=0.0,
+        )
+    )
+    rows = reference_rows(dimensions.heads)
+    return config, to_variables(state_dict, rows), rows
+
+
+def differences(reference: Reference, batch: Batch) -> list[Difference]:
+    """Embeddings, training outputs, losses, running statistics and gradients of both in float64."""
+    reference.to(torch.float64)
+    with jax.enable_x64():
+        config, variables, rows = our_network(reference)
+        size = batch.visible.shape[2:]
+        images = {
+            "visible": normalise(jnp.asarray(batch.visible).reshape(-1, *size), jnp.float64),
+            "infrared": normalise(jnp.asarray(batch.infrared).reshape(-1, *size), jnp.float64),
+        }
+        return _differences(reference, config, variables, rows, images, _labels(batch))
+
+
+def _differences(
+    reference: Reference,
+    config: Config,
+    variables: dict[str, Any],
+    rows: list[Row],
+    images: Mapping[str, jax.Array],
+    labels: np.ndarray,
+) -> list[Difference]:
+    model = build_model(config, reference.dimensions.classes).clone(dtype=jnp.float64)
+    found = []
+
+    def compare(
+        kind: str, theirs: Mapping[str, Any], ours: Mapping[str, Any], floor: float = 0.0
+    ) -> None:
+        for name in dict.fromkeys((*theirs, *ours)):
+            relative = np.inf
+            if name in theirs and name in ours:
+                relative = _relative(np.asarray(theirs[name]), np.asarray(ours[name]), floor)
+            found.append(Difference(kind, name, relative))
+
+    embed = jax.jit(
+        lambda images, modality: model.apply(variables, images, modality, method="embed"),
+        static_argnums=1,
+    )
+    for modality, some in images.items():
+        theirs = reference.embed(np.asarray(some), modality)
+        features = embed(some, modality)
+        ours = {"global": features.global_feature, "part": features.part_feature}
+        compare(
+            "embedding",
+            {f"{modality}/{name}": feature for name, feature in theirs.items()},
+            {f"{modality}/{name}": feature for name, feature in ours.items()},
+        )
+
+    loss = config.loss
+    visible, infrared = np.asarray(images["visible"]), np.asarray(images["infrared"])
+    step = reference.training_step(visible, infrared, labels, GRAPH_WEIGHT, loss.margin)
+    outputs, losses = map(to_numpy, step())
+    optimizer = build_optimizer(config, steps_per_epoch=1)
+    update = make_update(
+        model,
+        optimizer,
+        margin=loss.margin,
+        graph_reduction=loss.graph_reduction,
+        dynamic_weight=False,
+        steps_per_epoch=1,
+    )
+
+    @jax.jit
+    def our_step(state: TrainState, *batch: jax.Array) -> tuple[Any, ...]:
+        variables = {"params": state.params, "batch_stats": state.batch_stats}
+        output, _ = model.apply(variables, *batch, None, mutable=["batch_stats"])
+        return output, *update(state, *batch, None)
+
+    state = new_state(variables, optimizer, graph_weight=GRAPH_WEIGHT, seed=0)
+    output, state, ours_losses, gradients = our_step(state, visible, infrared, labels)
+    compare("training output", outputs, output._asdict())
+    compare("loss", losses, {name: getattr(ours_losses, name) for name in losses})
+    ours_statistics = to_state_dict({"batch_stats": state.batch_stats}, rows)
+    after = reference.state_dict()
+    compare("running statistic", {key: after[key] for key in ours_statistics}, ours_statistics)
+    theirs_gradients = reference.gradients()
+    largest = max(float(np.linalg.norm(gradient)) for gradient in theirs_gradients.values())
+    ours_gradients = to_state_dict({"params": gradients}, rows)
+    compare("gradient", theirs_gradients, ours_gradients, GRADIENT_FLOOR * largest)
+    return found
+
+
+def _relative(theirs: np.ndarray, ours: np.ndarray, floor: float) -> float:
+    if theirs.shape != ours.shape:
+        return np.inf
+    difference, size = np.linalg.norm(ours - theirs), max(float(np.linalg.norm(theirs)), floor)
+    if difference == 0:
+        return 0.0
+    return float(difference / size) if size else np.inf
+
+
+def speeds(reference: Reference, batch: Batch) -> list[Speed]:
+    """Training steps and embeddings of both in float32, each on one device.
+
+    A step is forward, losses, backward and optimiser; ours also augments and normalises, which the
+    reference leaves to its loader.
+    """
+    reference.to(torch.float32)
+    config, variables, _ = our_network(reference)
+    labels = _labels(batch)
+    visible, infrared = (
+        np.asarray(normalise(jnp.asarray(x).reshape(-1, *x.shape[2:]), jnp.float32))
+        for x in (batch.visible, batch.infrared)
+    )
+    model = build_model(config, reference.dimensions.classes)
+    mesh = device_mesh(list(device_mesh().devices.flat)[:1])
+
+    step = reference.training_step(visible, infrared, labels, GRAPH_WEIGHT, config.loss.margin)
+    optimiser = reference.optimiser()
+
+    def their_training() -> None:
+        step()
+        optimiser.step()
+        reference.wait()
+
+    def their_embedding() -> None:
+        reference.embed(visible, "visible")
+
+    embed, on_device = map_embed(build_embed(model), mesh), replicate(variables, mesh)
+    pixels = np.asarray(batch.visible).reshape(-1, *batch.visible.shape[2:])
+
+    def our_embedding() -> None:
+        jax.device_get(embed(on_device, shard(pixels, mesh), "visible"))
+
+    # Embeddings first: training moves the weights, by far if the batch is small.
+    embedding = _speed("embedding", len(labels) // 2, their_embedding, our_embedding)
+    optimizer = build_optimizer(config, steps_per_epoch=1)
+    our_step = map_train_step(build_train_step(config, model, optimizer, 1), mesh)
+    state = replicate(new_state(variables, optimizer, graph_weight=GRAPH_WEIGHT, seed=0), mesh)
+
+    def our_training() -> None:
+        nonlocal state
+        state, losses = our_step(state, shard(batch, mesh))
+        jax.block_until_ready((state, losses))
+
+    training = _speed("training", len(labels), their_training, our_training)
+    return [training, embedding]
+
+
+def devices(reference: Reference) -> str:
+    """Where each side computed, for people."""
+    ours = device_mesh().devices.flat[0]
+    return f"PyTorch {torch.__version__} on {reference.device}, JAX {jax.__version__} on {ours}"
+
+
+def _speed(what: str, images: int, theirs: Callable[[], None], ours: Callable[[], None]) -> Speed:
+    """The best of several runs, taken in turns: what else the machine does only slows a run, and
+    with turns it slows both."""
+    times: dict[Callable[[], None], list[float]] = {theirs: [], ours: []}
+    for run in times:
+        run()  # warms up and compiles
+    while any(len(t) < _RUNS or sum(t) < _SECONDS for t in times.values()):
+        for run, seconds in times.items():
+            start = time.perf_counter()
+            run()
+            seconds.append(time.perf_counter() - start)
+    return Speed(what, images / min(times[theirs]), images / min(times[ours]))
+
+
+def _labels(batch: Batch) -> Int[np.ndarray, " k"]:
+    m = batch.visible.shape[1]
+    return np.tile(np.repeat(np.asarray(batch.labels), m), 2)
+
+
+def random_batch(n: int, m: int, height: int, width: int) -> Batch:
+    """Noise of every brightness, the same each time."""
+    draw = np.random.default_rng(0)
+    shape = (n, m, height, width, 3)
+
+    def noise() -> UInt8[np.ndarray, "n m h w 3"]:
+        return draw.integers(0, 256, shape, np.uint8)
+
+    return Batch(noise(), noise(), np.arange(n, dtype=np.int32))
