@@ -31,7 +31,8 @@ def learning_rate_schedule(
     """
 
     def schedule(step: Array | int) -> Array:
-        epoch = jnp.asarray(step) // steps_per_epoch
+        # `float`: an int32 divided would be float32 even where everything else is float64.
+        epoch = (jnp.asarray(step) // steps_per_epoch).astype(float)
         warm = jnp.minimum((epoch + 1) / max(warmup_epochs, 1), 1)
         drops = sum((epoch >= start) * 1 for start in drop_epochs)
         return learning_rate * warm * drop_factor**drops
