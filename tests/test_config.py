@@ -1,0 +1,190 @@
+"""What the configuration refuses, and its way through JSON and back."""
+
+import dataclasses
+import json
+from typing import Any
+
+import pytest
+
+from ddag_jax.config import (
+    AugmentConfig,
+    Config,
+    DataConfig,
+    EvaluationConfig,
+    LossConfig,
+    ModelConfig,
+    OptimizerConfig,
+    TrainingConfig,
+    differences,
+    from_dict,
+)
+
+SECTIONS = {
+    "data": DataConfig,
+    "augment": AugmentConfig,
+    "model": ModelConfig,
+    "loss": LossConfig,
+    "optimizer": OptimizerConfig,
+    "training": TrainingConfig,
+    "evaluation": EvaluationConfig,
+}
+
+OUT_OF_RANGE = [
+    ("data", "image_height", 31),
+    ("data", "image_width", 15),
+    ("data", "holdout_identities", -1),
+    ("augment", "padding", -1),
+    ("model", "width", 7),
+    ("model", "parts", 0),
+    ("model", "graph_heads", 0),
+    ("model", "graph_head_dim", 0),
+    ("model", "graph_dropout", 1.0),
+    ("model", "graph_dropout", -0.1),
+    ("model", "graph_neighbours", 0),
+    ("loss", "margin", -0.1),
+    ("loss", "graph_weight", -0.1),
+    ("optimizer", "learning_rate", 0.0),
+    ("optimizer", "backbone_scale", -0.1),
+    ("optimizer", "momentum", 1.0),
+    ("optimizer", "momentum", -0.1),
+    ("optimizer", "weight_decay", -1e-4),
+    ("optimizer", "warmup_epochs", -1),
+    ("optimizer", "drop_epochs", (50, 20)),
+    ("optimizer", "drop_epochs", (20, 20)),
+    ("optimizer", "drop_factor", 0.0),
+    ("optimizer", "drop_factor", 1.1),
+    ("training", "epochs", 0),
+    ("training", "images_per_identity", 0),
+    ("training", "log_every", 0),
+    ("training", "eval_every", 0),
+    ("training", "identities_per_batch", 1),
+    ("training", "steps_per_epoch", 0),
+    ("training", "seed", -1),
+    ("evaluation", "trials", 0),
+    ("evaluation", "batch_size", 0),
+]
+AT_THE_LIMIT = [
+    ("data", "image_height", 32),
+    ("data", "image_width", 16),
+    ("augment", "padding", 0),
+    ("model", "width", 8),
+    ("model", "parts", 1),
+    ("model", "graph_dropout", 0.0),
+    ("model", "graph_neighbours", 1),
+    ("loss", "margin", 0.0),
+    ("loss", "graph_weight", 0.0),
+    ("optimizer", "momentum", 0.0),
+    ("optimizer", "warmup_epochs", 0),
+    ("optimizer", "drop_epochs", ()),
+    ("optimizer", "drop_factor", 1.0),
+    ("training", "identities_per_batch", 2),
+    ("training", "steps_per_epoch", 1),
+]
+
+
+@pytest.mark.parametrize(("section", "field", "value"), OUT_OF_RANGE, ids=str)
+def test_out_of_range_is_named(section: str, field: str, value: Any) -> None:
+    """One line; also from a stored configuration."""
+    with pytest.raises(ValueError, match=f"{section}[.]{field}") as error:
+        SECTIONS[section](**{field: value})
+    assert "\n" not in str(error.value)
+    stored = dataclasses.asdict(Config())
+    stored[section][field] = value
+    with pytest.raises(ValueError, match=f"{section}[.]{field}"):
+        from_dict(stored)
+
+
+@pytest.mark.parametrize(("section", "field", "value"), AT_THE_LIMIT, ids=str)
+def test_the_limit_itself_is_allowed(section: str, field: str, value: Any) -> None:
+    assert getattr(SECTIONS[section](**{field: value}), field) == value
+
+
+def test_holdout_needs_both_lists() -> None:
+    with pytest.raises(ValueError, match=r"data\.holdout_identities: only with"):
+        DataConfig(train_on="train", holdout_identities=4)
+    assert DataConfig(train_on="train+val", holdout_identities=4).holdout_identities == 4
+
+
+def test_every_section_is_covered() -> None:
+    assert {field.name for field in dataclasses.fields(Config)} == set(SECTIONS)
+
+
+def changed() -> Config:
+    return Config(
+        data=DataConfig(dir="elsewhere", image_height=96, image_width=48, holdout_identities=3),
+        model=ModelConfig(backbone="resnet18", graph_neighbours=4, part_neck=False),
+        loss=LossConfig(graph_weight=0.5),
+        optimizer=OptimizerConfig(drop_epochs=(30, 50)),
+        training=TrainingConfig(steps_per_epoch=5, mapping="pmap"),
+    )
+
+
+@pytest.mark.parametrize("config", [Config(), changed()], ids=["default", "changed"])
+def test_through_json_and_back(config: Config) -> None:
+    stored = json.loads(json.dumps(dataclasses.asdict(config)))
+    assert from_dict(stored) == config
+    assert hash(from_dict(stored)) == hash(config)  # tuples are tuples again
+
+
+def test_unknown_and_missing_fields_are_named() -> None:
+    def stored() -> dict:
+        return dataclasses.asdict(Config())
+
+    values = stored()
+    values["model"]["partz"] = 3
+    with pytest.raises(ValueError, match=r"model\.partz: unknown"):
+        from_dict(values)
+    values = stored()
+    del values["training"]["seed"]
+    with pytest.raises(ValueError, match=r"training\.seed: missing"):
+        from_dict(values)
+    with pytest.raises(ValueError, match="extra: unknown"):
+        from_dict(stored() | {"extra": {}})
+    values = stored()
+    del values["loss"]
+    with pytest.raises(ValueError, match="loss: missing"):
+        from_dict(values)
+
+
+def test_differences() -> None:
+    assert differences(Config(), Config()) == {}
+    assert differences(Config(), changed()) == {
+        "data.dir": ("data", "elsewhere"),
+        "data.image_height": (288, 96),
+        "data.image_width": (144, 48),
+        "data.holdout_identities": (0, 3),
+        "model.backbone": ("resnet50", "resnet18"),
+        "model.graph_neighbours": (None, 4),
+        "model.part_neck": (True, False),
+        "loss.graph_weight": (None, 0.5),
+        "optimizer.drop_epochs": ((20, 50), (30, 50)),
+        "training.steps_per_epoch": (None, 5),
+        "training.mapping": ("shard_map", "pmap"),
+    }
+
+
+def test_the_defaults_are_the_codes() -> None:
+    """The settings that made the published numbers."""
+    config = Config()
+    assert (config.data.image_height, config.data.image_width) == (288, 144)
+    assert config.data.train_on == "train+val"
+    model = config.model
+    assert (model.backbone, model.width, model.parts) == ("resnet50", 64, 3)
+    assert (model.part_aggregation, model.part_residual, model.part_neck) == (
+        "weighted",
+        "bn",
+        True,
+    )
+    assert (model.graph_heads, model.graph_head_dim, model.graph_dropout) == (4, 512, 0.2)
+    assert model.part_attention
+    assert model.graph_attention
+    assert model.graph_neighbours is None
+    assert config.loss == LossConfig(0.3, "mean", None)
+    assert config.optimizer == OptimizerConfig(0.1, 0.1, 0.9, True, 5e-4, 10, (20, 50), 0.1)
+    training = config.training
+    assert (training.epochs, training.identities_per_batch, training.images_per_identity) == (
+        81,
+        8,
+        4,
+    )
+    assert (config.augment.padding, config.augment.flip) == (10, True)
