@@ -109,12 +109,14 @@ def _differences(
             found.append(Difference(kind, name, relative))
 
     embed = jax.jit(
-        lambda images, modality: model.apply(variables, images, modality, method="embed"),
-        static_argnums=1,
+        lambda variables, images, modality: model.apply(
+            variables, images, modality, method="embed"
+        ),
+        static_argnums=2,
     )
     for modality, some in images.items():
         theirs = reference.embed(np.asarray(some), modality)
-        features = embed(some, modality)
+        features = embed(variables, some, modality)
         ours = {"global": features.global_feature, "part": features.part_feature}
         compare(
             "embedding",
