@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
@@ -85,7 +86,9 @@ def map_embed(
 
 def replicate(tree: Any, mesh: Mesh) -> Any:
     """`tree` on every device, as fresh arrays that may be donated."""
-    return jax.device_put(tree, NamedSharding(mesh, _REPLICATED), may_alias=False)
+    # Copied first: what lies on one of the devices already would be shared, may_alias=False or not,
+    # and go when the result is donated.
+    return jax.device_put(jax.tree.map(jnp.array, tree), NamedSharding(mesh, _REPLICATED))
 
 
 def replicated_shapes(tree: Any, mesh: Mesh) -> Any:
