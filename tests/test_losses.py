@@ -137,7 +137,7 @@ def test_triplet_over_devices_is_that_of_the_whole_batch(devices: int) -> None:
         whole = batch_hard_triplet(jnp.array(x), jnp.array(LABELS), margin)
         gradient = jax.grad(lambda x: batch_hard_triplet(x, jnp.array(LABELS), margin).loss)(x)
     np.testing.assert_allclose(losses.mean(), whole.loss, **BOUND)
-    assert correct.sum() == whole.correct
+    assert int(correct.sum()) == int(whole.correct)
     np.testing.assert_allclose(gradients.reshape(x.shape) / devices, gradient, **BOUND)
 
 

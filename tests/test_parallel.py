@@ -1,0 +1,194 @@
+"""The number of devices changes nothing, dropout and augmentation on; nor does the mapping."""
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import Mesh
+
+from ddag_jax.errors import InputError
+from ddag_jax.losses import Losses
+from ddag_jax.models.ddag import DDAG
+from ddag_jax.parallel import (
+    AXIS,
+    check_divides,
+    device_mesh,
+    map_embed,
+    map_train_step,
+    replicate,
+    replicated_shapes,
+    shard,
+)
+from ddag_jax.training.state import TrainState, new_state
+from ddag_jax.training.step import make_train_step
+from tests.models import tiny
+
+pytestmark = pytest.mark.slow
+
+STEPS = 5
+
+
+class Run(NamedTuple):
+    losses: Losses
+    """Of all steps, stacked."""
+    state: TrainState
+
+
+def mesh_of(devices: int) -> Mesh:
+    return device_mesh(jax.devices()[:devices])
+
+
+@functools.cache
+def run(devices: int, dtype: type, mapping: str = "shard_map") -> Run:
+    """Five steps, two and a half epochs."""
+    with jax.enable_x64(dtype is np.float64):
+        model, optimizer = tiny.network(dtype, axis_name=AXIS), tiny.optimizer()
+        state = new_state(tiny.random_variables(model), optimizer, graph_weight=0.0, seed=0)
+        step = make_train_step(
+            model,
+            optimizer,
+            margin=0.3,
+            graph_reduction="mean",
+            dynamic_weight=True,
+            steps_per_epoch=2,
+            padding=3,
+            flip=True,
+        )
+        mesh = mesh_of(devices)
+        step, state = map_train_step(step, mesh, mapping), replicate(state, mesh)
+        losses = []
+        for seed in range(STEPS):
+            state, terms = step(state, shard(tiny.batch(seed=seed), mesh))
+            losses.append(terms)
+        return Run(Losses(*(np.stack(terms) for terms in zip(*losses, strict=True))), state)
+
+
+def relative(ours: Any, expected: Any) -> dict[str, float]:
+    """Norm of the difference over that of the expected, of each leaf."""
+    ours = dict(jax.tree_util.tree_leaves_with_path(ours))
+    result = {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(expected):
+        expected_leaf = np.asarray(leaf)
+        difference = np.linalg.norm(np.asarray(ours.pop(path)) - expected_leaf)
+        size = max(np.linalg.norm(expected_leaf), 1e-12)
+        result[jax.tree_util.keystr(path)] = difference / size
+    assert not ours
+    return result
+
+
+def check_close(ours: Run, expected: Run, losses: float, parameters: float) -> None:
+    far = {k: v for k, v in relative(ours.losses, expected.losses).items() if not v <= losses}
+    trees = [
+        (run.state.params, run.state.batch_stats, run.state.graph_weight, run.state.epoch_loss)
+        for run in (ours, expected)
+    ]
+    far |= {k: v for k, v in relative(*trees).items() if not v <= parameters}
+    assert not far
+
+
+@pytest.mark.parametrize("devices", [2, 4, 8])
+def test_devices_change_nothing_in_float64(devices: int) -> None:
+    check_close(run(devices, np.float64), run(1, np.float64), losses=1e-9, parameters=1e-9)
+
+
+def test_devices_change_nothing_in_float32() -> None:
+    check_close(run(8, np.float32), run(1, np.float32), losses=2e-3, parameters=5e-3)
+
+
+def test_both_mappings_are_identical() -> None:
+    """To the last bit."""
+    mapped = {mapping: run(4, np.float64, mapping) for mapping in ("shard_map", "pmap")}
+    for one, other in zip(*(jax.tree.leaves(run) for run in mapped.values()), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_the_run_is_a_real_one() -> None:
+    """What the tests above compare moves: all terms count, and the parameters have changed."""
+    losses, state = run(1, np.float64)
+    for name, term in losses._asdict().items():
+        assert len(np.unique(term)) == (3 if name == "graph_weight" else STEPS), name
+    assert state.step == STEPS
+    with jax.enable_x64(True):
+        start = tiny.random_variables(tiny.network(np.float64))["params"]
+    assert min(relative(state.params, start).values()) > 1e-5
+
+
+def test_the_state_has_no_device_axis() -> None:
+    """Neither after shard_map nor after pmap."""
+    shapes = [
+        [leaf.shape for leaf in jax.tree.leaves(run(*how).state)]
+        for how in ((1, np.float64), (8, np.float64), (4, np.float64, "pmap"))
+    ]
+    assert shapes[0] == shapes[1] == shapes[2]
+
+
+# ------------------------------------------------------------------------------------- pieces
+
+
+@pytest.mark.parametrize(
+    ("identities", "devices", "fitting"), [(6, 4, 4), (9, 8, 8), (3, 4, 4), (15, 2, 14)]
+)
+def test_identities_that_do_not_divide(identities: int, devices: int, fitting: int) -> None:
+    with pytest.raises(InputError, match="identities_per_batch") as error:
+        check_divides(identities, mesh_of(devices))
+    message = str(error.value)
+    assert f"{identities} does not divide over {devices} devices; take {fitting}," in message
+    check_divides(fitting, mesh_of(devices))
+
+
+def test_mesh_of_all_devices() -> None:
+    assert device_mesh().devices.tolist() == jax.devices()
+    assert device_mesh().axis_names == (AXIS,)
+
+
+def test_layouts() -> None:
+    """Replicated: all of it everywhere, in buffers of its own. Sharded: split over the rows."""
+    mesh = mesh_of(4)
+    whole = jnp.arange(12.0).reshape(4, 3)
+    copies = replicate(whole, mesh)
+    assert copies.sharding.is_fully_replicated
+    assert [piece.data.shape for piece in copies.addressable_shards] == [(4, 3)] * 4
+    copies.delete()
+    assert not whole.is_deleted()
+    described = replicated_shapes(whole, mesh)
+    assert (described.shape, described.dtype) == (whole.shape, whole.dtype)
+    assert described.sharding == copies.sharding
+    rows = shard(np.asarray(whole), mesh)
+    assert [piece.data.tolist() for piece in rows.addressable_shards] == [
+        [row] for row in whole.tolist()
+    ]
+
+
+def test_donation() -> None:
+    """shard_map takes the state's buffers; pmap leaves them."""
+
+    def step(state: jax.Array, batch: jax.Array) -> tuple:
+        return state + jax.lax.pmean(batch.sum(), AXIS), jax.lax.axis_index(AXIS) * 0
+
+    mesh, batch = mesh_of(2), np.ones((4, 3), np.float32)
+    for mapping, taken in (("shard_map", True), ("pmap", False)):
+        state = replicate(jnp.zeros(()), mesh)
+        new, _ = map_train_step(step, mesh, mapping)(state, shard(batch, mesh))
+        assert float(new) == 6
+        assert state.is_deleted() == taken
+
+
+@pytest.mark.parametrize("part", [True, False], ids=["P", "no P"])
+def test_embedding_over_devices(part: bool) -> None:
+    model: DDAG = tiny.network(np.float64, part_attention=part, graph_attention=False)
+
+    def embed(variables: Any, images: jax.Array, modality: str) -> Any:
+        return model.apply(variables, images, modality, method="embed")
+
+    with jax.enable_x64(True):
+        variables = tiny.random_variables(model)
+        images = np.random.default_rng(0).normal(size=(8, tiny.HEIGHT, tiny.WIDTH, 3))
+        (expected, ours) = (
+            map_embed(embed, mesh_of(devices))(variables, images, "infrared") for devices in (1, 4)
+        )
+    assert (ours.part_feature is None) == (not part)
+    assert ours.global_feature.shape == (8, 64)
+    assert max(relative(ours, expected).values()) < 1e-12

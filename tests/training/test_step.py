@@ -1,0 +1,186 @@
+"""The step's own logic, with a linear model in the network's place so that it compiles at once."""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ddag_jax.models.ddag import DDAG
+from ddag_jax.training.state import TrainState, new_state
+from ddag_jax.training.step import Step, image_keys, make_train_step
+from ddag_jax.typing import TrainingOutput
+from tests.models import tiny
+
+STEPS_PER_EPOCH = 2
+
+
+class Linear(DDAG):
+    """Every branch is a product with the same matrix; dropout scales the graph's whole output."""
+
+    def setup(self) -> None:
+        self.kernel = self.param("kernel", nn.initializers.normal(0.1), (24, self.classes))
+        self.variable("batch_stats", "mean", jnp.zeros, ())
+
+    def __call__(
+        self, visible: jax.Array, infrared: jax.Array, labels: jax.Array, keys: Any
+    ) -> TrainingOutput:
+        images = jnp.concatenate([visible, infrared])
+        pooled = images.reshape(len(images), 4, -1, 2, 8, 3).mean((2, 4)).reshape(-1, 24)
+        logits = pooled @ self.kernel
+        scale = 0.5 + jax.vmap(jax.random.uniform)(keys)[:, None]
+        return TrainingOutput(
+            pooled @ self.kernel,
+            logits,
+            2 * logits if self.part_attention else None,
+            jax.nn.log_softmax(scale * logits) if self.graph_attention else None,
+        )
+
+
+def linear(**options: Any) -> Linear:
+    return Linear(tiny.CLASSES, **options)
+
+
+def start(model: Linear, graph_weight: float = 0.0, seed: int = 0) -> TrainState:
+    kernel = 0.1 * np.random.default_rng(0).normal(size=(24, tiny.CLASSES)).astype(np.float32)
+    variables = {"params": {"kernel": jnp.array(kernel)}, "batch_stats": {"mean": jnp.zeros(())}}
+    return new_state(variables, tiny.optimizer(), graph_weight=graph_weight, seed=seed)
+
+
+def make_step(model: Linear, **options: Any) -> Step:
+    settings = {
+        "margin": 0.3,
+        "graph_reduction": "mean",
+        "dynamic_weight": True,
+        "steps_per_epoch": STEPS_PER_EPOCH,
+        "padding": 2,
+        "flip": True,
+    }
+    return jax.jit(make_train_step(model, tiny.optimizer(), **(settings | options)))
+
+
+@pytest.fixture(scope="module")
+def step() -> Step:
+    return make_step(linear())
+
+
+@pytest.mark.parametrize("part_attention", [True, False], ids=["B+P+G", "B+G"])
+def test_dynamic_coefficient(part_attention: bool) -> None:
+    """0 in the first epoch, then 1 / (1 + mean of L_P over the epoch before); L_b without P."""
+    model = linear(part_attention=part_attention)
+    step, state = make_step(model), start(model)
+    expected, sums = 0.0, []
+    for epoch in range(3):
+        for index in range(STEPS_PER_EPOCH):
+            np.testing.assert_allclose(state.loss_sum, sum(sums), rtol=1e-6)
+            state, losses = step(state, tiny.batch(seed=epoch * STEPS_PER_EPOCH + index))
+            without_graph = losses.identity + losses.triplet + losses.part
+            assert (losses.part > 0) == part_attention
+            np.testing.assert_allclose(losses.without_graph, without_graph, rtol=1e-6)
+            np.testing.assert_allclose(losses.graph_weight, expected, rtol=1e-6)
+            np.testing.assert_allclose(
+                losses.total, without_graph + expected * losses.graph, rtol=1e-6
+            )
+            sums.append(float(without_graph))
+        mean, sums = np.mean(sums), []
+        np.testing.assert_allclose(state.epoch_loss, mean, rtol=1e-6)
+        expected = 1 / (1 + mean)
+        np.testing.assert_allclose(state.graph_weight, expected, rtol=1e-6)
+    assert state.loss_sum == 0
+    assert state.step == 3 * STEPS_PER_EPOCH
+
+
+def test_constant_coefficient() -> None:
+    """From the first step on; the epoch's mean is kept all the same."""
+    model = linear()
+    step, state = make_step(model, dynamic_weight=False), start(model, graph_weight=0.25)
+    for seed in range(2 * STEPS_PER_EPOCH):
+        state, losses = step(state, tiny.batch(seed=seed))
+        np.testing.assert_allclose(losses.graph_weight, 0.25)
+        np.testing.assert_allclose(
+            losses.total, losses.without_graph + 0.25 * losses.graph, rtol=1e-6
+        )
+    assert state.graph_weight == 0.25
+    assert state.epoch_loss > 0
+
+
+def test_without_graph() -> None:
+    model = linear(graph_attention=False)
+    _, losses = make_step(model)(start(model), tiny.batch())
+    assert losses.graph == 0
+    assert losses.total == losses.without_graph
+
+
+def test_graph_reduction_is_passed_on(step: Step) -> None:
+    model = linear()
+    _, mean = step(start(model), tiny.batch())
+    _, total = make_step(model, graph_reduction="sum")(start(model), tiny.batch())
+    np.testing.assert_allclose(total.graph, 32 * mean.graph, rtol=1e-6)
+
+
+def test_same_state_and_batch_give_the_same(step: Step) -> None:
+    first, second = (step(start(linear()), tiny.batch()) for _ in range(2))
+    for one, other in zip(jax.tree.leaves(first), jax.tree.leaves(second), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_randomness_follows_step_and_seed(step: Step) -> None:
+    """Augmentation moves the identity loss, dropout the graph's."""
+    state = start(linear())
+    later = state.replace(step=jnp.array(1, jnp.int32))
+    seeded = start(linear(), seed=1)
+    _, here = step(state, tiny.batch())
+    for other in (later, seeded):
+        _, there = step(other, tiny.batch())
+        assert there.identity != here.identity
+    still = make_step(linear(), padding=0, flip=False)  # dropout alone remains
+    (_, here), (_, there) = still(state, tiny.batch()), still(later, tiny.batch())
+    assert there.identity == here.identity
+    assert there.graph != here.graph
+
+
+def test_labels_and_modalities_line_up() -> None:
+    """Visible first, each identity's m images in a row, in both halves."""
+    seen = {}
+
+    class Spy(Linear):
+        def __call__(
+            self, visible: jax.Array, infrared: jax.Array, labels: jax.Array, keys: Any
+        ) -> TrainingOutput:
+            jax.debug.callback(
+                seen.update,
+                {
+                    "visible": visible.mean((1, 2, 3)),
+                    "infrared": infrared.mean((1, 2, 3)),
+                    "labels": labels,
+                },
+            )
+            return super().__call__(visible, infrared, labels, keys)
+
+    batch = tiny.batch(n=3)
+    shade = lambda start: np.arange(start, start + 6).reshape(3, 2, 1, 1, 1)  # noqa: E731
+    batch = batch._replace(
+        visible=np.broadcast_to(np.uint8(shade(0)), batch.visible.shape),
+        infrared=np.broadcast_to(np.uint8(shade(100)), batch.infrared.shape),
+    )
+    model = Spy(tiny.CLASSES)
+    jax.block_until_ready(make_step(model, padding=0)(start(model), batch))
+    np.testing.assert_array_equal(seen["labels"], np.tile(np.repeat(batch.labels, 2), 2))
+    assert (np.diff(seen["visible"]) > 0).all()
+    assert (np.diff(seen["infrared"]) > 0).all()
+    assert seen["visible"].max() < seen["infrared"].min()
+
+
+@pytest.mark.parametrize("devices", [2, 4])
+def test_image_keys_do_not_depend_on_devices(devices: int) -> None:
+    """An image's key is that of its identity slot, wherever the slot lies."""
+    n, m, key = 8, 2, jax.random.key(3)
+    whole = jax.random.key_data(image_keys(key, 0, n, m))
+    share = n // devices
+    shares = [image_keys(key, jnp.array(i * share), share, m) for i in range(devices)]
+    shares = [jax.random.key_data(keys) for keys in shares]
+    np.testing.assert_array_equal(np.concatenate(shares, axis=1), whole)
+    assert whole.shape[:3] == (2, n, m)
+    assert len(np.unique(np.asarray(whole).reshape(2 * n * m, -1), axis=0)) == 2 * n * m
