@@ -102,7 +102,6 @@ def from_reference(
     """
     output = _new_checkpoint(destination, overwrite)
     tensors = read_state_dict(source)
-
     dimensions = Dimensions.of(tensors)
     height, width = image_size
     try:
