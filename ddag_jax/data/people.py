@@ -35,21 +35,23 @@ INFRARED = (3, 6)
 CAMERAS = (1, 2, 3, 4, 5, 6)
 
 # Nuisances, to tune how hard the people are to tell apart.
-OCCLUDER_RATE = 0.10  # share of images with a pole, a bin or another person in front
+OCCLUDER_RATE = 0.08  # share of images with a pole, a bin or another person in front
 CROP_SHIFT = 0.03  # standard deviation of the crop's shift, in crop heights
 FILL = (0.86, 0.95)  # body height in crop heights
 SIZE_SPREAD = 0.06  # relative spread of the crop's height and of its shape
 BLUR_SPREAD = 0.35  # most blur an image adds to its camera's, in pixels at height 144
-NOISE_VISIBLE = 3.0  # typical sensor noise, in grey levels of 255
-NOISE_INFRARED = 6.0
+NOISE_VISIBLE = 2.5  # typical sensor noise, in grey levels of 255
+NOISE_INFRARED = 4.0
 FOLDS = 0.07  # standard deviation of the folds' brightness in clothes
 LIGHT_SPREAD = 0.10  # standard deviation of an image's log brightness
 SHADOW_RATE = 0.15  # share of outdoor visible images with a shadow edge across them
-VIEW_SPREAD = 22.0  # standard deviation of the view about front, back or side, in degrees
-VIEW_WEIGHTS = (0.45, 0.30, 0.25)  # share of front, back and side views
-CONTRAST_VISIBLE = 0.30  # least difference of a pattern's two cloths, of full scale
-CONTRAST_INFRARED = 0.30
-FAINT_RATE = 0.06  # share of people whose pattern is exempt from those contrasts in infrared
+VIEW_SPREAD = 15.0  # standard deviation of the view about front, back or side, in degrees
+VIEW_WEIGHTS = (0.55, 0.27, 0.18)  # share of front, back and side views
+CONTRAST_VISIBLE = 0.34  # least difference of a pattern's two cloths, of full scale
+CONTRAST_INFRARED = 0.34  # above 0.39 some greys would have no partner
+NEUTRAL_RATE = 0.75  # share of cloths between black and white; the others are coloured
+SATURATION = (0.15, 0.50)  # of the coloured ones
+FAINT_RATE = 0.04  # share of people whose pattern is exempt from those contrasts in infrared
 
 ASPECT = 0.44  # width of a crop in crop heights
 _BASE_HEIGHT = 144  # the height, in pixels, at which blur is given
@@ -191,14 +193,14 @@ def _pick(rng: np.random.Generator, weights: dict[str, float]) -> str:
 
 
 def _cloth_colour(rng: np.random.Generator) -> Floats:
-    """An RGB colour in [0, 1] as clothes have them: often black, grey, white, blue."""
-    kind = rng.random()
-    if kind < 0.45:
+    """An RGB colour in [0, 1] as clothes have them: mostly black, grey, white, else muted, often
+    blue. So colour, which infrared does not see, tells little of who somebody is."""
+    if rng.random() < NEUTRAL_RATE:
         value = rng.choice([0.10, 0.22, 0.42, 0.62, 0.88]) + rng.normal(0, 0.03)
         colour = value + rng.normal(0, 0.015, 3)
     else:
-        hue, depth, value = rng.random(), rng.uniform(0.25, 0.75), rng.uniform(0.25, 0.85)
-        if kind < 0.62:
+        hue, depth, value = rng.random(), rng.uniform(*SATURATION), rng.uniform(0.25, 0.85)
+        if rng.random() < 0.3:
             hue = rng.uniform(0.56, 0.68)
         wheel = np.clip(np.abs((hue * 6 + np.array([0.0, 4.0, 2.0])) % 6 - 3) - 1, 0, 1)
         colour = value * (1 - depth * (1 - wheel))
@@ -281,7 +283,7 @@ def _make_person(rng: np.random.Generator) -> _Person:
         pattern=_pick(
             rng,
             {
-                "plain": 2.0,
+                "plain": 1.2,
                 "hoops": 2.0,
                 "vertical": 1.2,
                 "diagonal": 1.0,

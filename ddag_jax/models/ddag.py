@@ -116,8 +116,18 @@ def unit(x: Float[Array, "b c"]) -> Float[Array, "b c"]:
 
 
 def initialise(model: DDAG, key: Key[Array, ""], height: int, width: int) -> dict:
-    """Fresh variables {"params", "batch_stats"} for images of `height` x `width` pixels."""
+    """Fresh variables {"params", "batch_stats"} for images of `height` x `width` pixels.
+
+    Both stems start equal, as they do with ImageNet weights.
+    """
     single = model.clone(axis_name=None)  # shapes do not depend on the devices
     images = jnp.zeros((1, height, width, 3), single.dtype)
     labels = jnp.zeros(2, jnp.int32)
-    return jax.jit(single.init)(key, images, images, labels, None)
+
+    def draw(key: Key[Array, ""]) -> dict:
+        variables = dict(single.init(key, images, images, labels, None))
+        backbone = variables["params"]["two_stream"]
+        backbone["infrared"] = backbone["visible"]
+        return variables
+
+    return jax.jit(draw)(key)
