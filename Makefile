@@ -28,7 +28,7 @@ help:
 	@echo 'make clean   remove .venv and caches; data and runs stay'
 
 demo: $(READY)
-	test -d $(PEOPLE) || $(BIN)/python -m ddag_jax.data people --to $(PEOPLE)
+	test -d $(PEOPLE) || $(BIN)/python -m ddag_jax.data people --to $(PEOPLE) --sheet data/people.png
 	test -d $(DEMO_DATA) || $(BIN)/python -m ddag_jax.data prepare sysu_mm01 \
 	  --from $(PEOPLE) --to $(DEMO_DATA) --image-size 96 48
 	if test -d $(DEMO_RUN); then resume=--resume; fi; \

@@ -10,6 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from ddag_jax.evaluation.protocols import sysu_gallery, sysu_query
+from ddag_jax.evaluation.ranking import rank
 from ddag_jax.losses import batch_hard_triplet
 from ddag_jax.models.ddag import DDAG
 from ddag_jax.optimizer import sgd
@@ -210,15 +212,57 @@ class Run:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    if "case_file" in metafunc.fixturenames:
-        folder = Path(metafunc.config.getoption("--golden"))
-        files = [
-            file
-            for file in sorted(folder.glob("*.npz"))
-            if not file.name.endswith("metrics.npz") and "case" in np.load(file).files
-        ]
-        # Without a folder one test remains, for the fixture golden_dir to skip.
-        metafunc.parametrize("case_file", files or [None], ids=lambda f: f.stem if f else "none")
+    """Every case of the folder, found by its name. Without a folder one test of each kind remains,
+    for the fixture golden_dir to skip."""
+    folder = Path(metafunc.config.getoption("--golden"))
+    archives = sorted(folder.glob("*.npz"))
+    metrics = [file for file in archives if file.name.endswith("metrics.npz")]
+    found: dict[str, list] = {
+        "case_file": [f for f in archives if f not in metrics and "case" in np.load(f).files],
+        "gallery_file": sorted(folder.glob("*sysu_gallery.json")),
+        "metrics_group": [
+            (file, group)
+            for file in metrics
+            for group in sorted({key.split("/")[0] for key in np.load(file).files})
+        ],
+    }
+    for name, cases in found.items():
+        if name in metafunc.fixturenames:
+            ids = ["-".join(map(str, np.ravel(case))).rpartition("/")[2] for case in cases]
+            metafunc.parametrize(name, cases or [None], ids=ids or ["none"])
+
+
+def test_metrics(metrics_group: tuple[Path, str], golden_dir: Path) -> None:
+    """CMC, mAP and mINP of recorded features."""
+    file, group = metrics_group
+    with np.load(file, allow_pickle=False) as archive:
+        recorded = {
+            key.split("/")[1]: archive[key] for key in archive if key.startswith(f"{group}/")
+        }
+    expected = {key: recorded.pop(key) for key in ("cmc", "mAP", "mINP")}
+    metrics = rank(**recorded, camera_rule="sysu" if group.startswith("sysu") else "none")
+    for key, value in expected.items():
+        np.testing.assert_allclose(getattr(metrics, key), value, rtol=0, atol=1e-6, err_msg=key)
+
+
+def test_gallery(gallery_file: Path, golden_dir: Path) -> None:
+    """The queries, and the gallery of each mode and trial, exactly and in order."""
+    recorded = json.loads(gallery_file.read_text())
+    listed = [
+        (int(identity), int(camera.removeprefix("cam")), f"{camera}/{identity}/{number:04d}.jpg")
+        for folder, count in recorded["images_per_folder"].items()
+        for camera, identity in [folder.split("/")]
+        if int(identity) in set(recorded["test_ids"])
+        for number in range(1, count + 1)
+    ]
+    identities, cameras, names = (np.array(column) for column in zip(*listed, strict=True))
+    assert names[sysu_query(identities, cameras, names)].tolist() == recorded["query"]
+    for key, gallery in recorded["trials"].items():
+        mode, trial = key.split("/")
+        drawn = sysu_gallery(
+            identities, cameras, names, mode=mode, shots="single", trial=int(trial)
+        )
+        assert names[drawn].tolist() == gallery, key
 
 
 @pytest.mark.parametrize("dtype", [np.float64, np.float32], ids=["float64", "float32"])

@@ -1,6 +1,7 @@
 """The number of devices changes nothing, dropout and augmentation on; nor does the mapping."""
 
 import functools
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -35,6 +36,14 @@ class Run(NamedTuple):
     losses: Losses
     """Of all steps, stacked."""
     state: TrainState
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _compiled_in_haste() -> Iterator[None]:
+    """Seven compilations of a step for five tiny steps each: half the time without LLVM's care."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
 
 
 def mesh_of(devices: int) -> Mesh:

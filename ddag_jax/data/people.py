@@ -93,10 +93,10 @@ class People:
       InputError: a number is out of its range.
     """
 
-    train_identities: int = 400  # at least 1, or 2 where noise is asked for
+    train_identities: int = 600  # at least 1, or 2 where noise is asked for
     val_identities: int = 30  # at least 1
-    test_identities: int = 60  # at least 1
-    images_per_camera: int = 4  # images of a person in each of the six cameras
+    test_identities: int = 40  # at least 1
+    images_per_camera: int = 3  # images of a person in each of the six cameras
     height: int = 144  # typical height of an image in pixels; an image is some 6 % more or less
     noise: float = 0.0  # share of training images with an annotation fault, in [0, 1]
     seed: int = 0  # other seeds give other people, scenes and images

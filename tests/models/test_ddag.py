@@ -251,8 +251,11 @@ def test_heads_start_as_the_reference(fresh: dict) -> None:
 
 
 def test_no_two_parameters_start_alike(fresh: dict) -> None:
-    """Stems, heads and layers each draw their own."""
-    params = fresh["params"]
+    """Heads and layers each draw their own; but the stems start equal, as pretrained ones do."""
+    params = dict(fresh["params"])
+    streams = dict(params.pop("two_stream"))
+    jax.tree.map(np.testing.assert_array_equal, streams["visible"], streams.pop("infrared"))
+    params |= streams
     leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(params) if np.unique(leaf).size > 1]
     leaves = [head for leaf in leaves for head in (leaf if leaf.ndim == 3 else [leaf])]
     starts = {tuple((np.ravel(leaf)[:3] / np.std(leaf)).round(4).tolist()) for leaf in leaves}
