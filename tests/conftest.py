@@ -23,7 +23,7 @@ os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".cache" / "jax"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
 
 # Annotations, those of shapes above all, are checked while the tests run. The tower lets an int
-# pass for a float, as type checkers do.
+# pass for a float, as type checkers do. Not training.state: a tree holds shapes, too, or nothing.
 jaxtyping.install_import_hook(
     [
         "ddag_jax.evaluation",
@@ -31,7 +31,8 @@ jaxtyping.install_import_hook(
         "ddag_jax.losses",
         "ddag_jax.models",
         "ddag_jax.optimizer",
-        "ddag_jax.training",
+        "ddag_jax.training.loop",
+        "ddag_jax.training.step",
     ],
     "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))",
 )
