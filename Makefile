@@ -33,7 +33,7 @@ demo: $(READY)
 	  --from $(PEOPLE) --to $(DEMO_DATA) --image-size 96 48
 	if test -d $(DEMO_RUN); then resume=--resume; fi; \
 	$(BIN)/python train.py configs/demo.py --workdir $(DEMO_RUN) $$resume
-	$(BIN)/python evaluate.py $(DEMO_RUN)
+	$(BIN)/python evaluate.py $(DEMO_RUN) --untrained
 
 # Two processes: a file's tests share what they compiled.
 test: $(TORCH_READY)

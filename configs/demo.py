@@ -21,7 +21,7 @@ def get_config() -> Config:
         augment=AugmentConfig(padding=4),
         model=ModelConfig(backbone="resnet18", width=32, graph_head_dim=128),
         optimizer=OptimizerConfig(
-            learning_rate=0.02, backbone_scale=1.0, warmup_epochs=1, drop_epochs=(11, 15)
+            learning_rate=0.02, backbone_scale=1.0, warmup_epochs=1, drop_epochs=(9, 12)
         ),
-        training=TrainingConfig(epochs=16, steps_per_epoch=100, eval_every=4),
+        training=TrainingConfig(epochs=13, steps_per_epoch=100, eval_every=4),
     )

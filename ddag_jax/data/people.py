@@ -35,23 +35,23 @@ INFRARED = (3, 6)
 CAMERAS = (1, 2, 3, 4, 5, 6)
 
 # Nuisances, to tune how hard the people are to tell apart.
-OCCLUDER_RATE = 0.08  # share of images with a pole, a bin or another person in front
-CROP_SHIFT = 0.03  # standard deviation of the crop's shift, in crop heights
+OCCLUDER_RATE = 0.06  # share of images with a pole, a bin or another person in front
+CROP_SHIFT = 0.02  # standard deviation of the crop's shift, in crop heights
 FILL = (0.86, 0.95)  # body height in crop heights
 SIZE_SPREAD = 0.06  # relative spread of the crop's height and of its shape
-BLUR_SPREAD = 0.35  # most blur an image adds to its camera's, in pixels at height 144
-NOISE_VISIBLE = 2.5  # typical sensor noise, in grey levels of 255
-NOISE_INFRARED = 4.0
+BLUR_SPREAD = 0.25  # most blur an image adds to its camera's, in pixels at height 144
+NOISE_VISIBLE = 2.0  # typical sensor noise, in grey levels of 255
+NOISE_INFRARED = 3.0
 FOLDS = 0.07  # standard deviation of the folds' brightness in clothes
 LIGHT_SPREAD = 0.10  # standard deviation of an image's log brightness
 SHADOW_RATE = 0.15  # share of outdoor visible images with a shadow edge across them
-VIEW_SPREAD = 15.0  # standard deviation of the view about front, back or side, in degrees
-VIEW_WEIGHTS = (0.55, 0.27, 0.18)  # share of front, back and side views
+VIEW_SPREAD = 12.0  # standard deviation of the view about front, back or side, in degrees
+VIEW_WEIGHTS = (0.72, 0.20, 0.08)  # share of front, back and side views
 CONTRAST_VISIBLE = 0.34  # least difference of a pattern's two cloths, of full scale
 CONTRAST_INFRARED = 0.34  # above 0.39 some greys would have no partner
 NEUTRAL_RATE = 0.75  # share of cloths between black and white; the others are coloured
 SATURATION = (0.15, 0.50)  # of the coloured ones
-FAINT_RATE = 0.04  # share of people whose pattern is exempt from those contrasts in infrared
+FAINT_RATE = 0.02  # share of people whose pattern is exempt from those contrasts in infrared
 
 ASPECT = 0.44  # width of a crop in crop heights
 _BASE_HEIGHT = 144  # the height, in pixels, at which blur is given
@@ -93,9 +93,9 @@ class People:
       InputError: a number is out of its range.
     """
 
-    train_identities: int = 600  # at least 1, or 2 where noise is asked for
-    val_identities: int = 30  # at least 1
-    test_identities: int = 40  # at least 1
+    train_identities: int = 700  # at least 1, or 2 where noise is asked for
+    val_identities: int = 24  # at least 1
+    test_identities: int = 32  # at least 1
     images_per_camera: int = 3  # images of a person in each of the six cameras
     height: int = 144  # typical height of an image in pixels; an image is some 6 % more or less
     noise: float = 0.0  # share of training images with an annotation fault, in [0, 1]
@@ -283,7 +283,7 @@ def _make_person(rng: np.random.Generator) -> _Person:
         pattern=_pick(
             rng,
             {
-                "plain": 1.2,
+                "plain": 0.7,
                 "hoops": 2.0,
                 "vertical": 1.2,
                 "diagonal": 1.0,
@@ -308,13 +308,13 @@ def _make_person(rng: np.random.Generator) -> _Person:
         fit=fit,
         cuff=fit * between(0.85, 1.6),
         bottom_pattern=_pick(
-            rng, {"plain": 5, "stripe": 1.6, "band": 1.3, "checks": 1.0, "upper": 0.8}
+            rng, {"plain": 3.5, "stripe": 1.6, "band": 1.3, "checks": 1.0, "upper": 0.8}
         ),
         boots=between(0.1, 0.2) if rng.random() < 0.25 else 0.04,
         hair=_pick(rng, {"short": 4, "long": 2.6, "bun": 1.2, "ponytail": 1.4, "bald": 1.0}),
-        hat=_pick(rng, {"none": 7, "cap": 1.2, "beanie": 1.1, "brim": 0.7}),
-        scarf=bool(rng.random() < 0.12),
-        bag=_pick(rng, {"none": 3.5, "backpack": 2.5, "shoulder": 2.2, "hand": 1.8}),
+        hat=_pick(rng, {"none": 4.5, "cap": 1.2, "beanie": 1.1, "brim": 0.7}),
+        scarf=bool(rng.random() < 0.2),
+        bag=_pick(rng, {"none": 2.2, "backpack": 2.5, "shoulder": 2.2, "hand": 1.8}),
         bag_side=float(rng.choice([-1.0, 1.0])),
         bag_size=between(0.85, 1.3),
         visible=np.zeros(0, np.uint8),

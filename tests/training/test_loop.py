@@ -180,7 +180,7 @@ def test_without_held_out_identities_the_test_set_is_only_watched(
     (line,) = [x for x in log_lines(run) if x["kind"] == "evaluation"]
     assert line["split"] == "test"
     assert not (run / "checkpoints" / "4" / "metrics").exists()
-    assert read_meta(find_checkpoint(run)).classes == 14
+    assert read_meta(find_checkpoint(run)).classes == 20  # of both lists
 
 
 def test_a_run_starts_from_another_ones_backbone(
@@ -286,7 +286,7 @@ def test_a_checkpoint_of_another_network_is_refused(
     assert evaluate([str(checkpoint)]) == 2
     error = capsys.readouterr().err
     assert "another network" in error
-    assert "params/two_stream/visible/conv1/kernel: (7, 7, 3, 8)" in error
+    assert "batch_stats/neck/mean: (64,) in the checkpoint, (128,) here" in error
     assert not (checkpoint / "evaluation.json").exists()
 
 
