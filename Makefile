@@ -29,8 +29,7 @@ help:
 
 demo: $(READY)
 	test -d $(PEOPLE) || $(BIN)/python -m ddag_jax.data people --to $(PEOPLE) --sheet data/people.png
-	test -d $(DEMO_DATA) || $(BIN)/python -m ddag_jax.data prepare sysu_mm01 \
-	  --from $(PEOPLE) --to $(DEMO_DATA) --image-size 96 48
+	$(BIN)/python -m ddag_jax.data prepare sysu_mm01 --from $(PEOPLE) --to $(DEMO_DATA) --image-size 96 48
 	if test -d $(DEMO_RUN); then resume=--resume; fi; \
 	$(BIN)/python train.py configs/demo.py --workdir $(DEMO_RUN) $$resume
 	$(BIN)/python evaluate.py $(DEMO_RUN) --untrained

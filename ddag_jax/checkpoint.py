@@ -127,8 +127,18 @@ def check_same_run(saved: Meta, now: Meta, workdir: epath.PathLike) -> None:
 
 def _restore(folder: epath.Path, like: Any) -> Any:
     handler = ocp.Checkpointer(ocp.StandardCheckpointHandler())
-    _compare(folder, handler.metadata(folder).item_metadata.tree, like)
-    return handler.restore(folder, args=ocp.args.StandardRestore(like))
+    stored = handler.metadata(folder).item_metadata
+    if stored is None:
+        raise InputError(_damaged(folder, "no description of its arrays can be read"))
+    _compare(folder, stored.tree, like)
+    try:
+        return handler.restore(folder, args=ocp.args.StandardRestore(like))
+    except Exception as error:  # orbax and tensorstore raise whatever they meet
+        raise InputError(_damaged(folder, str(error).partition("\n")[0])) from None
+
+
+def _damaged(folder: epath.Path, why: str) -> str:
+    return f"{folder}: damaged ({why}); remove {folder.parent} to use the checkpoint before it"
 
 
 def _compare(folder: epath.Path, checkpoint: Any, network: Any) -> None:

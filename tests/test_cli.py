@@ -80,6 +80,7 @@ def test_a_mistyped_option_is_one_line_that_names_it(arguments: list[str], messa
         override(Config(), arguments, "train.py")
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+    assert "optimizer: optimizer" not in str(caught.value)
 
 
 def test_an_unknown_configuration_lists_the_known_ones() -> None:

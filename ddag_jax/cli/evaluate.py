@@ -21,7 +21,8 @@ def _evaluate(arguments: Sequence[str] | None) -> None:
     parser = argparse.ArgumentParser(
         prog="evaluate.py",
         description="Judge a run by SYSU-MM01's protocol: all-search and indoor-search. Writes"
-        " evaluation.json and ranked_lists.png into its folder.",
+        " evaluation.json (evaluation_multi.json for multi-shot) and ranked_lists.png into its"
+        " folder.",
         epilog="The configuration is the checkpoint's; --data.dir and the fields of evaluation"
         " (--evaluation.shots multi) may be given anew.",
         allow_abbrev=False,
@@ -74,9 +75,10 @@ def _evaluate(arguments: Sequence[str] | None) -> None:
     records = evaluator.judge(features)
     print(format_table(records, str(checkpoint), untrained))
     folder = epath.Path(options.run)
-    _write(folder / "evaluation.json", records)
+    kind = "" if config.evaluation.shots == "single" else f"_{config.evaluation.shots}"
+    _write(folder / f"evaluation{kind}.json", records)
     if untrained:
-        _write(folder / "evaluation_untrained.json", untrained)
+        _write(folder / f"evaluation{kind}_untrained.json", untrained)
     picture = ranked_lists(
         features[reported_feature(config)],
         source.identities,

@@ -5,6 +5,7 @@ import dataclasses
 import difflib
 import importlib.util
 import io
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -93,4 +94,5 @@ def _first_sentence(box: str) -> str:
     """What tyro says of a fault, out of the box that it draws around it."""
     lines = [line.strip("│╭╮╰╯ ") for line in box.splitlines()[1:]]
     end = next((i for i, line in enumerate(lines) if line.startswith("─")), len(lines))
-    return " ".join(lines[:end]).removeprefix("Error parsing ")
+    sentence = " ".join(lines[:end]).removeprefix("Error parsing ")
+    return re.sub(r"^(\w+): (?=\1\.)", "", sentence)  # our own message names the section already

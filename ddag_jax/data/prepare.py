@@ -78,6 +78,7 @@ def prepare(
         builder = SysuMm01(config=ImageSize.of(height, width), data_dir=data_dir)
     for leftover in folder.parent.glob(f"incomplete.*_{folder.name}"):  # as TFDS names them
         leftover.rmtree()
+    finished = False
     try:
         with (
             tempfile.TemporaryDirectory() as unused,
@@ -89,12 +90,26 @@ def prepare(
                     manual_dir=layout.folder, try_download_gcs=False
                 ),
             )
+        finished = True
     except InputError:
         check(layout.folder)  # names all unreadable images, not only the first
         raise
     except OSError as error:
         raise InputError(f"{folder}: cannot be written ({error}); choose another --to") from error
+    finally:
+        if not finished:
+            _remove_empty(folder.parent, epath.Path(data_dir))
     return folder, False
+
+
+def _remove_empty(folder: epath.Path, last: epath.Path) -> None:
+    """Removes `folder` and what it lies in, up to `last`, as far as they are empty."""
+    for level in (folder, *folder.parents):
+        if not level.exists() or any(level.iterdir()):
+            return
+        level.rmdir()
+        if level == last:
+            return
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,14 +122,18 @@ class PeopleCommand:
     workers: int | None = None
     """Processes; by default as many as there are cores."""
     sheet: str | None = None
-    """Also write a picture of the first eight people, two images of each camera, to this file."""
+    """Also write a picture of up to eight people, two images of each camera, to this file."""
 
     def run(self) -> None:
         """Writes the folder."""
+        if self.sheet is not None and not epath.Path(self.sheet).parent.is_dir():
+            raise InputError(f"--sheet {self.sheet}: its folder does not exist; make it first")
         write_people(self.people, self.to, self.workers)
         print(f"wrote {self.to}")
         if self.sheet is not None:
-            contact_sheet(self.people, range(1, 9), images=2).save(self.sheet)
+            contact_sheet(self.people, range(1, min(8, self.people.identities) + 1), images=2).save(
+                self.sheet
+            )
             print(f"wrote {self.sheet}")
 
 

@@ -53,6 +53,8 @@ _RUN_FILES = frozenset(
         "tensorboard",
         "evaluation.json",
         "evaluation_untrained.json",
+        "evaluation_multi.json",
+        "evaluation_multi_untrained.json",
         "ranked_lists.png",
     }
 )
@@ -129,6 +131,12 @@ def train(
             folder.rmtree()
 
     total = settings.epochs * per_epoch
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{folder}: cannot be made ({error}); name another --workdir") from None
+    if resume:
+        print(f"{folder}: going on after step {restored or 0} of {total}", flush=True)
     log = RunLog(
         folder,
         restored,
@@ -208,9 +216,9 @@ def _check_workdir(folder: epath.Path, resume: bool, overwrite: bool) -> int | N
         raise InputError("--resume and --overwrite contradict each other; give one of them")
     if not folder.exists():
         return None
-    if resume:
-        return max(saved_steps(folder), default=None)
-    if not overwrite:
+    if not folder.is_dir():
+        raise InputError(f"{folder}: is a file; name another --workdir")
+    if not (resume or overwrite):
         raise InputError(
             f"{folder}: exists already; go on with --resume, start anew with --overwrite (which"
             " removes it), or name another --workdir"
@@ -218,7 +226,7 @@ def _check_workdir(folder: epath.Path, resume: bool, overwrite: bool) -> int | N
     strangers = sorted({path.name for path in folder.iterdir()} - _RUN_FILES)
     if strangers:
         raise InputError(
-            f"{folder}: --overwrite removes a run, but this holds {strangers[0]}, which no run"
-            " wrote; name another --workdir"
+            f"{folder}: not a run's folder: it holds {strangers[0]}, which no run wrote; name"
+            " another --workdir"
         )
-    return None
+    return max(saved_steps(folder), default=None) if resume else None

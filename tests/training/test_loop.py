@@ -1,6 +1,7 @@
 """A real run of `debug`: train, evaluate, stop, resume, and everything that refuses."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -217,13 +218,54 @@ def test_a_run_is_never_mixed_up_with_another(
     assert sorted(path.name for path in finished.rglob("*")) == before
 
 
-def test_overwrite_removes_runs_only(
-    run_debug: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("option", ["--overwrite", "--resume"])
+def test_only_runs_are_removed_or_gone_on_with(
+    run_debug: Callable[..., int],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    option: str,
 ) -> None:
     (tmp_path / "thesis.tex").write_text("years of work")
-    assert run_debug(tmp_path, "--overwrite") == 2
+    assert run_debug(tmp_path, option) == 2
     assert "thesis.tex" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
     assert (tmp_path / "thesis.tex").read_text() == "years of work"
+
+
+def test_a_workdir_that_cannot_be_made_is_named(
+    run_debug: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("")
+    assert run_debug(tmp_path / "file", "--overwrite") == 2
+    assert "is a file" in capsys.readouterr().err
+    assert run_debug(tmp_path / "file" / "run") == 2
+    assert "name another --workdir" in capsys.readouterr().err
+
+
+def test_a_damaged_checkpoint_is_named(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for damage in ("description", "arrays"):
+        checkpoint = tmp_path / damage
+        shutil.copytree(find_checkpoint(finished), checkpoint)
+        variables = checkpoint / "variables"
+        for file in variables.rglob("*"):
+            described = file.name == "_METADATA"
+            if file.is_file() and described == (damage == "description"):
+                file.write_bytes(b"x" * (file.stat().st_size // 2))
+        assert evaluate([str(checkpoint)]) == 2
+        error = capsys.readouterr().err
+        assert f"{variables}: damaged" in error
+        assert error.count("\n") == 1
+
+
+def test_multi_shot_figures_stand_beside_single_shot_ones(finished: Path) -> None:
+    assert evaluate([str(finished)]) == 0
+    before = (finished / "evaluation.json").read_text()
+    assert evaluate([str(finished), "--evaluation.shots", "multi"]) == 0
+    assert (finished / "evaluation.json").read_text() == before
+    records = json.loads((finished / "evaluation_multi.json").read_text())
+    assert {record["shots"] for record in records} == {"multi"}
 
 
 def test_overwrite_starts_anew(run_debug: Callable[..., int], tmp_path: Path) -> None:
@@ -275,8 +317,6 @@ def test_a_checkpoint_of_another_network_is_refused(
     finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Its configuration says one thing and its arrays another."""
-    import shutil
-
     checkpoint = tmp_path / "checkpoint"
     shutil.copytree(find_checkpoint(finished), checkpoint)
     meta = checkpoint / "meta" / "metadata"
