@@ -225,6 +225,24 @@ def test_bad_image(make_tree: MakeTree, tmp_path: Path, damage: str) -> None:
         check(source)
 
 
+def test_a_refused_prepare_leaves_no_folder(make_tree: MakeTree, tmp_path: Path) -> None:
+    source, to = make_tree(), tmp_path / "prepared"
+    truncate(next((source / "cam1").rglob("*.jpg")))
+    assert call_prepare(source, to)[0] == 2
+    assert not to.exists()
+
+
+def test_a_sheet_is_asked_for_where_it_can_be_written(tmp_path: Path) -> None:
+    counts = ("--train-identities", "2", "--val-identities", "1", "--test-identities", "1")
+    command = ("people", "--to", tmp_path / "people", *counts, "--images-per-camera", "1")
+    code, _, error = call(*command, "--sheet", tmp_path / "none" / "sheet.png")
+    assert code == 2
+    assert "--sheet" in error
+    assert not (tmp_path / "people").exists()
+    assert call(*command, "--workers", "1", "--sheet", tmp_path / "sheet.png")[0] == 0
+    assert PIL.Image.open(tmp_path / "sheet.png").size[0] > 0
+
+
 def test_images_of_no_list_may_be_bad(make_tree: MakeTree, tmp_path: Path) -> None:
     source = make_tree()
     (source / "cam1" / "0009" / "0001.jpg").write_bytes(b"")
