@@ -138,7 +138,7 @@ def _restore(folder: epath.Path, like: Any) -> Any:
 
 
 def _damaged(folder: epath.Path, why: str) -> str:
-    return f"{folder}: damaged ({why}); remove {folder.parent} to use the checkpoint before it"
+    return f"{folder}: damaged ({why}); name another checkpoint, or convert or copy it anew"
 
 
 def _compare(folder: epath.Path, checkpoint: Any, network: Any) -> None:

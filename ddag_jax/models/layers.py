@@ -38,7 +38,7 @@ def _xla_conv(x: Array, kernel: Array, stride: int, padding: int) -> Array:
 def _input_gradient(
     x_shape: Sequence[int], kernel: Array, g: Array, stride: int, padding: int
 ) -> Array:
-    """Gradient of a convolution's input: XLA's own, which is best on every platform measured."""
+    """Gradient of a convolution's input: XLA's own, the best of those measured on a CPU."""
     x = jax.ShapeDtypeStruct(tuple(x_shape), g.dtype)
     (dx,) = jax.linear_transpose(lambda x: _xla_conv(x, kernel, stride, padding), x)(g)
     return dx

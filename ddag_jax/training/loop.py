@@ -135,8 +135,6 @@ def train(
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"{folder}: cannot be made ({error}); name another --workdir") from None
-    if resume:
-        print(f"{folder}: going on after step {restored or 0} of {total}", flush=True)
     log = RunLog(
         folder,
         restored,
@@ -148,6 +146,10 @@ def train(
             assert restored is not None
             state = checkpoints.restore(restored, replicated_shapes(jax.eval_shape(start), mesh))
         first = int(state.step)
+        if resume and first == total:
+            print(f"{folder}: finished already, after step {total}")
+        elif resume:
+            log.note(first, first // per_epoch, f"going on after step {first} of {total}")
         batches = training_batches(
             images,
             sampler,

@@ -140,6 +140,8 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_been(
         assert run_debug(run) == 130
     assert saved_steps(run) == [4]
     assert run_debug(run, "--resume") == 0
+    notes = [line["text"] for line in log_lines(run) if line["kind"] == "note"]
+    assert notes == ["going on after step 4 of 12"]
 
     kinds = ("train", "epoch", "evaluation")
     assert [computed(x) for x in log_lines(run) if x["kind"] in kinds] == [
