@@ -3,16 +3,19 @@
 Dimensions: q queries, g gallery images, d channels of an embedding.
 
 A query ranks the gallery by distance, nearest first; equal distances keep the gallery's order, as
-a stable sort would. Two camera rules:
+a stable sort would. Three camera rules:
 
 ``sysu``
     SYSU-MM01. A query of camera 3 skips every gallery image of camera 2 (the two look at the same
     place), whatever its identity. CMC counts identities: only the first hit of each identity takes
     a place. mAP and mINP count images.
+``llcm``
+    LLCM. A query skips the gallery images of its own identity that its own camera took; those of
+    other identities stay. Places are counted as under ``sysu``.
 ``none``
     RegDB. Nothing is skipped, cameras play no part, and CMC counts images.
 
-Under both, a query that is left without a gallery image of its own identity is no query: it enters
+Under each, a query that is left without a gallery image of its own identity is no query: it enters
 no figure.
 """
 
@@ -23,7 +26,7 @@ from jaxtyping import Bool, Float, Int
 
 from ddag_jax.errors import InputError
 
-CameraRule = Literal["sysu", "none"]
+CameraRule = Literal["sysu", "llcm", "none"]
 
 MAX_RANK = 20
 """Ranks that the CMC curve is kept for."""
@@ -45,11 +48,27 @@ class Metrics(NamedTuple):
     """Queries that have something to find."""
 
 
-def skipped_by_sysu(
-    query_cameras: Int[np.ndarray, " q"], gallery_cameras: Int[np.ndarray, " g"]
+def skipped(
+    camera_rule: CameraRule,
+    query_ids: Int[np.ndarray, " q"],
+    query_cameras: Int[np.ndarray, " q"],
+    gallery_ids: Int[np.ndarray, " g"],
+    gallery_cameras: Int[np.ndarray, " g"],
 ) -> Bool[np.ndarray, "q g"]:
-    """Gallery images that a query does not see: those of camera 2, for a query of camera 3."""
-    return (query_cameras[:, None] == 3) & (gallery_cameras == 2)
+    """Gallery images that a query does not see.
+
+    >>> who = np.array([7]), np.array([3]), np.array([7, 7, 5]), np.array([3, 2, 3])
+    >>> for rule in ("sysu", "llcm", "none"):
+    ...     print(skipped(rule, *who))
+    [[False  True False]]
+    [[ True False False]]
+    [[False False False]]
+    """
+    if camera_rule == "sysu":
+        return (query_cameras[:, None] == 3) & (gallery_cameras == 2)
+    if camera_rule == "llcm":
+        return (query_ids[:, None] == gallery_ids) & (query_cameras[:, None] == gallery_cameras)
+    return np.zeros((len(query_ids), len(gallery_ids)), bool)
 
 
 def rank(
@@ -135,11 +154,13 @@ def rank_distances(
         chunk = slice(start, start + rows)
         found = gallery_ids == query_ids[chunk, None]
         distance = distances[chunk]
-        if camera_rule == "sysu":
-            skipped = skipped_by_sysu(query_cameras[chunk], gallery_cameras)
-            found &= ~skipped
+        if camera_rule != "none":
+            unseen = skipped(
+                camera_rule, query_ids[chunk], query_cameras[chunk], gallery_ids, gallery_cameras
+            )
+            found &= ~unseen
             # Last of all: the places of the others are as if these were not there.
-            distance = np.where(skipped, np.inf, distance)
+            distance = np.where(unseen, np.inf, distance)
         found, distance = (a[found.any(axis=1)] for a in (found, distance))
 
         # place[i, j]: how many gallery images stand before image j in query i's ranking.
@@ -158,9 +179,9 @@ def rank_distances(
         inverse_penalty.append(count / hits[ends - 1])
 
         first = hits[ends - count] - 1
-        if camera_rule == "sysu":
-            # Identities whose nearest image stands before ours. One that is skipped altogether
-            # stands behind every hit.
+        if camera_rule != "none":
+            # Identities whose nearest image stands before ours. An image that is skipped stands
+            # behind every hit.
             nearest = np.minimum.reduceat(place[:, by_identity], starts, axis=1)
             first = (nearest < first[:, None]).sum(axis=1)
         first_place.append(first)

@@ -7,7 +7,7 @@ from jaxtyping import Float, Int, UInt8
 from PIL import Image, ImageDraw
 
 from ddag_jax.evaluation.protocols import draw_sysu
-from ddag_jax.evaluation.ranking import skipped_by_sysu
+from ddag_jax.evaluation.ranking import skipped
 
 _SHOWN = 10
 _GAP = 6
@@ -44,7 +44,10 @@ def ranked_lists(
     gallery = galleries["all"][0]
     query = query[np.linspace(0, len(query) - 1, min(rows, len(query))).astype(int)]
     similarity = features[query] @ features[gallery].T
-    similarity[skipped_by_sysu(cameras[query], cameras[gallery])] = -np.inf
+    unseen = skipped(
+        "sysu", identities[query], cameras[query], identities[gallery], cameras[gallery]
+    )
+    similarity[unseen] = -np.inf
     nearest = gallery[np.argsort(-similarity, axis=1, kind="stable")[:, :_SHOWN]]
 
     _, h, w, _ = read_images(query[:1]).shape

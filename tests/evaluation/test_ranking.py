@@ -6,7 +6,7 @@ import pytest
 from ddag_jax.errors import InputError
 from ddag_jax.evaluation import ranking
 
-RULES = ("sysu", "none")
+RULES = ("sysu", "llcm", "none")
 
 
 def loop(distances, query_ids, gallery_ids, query_cameras, gallery_cameras, camera_rule):
@@ -16,13 +16,15 @@ def loop(distances, query_ids, gallery_ids, query_cameras, gallery_cameras, came
         order = sorted(range(len(row)), key=lambda j: row[j])  # Python's sort is stable
         if camera_rule == "sysu" and camera == 3:
             order = [j for j in order if gallery_cameras[j] != 2]
+        if camera_rule == "llcm":
+            order = [j for j in order if (gallery_ids[j], gallery_cameras[j]) != (identity, camera)]
         ids = [gallery_ids[j] for j in order]
         places = [place for place, other in enumerate(ids, start=1) if other == identity]
         if not places:
             continue
         precisions.append(np.mean([n / place for n, place in enumerate(places, start=1)]))
         penalties.append(len(places) / places[-1])
-        counted = list(dict.fromkeys(ids)) if camera_rule == "sysu" else ids
+        counted = list(dict.fromkeys(ids)) if camera_rule != "none" else ids
         first = counted.index(identity)
         curves.append([first < k for k in range(1, 21)])
     return np.mean(curves, axis=0), np.mean(precisions), np.mean(penalties), len(curves)
@@ -38,7 +40,7 @@ def random_case(seed, queries=70, gallery=50, identities=9, levels=None):
         random.integers(0, identities, queries),
         random.integers(0, identities, gallery),
         random.choice([3, 6], queries),
-        random.choice([1, 2, 4, 5], gallery),
+        random.choice([1, 2, 3, 6], gallery),  # some that a query has, too, as LLCM's have
     )
 
 
@@ -101,6 +103,29 @@ def test_camera_3_never_sees_camera_2():
     assert places(6) == (0, pytest.approx((1 / 2 + 2 / 3) / 2))
     with pytest.raises(InputError, match="no query"):
         places(3, slice(0, 2))
+
+
+def test_llcm_skips_only_the_own_identity_in_the_own_camera():
+    """Another identity's image of that camera keeps its place, as does the own one elsewhere."""
+    distances = np.array([[0.1, 0.2, 0.3, 0.4]])
+    gallery_ids, gallery_cameras = np.array([1, 2, 1, 1]), np.array([5, 5, 4, 5])
+
+    def places(camera, gallery=slice(None)):
+        metrics = ranking.rank_distances(
+            distances[:, gallery],
+            np.array([1]),
+            gallery_ids[gallery],
+            np.array([camera]),
+            gallery_cameras[gallery],
+            camera_rule="llcm",
+        )
+        return metrics.cmc[:2].tolist(), metrics.mAP
+
+    assert places(5) == ([0, 1], 1 / 2)
+    assert places(4) == ([1, 1], pytest.approx((1 + 2 / 3) / 2))
+    assert places(9) == ([1, 1], pytest.approx((1 + 2 / 3 + 3 / 4) / 3))
+    with pytest.raises(InputError, match="no query"):
+        places(5, slice(0, 2))
 
 
 def test_fewer_identities_than_ranks():
