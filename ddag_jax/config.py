@@ -18,16 +18,19 @@ def _check(condition: bool, message: str) -> None:
 class DataConfig:
     """Which images, and which of them are for training."""
 
-    dataset: Literal["sysu_mm01"] = "sysu_mm01"
+    dataset: Literal["sysu_mm01", "regdb", "llcm"] = "sysu_mm01"
     dir: str = "data"
     """Folder that `python -m ddag_jax.data prepare` wrote the dataset to."""
     image_height: int = 288
     """Pixels; the dataset must have been prepared at this size."""
     image_width: int = 144
     """Pixels."""
+    trial: int = 1
+    """RegDB: which of its ten published halves to train and test on, 1 to 10; a model each."""
     train_on: Literal["train", "train+val"] = "train+val"
     """Identity lists to train on: `train` (296 identities of SYSU-MM01) leaves the 99 of `val` to
-    choose the best checkpoint by; `train+val` (395) is the published setting."""
+    choose the best checkpoint by; `train+val` (395) is the published setting. RegDB and LLCM have
+    no `val` list; `train+val` is all that they train on."""
     holdout_identities: int = 0
     """This many training identities, drawn by the seed, are kept out of training to choose the
     best checkpoint by. For `train+val`; `train` has `val` for it."""
@@ -37,6 +40,16 @@ class DataConfig:
             self.image_height >= 32 and self.image_width >= 16,
             f"data.image_height, data.image_width: {self.image_height} x {self.image_width} is too"
             " small; the network needs at least 32 x 16 pixels",
+        )
+        _check(1 <= self.trial <= 10, f"data.trial: {self.trial} is no trial of RegDB's, 1 to 10")
+        _check(
+            self.trial == 1 or self.dataset == "regdb",
+            f"data.trial: only regdb has trials of its own, not {self.dataset}; leave it at 1",
+        )
+        _check(
+            self.train_on == "train+val" or self.dataset == "sysu_mm01",
+            f"data.train_on: {self.dataset} has no val list; leave it at train+val, and hold"
+            " identities out with data.holdout_identities",
         )
         _check(self.holdout_identities >= 0, "data.holdout_identities: must be 0 (none) or a count")
         _check(
@@ -197,17 +210,36 @@ class TrainingConfig:
 
 @dataclasses.dataclass(frozen=True)
 class EvaluationConfig:
-    """SYSU-MM01's protocol; the defaults are those that papers publish."""
+    """The dataset's protocol; the defaults are those that papers publish. While training, SYSU-MM01
+    is judged in all-search and without re-ranking, whatever is set here."""
 
+    direction: Literal["published", "infrared_to_visible", "visible_to_infrared"] = "published"
+    """Which modality asks. Published: SYSU-MM01 infrared to visible, the others both."""
+    mode: Literal["both", "all", "indoor"] = "both"
+    """SYSU-MM01: gallery of cameras 1, 2, 4, 5 (all-search), of 1, 2 (indoor-search), or each."""
     shots: Literal["single", "multi"] = "single"
-    """Gallery images of each identity and camera: 1 or 10."""
+    """SYSU-MM01: gallery images of each identity and camera, 1 or 10."""
+    draw: Literal["seeded", "rand_perm_cam"] = "seeded"
+    """SYSU-MM01: how the gallery is drawn: by the reference's generator, seeded with the trial's
+    number, or by the authors' published permutations, exp/rand_perm_cam.mat. LLCM: seeded."""
     trials: int = 10
-    """Gallery draws, averaged."""
+    """SYSU-MM01 and LLCM: gallery draws, averaged. RegDB draws nothing: its trials are runs."""
+    feature: Literal["both", "global", "part", "concatenation"] = "both"
+    """What is ranked: the global and, where P is on, the part feature; one of them; or the two
+    side by side. Published: part where P is on, else global."""
+    flip: bool = False
+    """Average each image's feature with its mirror image's. Not in the published figures."""
+    rerank: bool = False
+    """Re-rank by k-reciprocal neighbours (Zhong et al. 2017). Not in the published figures."""
     batch_size: int = 128
     """Images embedded at once, over all devices."""
 
     def __post_init__(self) -> None:
         _check(self.trials >= 1, "evaluation.trials: must be at least 1")
+        _check(
+            self.trials <= 10 or self.draw == "seeded",
+            f"evaluation.trials: rand_perm_cam.mat has 10, not {self.trials}",
+        )
         _check(self.batch_size >= 1, "evaluation.batch_size: must be at least 1")
 
 
@@ -222,6 +254,25 @@ class Config:
     optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
     training: TrainingConfig = dataclasses.field(default_factory=TrainingConfig)
     evaluation: EvaluationConfig = dataclasses.field(default_factory=EvaluationConfig)
+
+    def __post_init__(self) -> None:
+        dataset, evaluation = self.data.dataset, self.evaluation
+        if dataset == "sysu_mm01":
+            _check(
+                evaluation.direction != "visible_to_infrared",
+                "evaluation.direction: SYSU-MM01's protocol searches from infrared to visible only",
+            )
+        else:
+            for field, only in (("mode", "both"), ("shots", "single"), ("draw", "seeded")):
+                _check(
+                    getattr(evaluation, field) == only,
+                    f"evaluation.{field}: is SYSU-MM01's; leave it out for {dataset}",
+                )
+        _check(
+            self.model.part_attention or evaluation.feature not in ("part", "concatenation"),
+            f"evaluation.feature: {evaluation.feature}, but the network has no part feature"
+            " (model.part_attention is off)",
+        )
 
 
 def from_dict(values: dict[str, Any]) -> Config:

@@ -90,5 +90,5 @@ def debug_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
         height=64,
     )
     write_people(people, folder / "people", workers=1, progress=False)
-    prepare(check(folder / "people"), folder / "data", 32, 16, overwrite=False)
+    prepare("sysu_mm01", check("sysu_mm01", folder / "people"), folder / "data", 32, 16)
     return folder / "data"

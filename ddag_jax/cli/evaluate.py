@@ -41,7 +41,7 @@ def _evaluate(arguments: Sequence[str] | None) -> None:
     from ddag_jax.build import build_model
     from ddag_jax.checkpoint import find_checkpoint, read_meta, restore_variables
     from ddag_jax.config import differences
-    from ddag_jax.data.loader import open_split
+    from ddag_jax.data.loader import evaluation_split
     from ddag_jax.evaluation.evaluator import Evaluator, reported_feature
     from ddag_jax.evaluation.protocols import Record, format_table
     from ddag_jax.models.ddag import initialise
@@ -58,7 +58,7 @@ def _evaluate(arguments: Sequence[str] | None) -> None:
                 " and --evaluation... may be given"
             )
     size = (config.data.image_height, config.data.image_width)
-    source = open_split(config.data.dir, config.data.dataset, size, "test")
+    source = evaluation_split(config.data)
     mesh = device_mesh()
     model = build_model(config, meta.classes)
     evaluator = Evaluator(config, model, mesh, source)

@@ -5,6 +5,7 @@ import concurrent.futures
 import io
 import os
 from collections.abc import Iterable, Iterator
+from typing import TypeAlias
 
 import numpy as np
 import PIL.Image
@@ -16,18 +17,25 @@ from ddag_jax.errors import InputError
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp")
 """Lower-case endings of the files that count as images."""
 
+ImageFile: TypeAlias = epath.Path | UInt8[np.ndarray, "h w 3"]
+"""An image as a file, or as its pixels."""
+
 _MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA")
 
 
-def read_image(path: epath.Path, height: int, width: int) -> UInt8[np.ndarray, "h w 3"]:
+def read_image(path: ImageFile, height: int, width: int) -> UInt8[np.ndarray, "h w 3"]:
     """Decodes an image and resizes it, whatever its shape, with Lanczos (as the reference does).
 
-    Grey becomes three equal channels; transparency is dropped.
+    Grey becomes three equal channels; transparency is dropped. An image that is an array already
+    is resized only.
 
     Raises:
       InputError: the file is no image, is cut short, or is in a colour space (CMYK, 16 bits, ...)
         whose conversion to RGB would be a guess.
     """
+    if isinstance(path, np.ndarray):
+        ready = PIL.Image.fromarray(np.ascontiguousarray(path))
+        return np.asarray(ready.resize((width, height), PIL.Image.Resampling.LANCZOS))
     try:
         content = path.read_bytes()
         if not content:
@@ -47,7 +55,7 @@ def read_image(path: epath.Path, height: int, width: int) -> UInt8[np.ndarray, "
 
 
 def read_images(
-    paths: Iterable[epath.Path], height: int, width: int
+    paths: Iterable[ImageFile], height: int, width: int
 ) -> Iterator[UInt8[np.ndarray, "h w 3"]]:
     """`read_image` of each path, in order, on all cores.
 
@@ -64,10 +72,10 @@ def read_images(
             yield pending.popleft().result()
 
 
-def unreadable_images(paths: Iterable[epath.Path]) -> Iterator[str | None]:
+def unreadable_images(paths: Iterable[ImageFile]) -> Iterator[str | None]:
     """For each path, in order, why it cannot be read, or None; on all cores."""
 
-    def fault(path: epath.Path) -> str | None:
+    def fault(path: ImageFile) -> str | None:
         try:
             read_image(path, height=1, width=1)
         except InputError as error:

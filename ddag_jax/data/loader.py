@@ -1,6 +1,7 @@
 """From a prepared dataset to training batches on the host, read ahead of the step (grain)."""
 
 import dataclasses
+import zlib
 from collections.abc import Iterator, Sequence
 
 import grain
@@ -11,9 +12,9 @@ from jaxtyping import Bool, Int, UInt8
 from tensorflow_datasets.proto import tf_example_pb2
 
 from ddag_jax.config import DataConfig
+from ddag_jax.data.builder import VERSION
+from ddag_jax.data.layout import Record
 from ddag_jax.data.sampler import IdentitySampler
-from ddag_jax.data.sysu_mm01 import SysuMm01
-from ddag_jax.data.sysu_mm01.layout import INFRARED_CAMERAS
 from ddag_jax.errors import InputError
 from ddag_jax.typing import Batch
 
@@ -28,11 +29,19 @@ class ImageSource:
     identities: Int[np.ndarray, " images"]
     """int64, the dataset's own numbers."""
     cameras: Int[np.ndarray, " images"]
-    """int64, the dataset's own numbers, from 1."""
+    """int64, the dataset's own numbers, from 1; 0 where the camera is not known."""
+    infrared: Bool[np.ndarray, " images"]
+    """Whether an image is infrared."""
     names: list[str]
     """File names in the dataset's layout: `cam1/0001/0001.jpg`."""
     image_size: tuple[int, int]
     """Height and width, pixels."""
+    folder: epath.Path
+    """Of the prepared dataset."""
+    rendered: bool
+    """Whether the images are our own drawings in the dataset's layout."""
+    draws: dict[str, list[list[int]]]
+    """The published gallery draws that came with the dataset, by folder, see `Layout.draws`."""
     _records: Sequence[bytes]
     """TFDS's data source, of undecoded records."""
     _keys: Int[np.ndarray, " images"]
@@ -40,11 +49,6 @@ class ImageSource:
 
     def __len__(self) -> int:
         return len(self.identities)
-
-    @property
-    def infrared(self) -> Bool[np.ndarray, " images"]:
-        """Whether an image is infrared."""
-        return np.isin(self.cameras, INFRARED_CAMERAS)
 
     @property
     def labels(self) -> Int[np.ndarray, " images"]:
@@ -62,20 +66,26 @@ class ImageSource:
         for image, key in zip(images, self._keys[indices].tolist(), strict=True):
             # TFDS's own decoding of all columns takes three times as long.
             features = tf_example_pb2.Example.FromString(self._records[key]).features
-            pixels = np.frombuffer(features.feature["image"].bytes_list.value[0], np.uint8)
-            image[:] = pixels.reshape(image.shape)
+            content = features.feature["image"].bytes_list.value[0]
+            if zlib.crc32(content) != features.feature["crc32"].int64_list.value[0]:
+                name = features.feature["name"].bytes_list.value[0].decode()
+                raise InputError(
+                    f"{self.folder}: image {name} is damaged (its checksum differs); remove this"
+                    " folder and prepare the dataset again"
+                )
+            image[:] = np.frombuffer(content, np.uint8).reshape(image.shape)
         return images
 
     def subset(self, chosen: Int[np.ndarray, " b"] | Bool[np.ndarray, " images"]) -> "ImageSource":
         """The source of some images, by number or by mask, in that order."""
         numbers = np.arange(len(self))[chosen]
-        return ImageSource(
-            self.identities[numbers],
-            self.cameras[numbers],
-            [self.names[number] for number in numbers],
-            self.image_size,
-            self._records,
-            self._keys[numbers],
+        return dataclasses.replace(
+            self,
+            identities=self.identities[numbers],
+            cameras=self.cameras[numbers],
+            infrared=self.infrared[numbers],
+            names=[self.names[number] for number in numbers],
+            _keys=self._keys[numbers],
         )
 
 
@@ -86,16 +96,17 @@ def open_split(
 
     Args:
       data_dir: what the dataset was prepared `--to`.
-      dataset: "sysu_mm01".
+      dataset: "sysu_mm01", "regdb" or "llcm".
       image_size: height and width in pixels that it was prepared at.
-      split: name of a split, or several as TFDS joins them: "train+val".
+      split: name of a stored split, of several as TFDS joins them ("train+val"), or of a subset
+        (RegDB's "train_1" ... "test_10").
 
     Raises:
       InputError: not prepared, or not at this size.
     """
     height, width = image_size
     sizes = epath.Path(data_dir) / dataset
-    folder = sizes / f"{height}x{width}" / str(SysuMm01.VERSION)
+    folder = sizes / f"{height}x{width}" / VERSION
     if not (folder / "dataset_info.json").exists():
         others = [
             size.name
@@ -109,16 +120,40 @@ def open_split(
             f" --image-size {height} {width}"
         )
     builder = tfds.builder_from_directory(folder)
-    columns = [builder.info.metadata["index"][name] for name in split.split("+")]
-    identities = np.concatenate([np.asarray(column["identity"], np.int64) for column in columns])
+    metadata = builder.info.metadata
+    stored = "all" if split in metadata["subsets"] else split
+    columns = {
+        name: np.concatenate([metadata["index"][part][name] for part in stored.split("+")])
+        for name in Record._fields
+    }
+    keys = np.asarray(metadata["subsets"].get(split, np.arange(len(columns["name"]))), np.int64)
     return ImageSource(
-        identities,
-        np.concatenate([np.asarray(column["camera"], np.int64) for column in columns]),
-        [name for column in columns for name in column["name"]],
-        image_size,
-        builder.as_data_source(split, deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES),
-        np.arange(len(identities)),
+        identities=columns["identity"][keys],
+        cameras=columns["camera"][keys],
+        infrared=columns["infrared"][keys],
+        names=columns["name"][keys].tolist(),
+        image_size=image_size,
+        folder=folder,
+        rendered=metadata["rendered"],
+        draws=metadata["draws"],
+        _records=builder.as_data_source(
+            stored, deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES
+        ),
+        _keys=keys,
     )
+
+
+def evaluation_split(config: DataConfig) -> ImageSource:
+    """Opens the images that the published figures are measured on.
+
+    Raises:
+      InputError: not prepared.
+    """
+    return _open(config, f"test_{config.trial}" if config.dataset == "regdb" else "test")
+
+
+def _open(config: DataConfig, split: str) -> ImageSource:
+    return open_split(config.dir, config.dataset, (config.image_height, config.image_width), split)
 
 
 def training_split(config: DataConfig, seed: int) -> tuple[ImageSource, ImageSource | None]:
@@ -134,13 +169,16 @@ def training_split(config: DataConfig, seed: int) -> tuple[ImageSource, ImageSou
     Raises:
       InputError: not prepared; no identities are left to train on.
     """
-    size = (config.image_height, config.image_width)
     validation = None
     if config.train_on == "train":
-        training = open_split(config.dir, config.dataset, size, "train")
-        validation = open_split(config.dir, config.dataset, size, "val")
+        training, validation = _open(config, "train"), _open(config, "val")
     else:
-        everyone = training = open_split(config.dir, config.dataset, size, "train+val")
+        everyone_is = {
+            "sysu_mm01": "train+val",
+            "regdb": f"train_{config.trial}",
+            "llcm": "train",
+        }
+        everyone = training = _open(config, everyone_is[config.dataset])
         if config.holdout_identities >= everyone.classes:
             raise InputError(
                 f"data.holdout_identities: {config.holdout_identities} of {everyone.classes}"

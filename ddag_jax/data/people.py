@@ -28,6 +28,7 @@ import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFilter
 from tqdm import tqdm
 
+from ddag_jax.data.layout import RENDERED
 from ddag_jax.errors import InputError
 
 VISIBLE = (1, 2, 4, 5)
@@ -1258,6 +1259,7 @@ def write_people(
 
     The images become FOLDER/cam1 to cam6/{identity:04d}/{index:04d}.jpg, the splits
     FOLDER/exp/train_id.txt, val_id.txt and test_id.txt, each one line of identities with commas.
+    FOLDER/rendered.txt says that these are drawings, and of whom.
     The files are the same for any number of workers. They are written beside the folder and moved
     at the end, so that the folder is whole or absent. Workers are fresh processes: a script that
     calls this with more than one must do so under `if __name__ == "__main__":`.
@@ -1299,6 +1301,7 @@ def write_people(
         for name in ("train", "val", "test"):
             line = ",".join(str(identity) for identity in options.split(name))
             (partial / "exp" / f"{name}_id.txt").write_text(line + "\n", encoding="ascii")
+        (partial / RENDERED).write_text(f"Rendered by ddag_jax, not SYSU-MM01: {options}\n")
         if os.path.lexists(target):
             raise InputError(f"{folder} was made by somebody else meanwhile: name another folder")
         os.rename(partial, target)

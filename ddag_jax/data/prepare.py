@@ -12,25 +12,55 @@ import tqdm
 import tyro
 from etils import epath
 
+from ddag_jax.data import sysu_mm01
+from ddag_jax.data.builder import ImageFolderBuilder, ImageSize
 from ddag_jax.data.images import unreadable_images
+from ddag_jax.data.layout import Layout, raise_faults
+from ddag_jax.data.llcm import Llcm
 from ddag_jax.data.people import People, contact_sheet, write_people
-from ddag_jax.data.sysu_mm01 import ImageSize, SysuMm01
-from ddag_jax.data.sysu_mm01.layout import Layout, inspect, raise_faults, read_layout
+from ddag_jax.data.regdb import Regdb
 from ddag_jax.errors import InputError
 
+Dataset = Literal["sysu_mm01", "regdb", "llcm"]
 
-def check(source: epath.PathLike) -> Layout:
-    """Looks for every fault of a SYSU-MM01 folder, decoding each image of its lists.
+BUILDERS: dict[Dataset, type[ImageFolderBuilder]] = {
+    "sysu_mm01": sysu_mm01.SysuMm01,
+    "regdb": Regdb,
+    "llcm": Llcm,
+}
+
+
+def read_layout(dataset: Dataset, source: epath.PathLike, train_arrays: bool = False) -> Layout:
+    """Lists a dataset's folder and checks it, all but the images' content.
+
+    Args:
+      dataset: which.
+      source: the folder that it is distributed as.
+      train_arrays: SYSU-MM01's training images from the reference's `train_*_resized_*.npy`.
 
     Raises:
       InputError: all faults, a line each.
     """
-    layout, faults = inspect(source)
-    paths = [layout.path(record) for records in layout.splits.values() for record in records]
+    layout, faults = _inspect(dataset, source, train_arrays)
+    raise_faults(faults)
+    return layout
+
+
+def check(dataset: Dataset, source: epath.PathLike, train_arrays: bool = False) -> Layout:
+    """Looks for every fault of a dataset's folder, decoding each image of its lists.
+
+    Raises:
+      InputError: all faults, a line each.
+    """
+    layout, faults = _inspect(dataset, source, train_arrays)
+    records = [record for stored in layout.images.values() for record in stored]
     unreadable = [
         fault
         for fault in tqdm.tqdm(
-            unreadable_images(paths), desc="Checking", total=len(paths), unit=" images"
+            unreadable_images(map(layout.image, records)),
+            desc="Checking",
+            total=len(records),
+            unit=" images",
         )
         if fault
     ]
@@ -41,15 +71,33 @@ def check(source: epath.PathLike) -> Layout:
     return layout
 
 
+def _inspect(
+    dataset: Dataset, source: epath.PathLike, train_arrays: bool
+) -> tuple[Layout, list[str]]:
+    if not train_arrays:
+        return BUILDERS[dataset].inspect(source)
+    if dataset != "sysu_mm01":
+        raise InputError(
+            f"--train-arrays: only sysu_mm01 has such files, not {dataset}; leave it out"
+        )
+    return sysu_mm01.layout.inspect(source, train_arrays=True)
+
+
 def prepare(
-    layout: Layout, data_dir: epath.PathLike, height: int, width: int, overwrite: bool
+    dataset: Dataset,
+    layout: Layout,
+    data_dir: epath.PathLike,
+    height: int,
+    width: int,
+    overwrite: bool = False,
 ) -> tuple[epath.Path, bool]:
-    """Builds `data_dir/sysu_mm01/{height}x{width}/{version}` from a SYSU-MM01 folder.
+    """Builds `data_dir/{dataset}/{height}x{width}/{version}` from a dataset's folder.
 
     The folder appears under that name only when it is whole. One that exists and was made from
     the same source is kept. Run one at a time: what a killed one left behind is removed.
 
     Args:
+      dataset: which.
       layout: of the source, without faults.
       data_dir: where prepared datasets go.
       height: of the stored images, pixels.
@@ -63,7 +111,8 @@ def prepare(
       InputError: an image that cannot be read; the folder is another source's, or cannot be
         written.
     """
-    builder = SysuMm01(config=ImageSize.of(height, width), data_dir=data_dir)
+    size = ImageSize.of(height, width)
+    builder = BUILDERS[dataset](config=size, data_dir=data_dir, layout=layout)
     folder = epath.Path(builder.data_path)
     if builder.is_prepared():
         if builder.info.metadata["source"] == layout.source:
@@ -75,7 +124,7 @@ def prepare(
             )
         # A folder that is being deleted must not look whole.
         folder.rename(folder.with_name(f"incomplete.old_{folder.name}"))
-        builder = SysuMm01(config=ImageSize.of(height, width), data_dir=data_dir)
+        builder = BUILDERS[dataset](config=size, data_dir=data_dir, layout=layout)
     for leftover in folder.parent.glob(f"incomplete.*_{folder.name}"):  # as TFDS names them
         leftover.rmtree()
     finished = False
@@ -92,7 +141,7 @@ def prepare(
             )
         finished = True
     except InputError:
-        check(layout.folder)  # names all unreadable images, not only the first
+        check(dataset, layout.folder, bool(layout.arrays))  # names all unreadable images
         raise
     except OSError as error:
         raise InputError(f"{folder}: cannot be written ({error}); choose another --to") from error
@@ -138,12 +187,21 @@ class PeopleCommand:
 
 
 @dataclasses.dataclass(frozen=True)
-class PrepareCommand:
+class Source:
+    """A dataset's folder."""
+
+    dataset: tyro.conf.Positional[Dataset]
+    source: Annotated[str, tyro.conf.arg(name="from")]
+    """The folder that the dataset was unpacked to; docs/datasets.md shows each one's."""
+    train_arrays: bool = False
+    """SYSU-MM01 only: take the training images from train_{rgb,ir}_resized_{img,label}.npy in
+    that folder, which the reference's preprocessing leaves, instead of cam1 ... cam6."""
+
+
+@dataclasses.dataclass(frozen=True)
+class PrepareCommand(Source):
     """Check a dataset, resize its images once, and store them for training."""
 
-    dataset: tyro.conf.Positional[Literal["sysu_mm01"]]
-    source: Annotated[str, tyro.conf.arg(name="from")]
-    """Folder that holds cam1 ... cam6 and exp."""
     to: str = "data"
     """Folder for prepared datasets (`data.dir` of the configuration)."""
     image_size: tuple[int, int] = (288, 144)
@@ -156,23 +214,19 @@ class PrepareCommand:
         height, width = self.image_size
         if height < 1 or width < 1:
             raise InputError(f"--image-size {height} {width}: must be 1 or more pixels each")
-        layout = read_layout(self.source)
-        folder, reused = prepare(layout, self.to, height, width, self.overwrite)
+        layout = read_layout(self.dataset, self.source, self.train_arrays)
+        folder, reused = prepare(self.dataset, layout, self.to, height, width, self.overwrite)
         print(layout.summary())
         print(f"{folder}: " + ("already prepared from this source, kept" if reused else "prepared"))
 
 
 @dataclasses.dataclass(frozen=True)
-class CheckCommand:
+class CheckCommand(Source):
     """Look for every fault of a dataset's folder, decoding each image."""
-
-    dataset: tyro.conf.Positional[Literal["sysu_mm01"]]
-    source: Annotated[str, tyro.conf.arg(name="from")]
-    """Folder that holds cam1 ... cam6 and exp."""
 
     def run(self) -> None:
         """Checks and prints what the folder holds."""
-        print(check(self.source).summary())
+        print(check(self.dataset, self.source, self.train_arrays).summary())
         print(f"{self.source}: no faults")
 
 

@@ -23,7 +23,7 @@ from ddag_jax.checkpoint import (
     step_folder,
 )
 from ddag_jax.config import Config
-from ddag_jax.data.loader import open_split, training_batches, training_split
+from ddag_jax.data.loader import evaluation_split, training_batches, training_split
 from ddag_jax.data.sampler import IdentitySampler, steps_per_epoch
 from ddag_jax.errors import InputError
 from ddag_jax.evaluation.evaluator import Evaluator, reported_feature
@@ -111,7 +111,7 @@ def train(
     size = (config.data.image_height, config.data.image_width)
     if held_out is None:  # as published: no identity is held out, so nothing is chosen
         split: Split = "test"
-        watched = open_split(config.data.dir, config.data.dataset, size, "test")
+        watched = evaluation_split(config.data)
     else:
         split, watched = "held_out", held_out
     evaluator = Evaluator(config, model, mesh, watched, modes=("all",))

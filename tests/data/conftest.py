@@ -7,8 +7,7 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from ddag_jax.data.prepare import prepare
-from ddag_jax.data.sysu_mm01.layout import read_layout
+from ddag_jax.data.prepare import prepare, read_layout
 
 LISTS = {"train": (1, 2, 3, 16), "val": (4, 5), "test": (6, 7)}
 UNLISTED = 9
@@ -51,5 +50,5 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def data_dir(tree: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tree, prepared at 32 x 16 pixels; to read only."""
     folder = tmp_path_factory.mktemp("data")
-    prepare(read_layout(tree), folder, *SIZE, overwrite=False)
+    prepare("sysu_mm01", read_layout("sysu_mm01", tree), folder, *SIZE)
     return folder

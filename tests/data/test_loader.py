@@ -8,6 +8,7 @@ import PIL.Image
 import pytest
 
 from ddag_jax.config import DataConfig
+from ddag_jax.data.builder import VERSION
 from ddag_jax.data.loader import ImageSource, open_split, training_batches, training_split
 from ddag_jax.data.sampler import IdentitySampler, Sample
 from ddag_jax.errors import InputError
@@ -87,8 +88,8 @@ def test_prepared_at_another_size(data_dir: Path) -> None:
 
 def test_half_deleted_is_not_prepared(tmp_path: Path) -> None:
     """What a killed prepare leaves has another name, and what has no description is not whole."""
-    (tmp_path / "sysu_mm01" / "32x16" / "incomplete.AB12CD_1.0.0").mkdir(parents=True)
-    (tmp_path / "sysu_mm01" / "32x16" / "1.0.0").mkdir()
+    (tmp_path / "sysu_mm01" / "32x16" / f"incomplete.AB12CD_{VERSION}").mkdir(parents=True)
+    (tmp_path / "sysu_mm01" / "32x16" / VERSION).mkdir()
     with pytest.raises(InputError, match="no prepared dataset; run"):
         open_split(tmp_path, "sysu_mm01", SIZE, "train")
 

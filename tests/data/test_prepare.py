@@ -16,10 +16,11 @@ import tensorflow_datasets as tfds
 from etils import epath
 
 from ddag_jax.cli.main import run
+from ddag_jax.data.builder import VERSION, ImageSize
 from ddag_jax.data.images import read_image
 from ddag_jax.data.loader import open_split
 from ddag_jax.data.prepare import check, main
-from ddag_jax.data.sysu_mm01 import ImageSize, SysuMm01
+from ddag_jax.data.sysu_mm01 import SysuMm01
 from ddag_jax.errors import InputError
 
 MakeTree = Callable[[], Path]
@@ -70,7 +71,7 @@ def test_prepare_again_is_reused_and_sizes_coexist(tree: Path, tmp_path: Path) -
     code, out, error = call_prepare(tree, tmp_path)
     assert (code, error) == (0, "")
     assert "train              4        32        16" in out
-    folder = tmp_path / "sysu_mm01" / "32x16" / "1.0.0"
+    folder = tmp_path / "sysu_mm01" / "32x16" / VERSION
     assert f"{folder}: prepared" in out
     written = {path: path.stat().st_mtime_ns for path in folder.iterdir()}
     assert [path.name for path in tmp_path.iterdir()] == ["sysu_mm01"]
@@ -118,9 +119,9 @@ def test_another_source_is_refused_then_replaced(
     assert open_split(to, "sysu_mm01", (32, 16), "train+val").names == before.names
     assert call_prepare(source, to, "--overwrite")[0] == 0
     after = open_split(to, "sysu_mm01", (32, 16), "train+val")
-    splits = check(source).splits
+    splits = check("sysu_mm01", source).images
     assert after.names == [record.name for record in splits["train"] + splits["val"]]
-    assert [path.name for path in (to / "sysu_mm01" / "32x16").iterdir()] == ["1.0.0"]
+    assert [path.name for path in (to / "sysu_mm01" / "32x16").iterdir()] == [VERSION]
 
 
 def test_tfds_knows_it(data_dir: Path, tree: Path) -> None:
@@ -144,7 +145,7 @@ def test_tfds_knows_it(data_dir: Path, tree: Path) -> None:
 def test_shards_keep_the_order(
     tree: Path, tmp_path: Path, data_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ddag_jax.data.sysu_mm01.builder._SHARD_IMAGES", 7)
+    monkeypatch.setattr("ddag_jax.data.builder._SHARD_IMAGES", 7)
     assert call_prepare(tree, tmp_path)[0] == 0
     assert len(list(tmp_path.rglob("*train.array_record*"))) == 7
     sharded = open_split(tmp_path, "sysu_mm01", (32, 16), "train+val")
@@ -311,7 +312,12 @@ def test_list_with_words(make_tree: MakeTree, tmp_path: Path) -> None:
 def test_list_with_spaces_and_trailing_comma(make_tree: MakeTree) -> None:
     source = make_tree()
     (source / "exp" / "train_id.txt").write_text("1, 2,\n3,16,\n")
-    assert {record.identity for record in check(source).splits["train"]} == {1, 2, 3, 16}
+    assert {record.identity for record in check("sysu_mm01", source).images["train"]} == {
+        1,
+        2,
+        3,
+        16,
+    }
 
 
 @pytest.mark.parametrize(("one", "other"), [("train", "test"), ("train", "val"), ("val", "test")])
@@ -383,7 +389,7 @@ def test_killed_prepare_leaves_nothing_that_looks_whole(
     image.write_bytes(content)
     assert call_prepare(source, to)[0] == 0
     assert len(open_split(to, "sysu_mm01", (32, 16), "test")) == 24
-    assert [path.name for path in (to / "sysu_mm01" / "32x16").iterdir()] == ["1.0.0"]
+    assert [path.name for path in (to / "sysu_mm01" / "32x16").iterdir()] == [VERSION]
 
 
 def test_nowhere_to_write(tree: Path, tmp_path: Path) -> None:

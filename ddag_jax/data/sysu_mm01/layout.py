@@ -2,149 +2,113 @@
 
 cam1 ... cam6/{identity:04d}/{number:04d}.jpg    cameras 3 and 6 are infrared
 exp/{train,val,test}_id.txt                      one line, identities separated by commas
+exp/rand_perm_cam.mat                            the authors' gallery draws (may be absent)
 """
 
-import dataclasses
-import hashlib
-import itertools
 import re
-from collections.abc import Collection, Iterable, Sequence
-from typing import NamedTuple
+from collections.abc import Mapping
 
+import numpy as np
 from etils import epath
 
-from ddag_jax.data.images import SUFFIXES
+from ddag_jax.data.layout import (
+    Counts,
+    Layout,
+    Record,
+    check_folder,
+    count,
+    fingerprint,
+    image_files,
+    lacking_modality,
+    read_identities,
+    shared_identities,
+)
+from ddag_jax.data.sysu_mm01.permutations import read_permutations
+from ddag_jax.data.sysu_mm01.training_arrays import read_training_arrays
 from ddag_jax.errors import InputError
 
 SPLITS = ("train", "val", "test")
 CAMERAS = (1, 2, 3, 4, 5, 6)
 INFRARED_CAMERAS = (3, 6)
+FOLDER = "the folder that holds cam1 ... cam6 and exp"
 
-_FIX_LAYOUT = "SYSU-MM01 is cam1 ... cam6 and exp side by side"
+PUBLISHED = {
+    "train": Counts(296, 20_284, 9_929),
+    "val": Counts(99, 1_974, 1_980),
+    "train+val": Counts(395, 22_258, 11_909),
+    "test": Counts(96, 6_775, 3_803),
+}
 
-
-class Record(NamedTuple):
-    """One image; records sort by identity, camera, file name."""
-
-    identity: int
-    camera: int
-    name: str
-    """Path below the dataset's folder: `cam1/0001/0001.jpg`."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Layout:
-    """What a folder holds."""
-
-    folder: epath.Path
-    splits: dict[str, list[Record]]
-    """Images of the identities of each list, sorted."""
-    unlisted: int
-    """Identities that have a folder and are in no list; they are ignored."""
-    source: str
-    """Fingerprint: changes with the lists and with any image's name or size in bytes."""
-
-    def path(self, record: Record) -> epath.Path:
-        """Where the image is."""
-        return self.folder / record.name
-
-    def summary(self) -> str:
-        """Identities and images per modality of each split, as a table."""
-        lines = [f"{'split':<8}{'identities':>12}{'visible':>10}{'infrared':>10}"]
-        for split, records in self.splits.items():
-            infrared = sum(record.camera in INFRARED_CAMERAS for record in records)
-            identities = len({record.identity for record in records})
-            lines.append(f"{split:<8}{identities:>12}{len(records) - infrared:>10}{infrared:>10}")
-        if self.unlisted:
-            lines.append(f"({self.unlisted} more identities are in no list: ignored)")
-        return "\n".join(lines)
+_DRAWN = 10
+"""Images of a permutation that any protocol draws: ten, in multi-shot."""
 
 
-def read_layout(folder: epath.PathLike) -> Layout:
-    """Lists a folder and checks it, all but the images' content.
-
-    Raises:
-      InputError: all faults, a line each.
-    """
-    layout, faults = inspect(folder)
-    raise_faults(faults)
-    return layout
-
-
-def raise_faults(faults: Sequence[str]) -> None:
-    """Raises one InputError that holds all faults, a line each; none: returns."""
-    if len(faults) == 1:
-        raise InputError(faults[0])
-    if faults:
-        raise InputError("\n  ".join([f"{len(faults)} faults:", *faults]))
-
-
-def inspect(folder: epath.PathLike) -> tuple[Layout, list[str]]:
+def inspect(folder: epath.PathLike, train_arrays: bool = False) -> tuple[Layout, list[str]]:
     """Lists a folder and looks for faults that do not keep it from being listed.
+
+    Args:
+      folder: SYSU-MM01's.
+      train_arrays: take the training images from the `train_*_resized_*.npy` files there, which
+        the reference's preprocessing leaves, instead of the cameras' folders.
+
+    Returns:
+      What the folder holds, and its faults, a sentence each.
 
     Raises:
       InputError: there is nothing to list: no folder, or another layout.
     """
     root = epath.Path(folder)
-    _check_folders(root)
+    check_folder(root, ("exp", *(f"cam{camera}" for camera in CAMERAS)), FOLDER)
     faults: list[str] = []
-    lists = {split: _read_identities(root / "exp" / f"{split}_id.txt", faults) for split in SPLITS}
+    lists = {split: read_identities(root / "exp" / f"{split}_id.txt", faults) for split in SPLITS}
+    shared_identities(
+        root / "exp", {f"{split}_id.txt": listed for split, listed in lists.items()}, faults
+    )
     images, sizes = _list_images(root)
-
-    for first, second in itertools.combinations(SPLITS, 2):
-        if both := lists[first] & lists[second]:
-            faults.append(
-                f"{root}/exp: {_count(both, 'identity', 'identities')} in both {first}_id.txt and"
-                f" {second}_id.txt ({_examples(both)}); keep each in one list"
-            )
-    faults.extend(_modality_faults(root, lists, images))
+    arrays: Mapping[str, np.ndarray] = {}
+    source: list[object] = []
+    if train_arrays:
+        training = sorted(lists["train"] | lists["val"])
+        for identity in training:
+            images.pop(identity, None)
+        if training:
+            listed, arrays, source = read_training_arrays(root, training, faults)
+            images |= listed
+    for split in SPLITS:
+        records = [r for identity in lists[split] for r in images.get(identity, ())]
+        if not train_arrays or split == "test" or arrays:
+            lacking_modality(f"{root}: exp/{split}_id.txt", lists[split], records, faults)
+    unlisted = len(images.keys() - set().union(*lists.values()))
     splits = {
         split: sorted(record for identity in lists[split] for record in images.get(identity, ()))
         for split in SPLITS
     }
-    digest = hashlib.sha256(repr(sorted((k, sorted(v)) for k, v in lists.items())).encode())
-    for record in itertools.chain.from_iterable(splits.values()):
-        digest.update(f"{record.name} {sizes[record.name]}\n".encode())
-    unlisted = len(images.keys() - set().union(*lists.values()))
-    return Layout(root, splits, unlisted, digest.hexdigest()), faults
-
-
-def _looks_right(folder: epath.Path) -> bool:
-    return (folder / "exp").is_dir() and (folder / "cam1").is_dir()
-
-
-def _check_folders(root: epath.Path) -> None:
-    if not root.exists():
-        raise InputError(
-            f"{root}: no such folder; give the folder that holds cam1 ... cam6 and exp"
-        )
-    if not root.is_dir():
-        raise InputError(f"{root}: is a file; give the folder that holds cam1 ... cam6 and exp")
-    children = sorted(root.iterdir())
-    if not children:
-        raise InputError(f"{root}: is empty; {_FIX_LAYOUT}")
-    wanted = ["exp", *(f"cam{camera}" for camera in CAMERAS)]
-    if missing := [name for name in wanted if not (root / name).is_dir()]:
-        nearby = [root.parent, *(child for child in children if child.is_dir())]
-        if right := next((other for other in nearby if _looks_right(other)), None):
-            raise InputError(f"{root}: has no {', '.join(missing)}; did you mean {right}?")
-        raise InputError(f"{root}: has no {', '.join(missing)}; {_FIX_LAYOUT}")
-
-
-def _read_identities(path: epath.Path, faults: list[str]) -> set[int]:
-    if not path.exists():
-        faults.append(f"{path}: no such file; it lists identities separated by commas")
-        return set()
-    words = re.split(r"[,\s]+", path.read_text().strip(", \t\r\n"))
-    words = [word for word in words if word]
-    if not words:
-        faults.append(f"{path}: names no identity; list at least one")
-    if wrong := [word for word in words if not re.fullmatch(r"[0-9]+", word)]:
-        faults.append(
-            f"{path}: {_count(wrong, 'entry is', 'entries are')} no whole number"
-            f" ({_examples(map(repr, wrong))}); list identities like 1,2,3"
-        )
-    return {int(word) for word in words if word not in wrong}
+    permutations = root / "exp" / "rand_perm_cam.mat"
+    draws = {}
+    if permutations.exists():
+        draws = _draws(permutations, splits["test"], faults)
+    files = [
+        (r.name, sizes[r.name]) for records in splits.values() for r in records if r.name in sizes
+    ]
+    layout = Layout(
+        folder=root,
+        images=splits,
+        published=PUBLISHED,
+        notes=(
+            [
+                f"{count(range(unlisted), 'more identity is', 'more identities are')} in no list:"
+                " ignored"
+            ]
+            if unlisted
+            else []
+        ),
+        draws=draws,
+        arrays=arrays,
+        source=fingerprint(
+            [sorted((k, sorted(v)) for k, v in lists.items()), draws, source], files
+        ),
+    )
+    return layout, faults
 
 
 def _list_images(root: epath.Path) -> tuple[dict[int, list[Record]], dict[str, int]]:
@@ -153,47 +117,39 @@ def _list_images(root: epath.Path) -> tuple[dict[int, list[Record]], dict[str, i
     sizes: dict[str, int] = {}
     for camera in CAMERAS:
         for person in (root / f"cam{camera}").iterdir():
-            if not re.fullmatch(r"[0-9]+", person.name) or not person.is_dir():
+            if not re.fullmatch(r"[0-9]{1,9}", person.name) or not person.is_dir():
                 continue
             records = images.setdefault(int(person.name), [])
-            for path in person.iterdir():
-                # Copies made on a Mac carry "._0001.jpg" beside each "0001.jpg".
-                if path.name.lower().endswith(SUFFIXES) and not path.name.startswith("."):
-                    record = Record(
-                        int(person.name), camera, f"cam{camera}/{person.name}/{path.name}"
-                    )
-                    records.append(record)
-                    sizes[record.name] = path.stat().length
+            for path in image_files(person):
+                name = f"cam{camera}/{person.name}/{path.name}"
+                records.append(Record(int(person.name), camera, name, camera in INFRARED_CAMERAS))
+                sizes[name] = path.stat().length
     return images, sizes
 
 
-def _modality_faults(
-    root: epath.Path, lists: dict[str, set[int]], images: dict[int, list[Record]]
-) -> list[str]:
-    faults: list[str] = []
-    for split, identities in lists.items():
-        without: dict[str, list[int]] = {"any": [], "visible": [], "infrared": []}
-        for identity in sorted(identities):
-            kinds = {record.camera in INFRARED_CAMERAS for record in images.get(identity, ())}
-            if not kinds:
-                without["any"].append(identity)
-            elif True not in kinds:
-                without["infrared"].append(identity)
-            elif False not in kinds:
-                without["visible"].append(identity)
-        faults.extend(
-            f"{root}: {_count(lacking, 'identity', 'identities')} of exp/{split}_id.txt without"
-            f" {modality} image ({_examples(lacking)}); add the images or take them off the list"
-            for modality, lacking in without.items()
-            if lacking
+def _draws(path: epath.Path, test: list[Record], faults: list[str]) -> dict[str, list[list[int]]]:
+    """The permutations of the test images' visible folders, checked against what is there."""
+    try:
+        permutations = read_permutations(path)
+    except InputError as error:
+        faults.append(str(error))
+        return {}
+    folders: dict[tuple[str, int, int], int] = {}
+    for record in test:
+        if not record.infrared:
+            key = (record.name.rsplit("/", 1)[0], record.camera, record.identity)
+            folders[key] = folders.get(key, 0) + 1
+    wrong = {
+        name: (size, images)
+        for (name, camera, identity), images in folders.items()
+        if (size := permutations.size(camera, identity)) != images
+    }
+    if wrong:
+        name = min(wrong)
+        faults.append(
+            f"{path}: does not match the tree in {count(wrong, 'folder', 'folders')} (first {name}:"
+            f" it permutes {wrong[name][0]} images, the folder holds {wrong[name][1]}); take both"
+            " from the same release, or remove the file to do without its draws"
         )
-    return faults
-
-
-def _count(things: Collection[object], one: str, several: str) -> str:
-    return f"{len(things)} {one if len(things) == 1 else several}"
-
-
-def _examples(things: Iterable[int] | Iterable[str]) -> str:
-    first = [str(thing) for thing in sorted(things)]
-    return ", ".join(first[:3]) + (", ..." if len(first) > 3 else "")
+        return {}
+    return {name: permutations.rows(camera, identity, _DRAWN) for name, camera, identity in folders}
