@@ -137,7 +137,7 @@ def _draws(path: epath.Path, test: list[Record], faults: list[str]) -> dict[str,
     folders: dict[tuple[str, int, int], int] = {}
     for record in test:
         if not record.infrared:
-            key = (record.name.rsplit("/", 1)[0], record.camera, record.identity)
+            key = (f"cam{record.camera}/{record.identity:04d}", record.camera, record.identity)
             folders[key] = folders.get(key, 0) + 1
     wrong = {
         name: (size, images)
