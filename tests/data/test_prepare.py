@@ -1,5 +1,3 @@
-import contextlib
-import io
 import os
 import shutil
 import signal
@@ -19,35 +17,12 @@ from ddag_jax.cli.main import run
 from ddag_jax.data.builder import VERSION, ImageSize
 from ddag_jax.data.images import read_image
 from ddag_jax.data.loader import open_split
-from ddag_jax.data.prepare import check, main
+from ddag_jax.data.prepare import check
 from ddag_jax.data.sysu_mm01 import SysuMm01
 from ddag_jax.errors import InputError
+from tests.data.commands import call, call_prepare, fails
 
 MakeTree = Callable[[], Path]
-
-
-def call(*arguments: object) -> tuple[int, str, str]:
-    """Exit code, standard output, the error line (progress bars left out)."""
-    out, err = io.StringIO(), io.StringIO()
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        code = run(lambda: main([str(argument) for argument in arguments]))
-    errors = [part for part in err.getvalue().split("\n") if "images/s" not in part]
-    return code, out.getvalue(), "\n".join(errors).strip()
-
-
-def call_prepare(source: Path, to: Path, *more: object) -> tuple[int, str, str]:
-    return call("prepare", "sysu_mm01", "--from", source, "--to", to, "--image-size", 32, 16, *more)
-
-
-def fails(source: Path, to: Path) -> str:
-    """What both commands say about a folder; prepare must leave nothing behind."""
-    code, out, error = call("check", "sysu_mm01", "--from", source)
-    assert code == 2
-    assert out == ""
-    assert error.startswith("error: ")
-    assert call_prepare(source, to) == (2, "", error)
-    assert not list(to.glob("sysu_mm01/*/*"))
-    return error
 
 
 # --- A sound folder ---------------------------------------------------------------------------
@@ -63,20 +38,20 @@ def test_check_says_what_there_is(tree: Path) -> None:
         ["val", "2", "16", "8"],
         ["test", "2", "16", "8"],
     ]
-    assert "(1 more identities are in no list: ignored)" in out
+    assert "(1 more identity is in no list: ignored)" in out
     assert out.endswith("no faults\n")
 
 
 def test_prepare_again_is_reused_and_sizes_coexist(tree: Path, tmp_path: Path) -> None:
-    code, out, error = call_prepare(tree, tmp_path)
+    code, out, error = call_prepare("sysu_mm01", tree, tmp_path)
     assert (code, error) == (0, "")
-    assert "train              4        32        16" in out
+    assert "train                    4        32        16" in out
     folder = tmp_path / "sysu_mm01" / "32x16" / VERSION
     assert f"{folder}: prepared" in out
     written = {path: path.stat().st_mtime_ns for path in folder.iterdir()}
     assert [path.name for path in tmp_path.iterdir()] == ["sysu_mm01"]
 
-    code, out, error = call_prepare(tree, tmp_path)
+    code, out, error = call_prepare("sysu_mm01", tree, tmp_path)
     assert (code, error) == (0, "")
     assert "already prepared from this source, kept" in out
     assert written == {path: path.stat().st_mtime_ns for path in folder.iterdir()}
@@ -110,14 +85,14 @@ def test_another_source_is_refused_then_replaced(
     make_tree: MakeTree, tmp_path: Path, change: str
 ) -> None:
     source, to = make_tree(), tmp_path / "data"
-    assert call_prepare(source, to)[0] == 0
+    assert call_prepare("sysu_mm01", source, to)[0] == 0
     before = open_split(to, "sysu_mm01", (32, 16), "train+val")
     CHANGES[change](source)
-    code, out, error = call_prepare(source, to)
+    code, out, error = call_prepare("sysu_mm01", source, to)
     assert (code, out) == (2, "")
     assert "was prepared from another source; pass --overwrite" in error
     assert open_split(to, "sysu_mm01", (32, 16), "train+val").names == before.names
-    assert call_prepare(source, to, "--overwrite")[0] == 0
+    assert call_prepare("sysu_mm01", source, to, "--overwrite")[0] == 0
     after = open_split(to, "sysu_mm01", (32, 16), "train+val")
     splits = check("sysu_mm01", source).images
     assert after.names == [record.name for record in splits["train"] + splits["val"]]
@@ -146,7 +121,7 @@ def test_shards_keep_the_order(
     tree: Path, tmp_path: Path, data_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("ddag_jax.data.builder._SHARD_IMAGES", 7)
-    assert call_prepare(tree, tmp_path)[0] == 0
+    assert call_prepare("sysu_mm01", tree, tmp_path)[0] == 0
     assert len(list(tmp_path.rglob("*train.array_record*"))) == 7
     sharded = open_split(tmp_path, "sysu_mm01", (32, 16), "train+val")
     whole = open_split(data_dir, "sysu_mm01", (32, 16), "train+val")
@@ -164,7 +139,7 @@ def test_people_to_training_images(tmp_path: Path) -> None:
     )  # fmt: skip
     assert code == 0
     assert str(to) in out
-    assert call_prepare(to, tmp_path / "data")[0] == 0
+    assert call_prepare("sysu_mm01", to, tmp_path / "data")[0] == 0
     assert len(open_split(tmp_path / "data", "sysu_mm01", (32, 16), "train")) == 12
 
 
@@ -220,16 +195,16 @@ def test_bad_image(make_tree: MakeTree, tmp_path: Path, damage: str) -> None:
     source = make_tree()
     spoil, message = DAMAGE[damage]
     spoil(source / "cam3" / "0006" / "0002.jpg")
-    error = fails(source, tmp_path / "data")
+    error = fails("sysu_mm01", source, tmp_path / "data")
     assert "\n" not in error
     with pytest.raises(InputError, match=r"cam3/0006/0002\.jpg: " + message):
-        check(source)
+        check("sysu_mm01", source)
 
 
 def test_a_refused_prepare_leaves_no_folder(make_tree: MakeTree, tmp_path: Path) -> None:
     source, to = make_tree(), tmp_path / "prepared"
     truncate(next((source / "cam1").rglob("*.jpg")))
-    assert call_prepare(source, to)[0] == 2
+    assert call_prepare("sysu_mm01", source, to)[0] == 2
     assert not to.exists()
 
 
@@ -251,61 +226,67 @@ def test_images_of_no_list_may_be_bad(make_tree: MakeTree, tmp_path: Path) -> No
     (source / "cam1" / "0001" / "Thumbs.db").write_bytes(b"x")
     (source / "cam1" / "0001" / "._0001.jpg").write_bytes(b"x")
     (source / "cam1" / "readme.txt").write_text("x")
-    assert call_prepare(source, tmp_path / "data")[0] == 0
+    assert call_prepare("sysu_mm01", source, tmp_path / "data")[0] == 0
 
 
 # --- Folders and lists ------------------------------------------------------------------------
 
 
 def test_no_folder(tmp_path: Path) -> None:
-    assert "nowhere: no such folder" in fails(tmp_path / "nowhere", tmp_path / "data")
+    assert "nowhere: no such folder" in fails("sysu_mm01", tmp_path / "nowhere", tmp_path / "data")
 
 
 def test_a_file(tmp_path: Path) -> None:
     (tmp_path / "sysu.zip").write_bytes(b"x")
-    assert "sysu.zip: is a file" in fails(tmp_path / "sysu.zip", tmp_path / "data")
+    assert "sysu.zip: is an archive; unpack it; give the folder" in fails(
+        "sysu_mm01", tmp_path / "sysu.zip", tmp_path / "data"
+    )
 
 
 def test_empty_folder(tmp_path: Path) -> None:
     (tmp_path / "sysu").mkdir()
-    assert "sysu: is empty; SYSU-MM01 is cam1" in fails(tmp_path / "sysu", tmp_path / "data")
+    assert "sysu: is empty; give the folder that holds cam1" in fails(
+        "sysu_mm01", tmp_path / "sysu", tmp_path / "data"
+    )
 
 
 def test_wrong_layout(tmp_path: Path) -> None:
     (tmp_path / "sysu" / "Visible").mkdir(parents=True)
-    error = fails(tmp_path / "sysu", tmp_path / "data")
-    assert "has no exp, cam1, cam2, cam3, cam4, cam5, cam6; SYSU-MM01 is cam1" in error
+    error = fails("sysu_mm01", tmp_path / "sysu", tmp_path / "data")
+    assert (
+        "has no exp, cam1, cam2, cam3, cam4, cam5, cam6; give the folder that holds cam1" in error
+    )
 
 
 def test_missing_camera(make_tree: MakeTree, tmp_path: Path) -> None:
     source = make_tree()
     shutil.rmtree(source / "cam5")
-    assert "sysu: has no cam5; " in fails(source, tmp_path / "data")
+    assert "sysu: has no cam5; " in fails("sysu_mm01", source, tmp_path / "data")
 
 
 @pytest.mark.parametrize("level", ["up", "down"])
 def test_a_level_off(make_tree: MakeTree, tmp_path: Path, level: str) -> None:
     source = make_tree()
     given = source.parent if level == "up" else source / "cam1"
-    assert f"did you mean {source}?" in fails(given, tmp_path / "data")
+    assert f"did you mean {source}?" in fails("sysu_mm01", given, tmp_path / "data")
 
 
 def test_missing_list(make_tree: MakeTree, tmp_path: Path) -> None:
     source = make_tree()
     (source / "exp" / "val_id.txt").unlink()
-    assert "val_id.txt: no such file; " in fails(source, tmp_path / "data")
+    assert "val_id.txt: no such file; " in fails("sysu_mm01", source, tmp_path / "data")
 
 
 def test_empty_list(make_tree: MakeTree, tmp_path: Path) -> None:
     source = make_tree()
     (source / "exp" / "test_id.txt").write_text("\n")
-    assert "test_id.txt: names no identity" in fails(source, tmp_path / "data")
+    assert "test_id.txt: names no identity" in fails("sysu_mm01", source, tmp_path / "data")
 
 
 def test_list_with_words(make_tree: MakeTree, tmp_path: Path) -> None:
     source = make_tree()
     (source / "exp" / "train_id.txt").write_text("1,two,3.5,16\n")
-    error = fails(source, tmp_path / "data")
+    error = fails("sysu_mm01", source, tmp_path / "data")
     assert "train_id.txt: 2 entries are no whole number ('3.5', 'two')" in error
 
 
@@ -326,7 +307,7 @@ def test_identity_in_two_lists(make_tree: MakeTree, tmp_path: Path, one: str, ot
     both = (source / "exp" / f"{one}_id.txt").read_text().split(",")[0]
     with (source / "exp" / f"{other}_id.txt").open("a") as file:
         file.write(f",{both}")
-    error = fails(source, tmp_path / "data")
+    error = fails("sysu_mm01", source, tmp_path / "data")
     assert f"1 identity in both {one}_id.txt and {other}_id.txt ({int(both)})" in error
 
 
@@ -337,9 +318,9 @@ def test_identity_of_one_modality(
     source = make_tree()
     for camera in cameras:
         shutil.rmtree(source / f"cam{camera}" / "0016")
-    error = fails(source, tmp_path / "data")
+    error = fails("sysu_mm01", source, tmp_path / "data")
     assert "\n" not in error
-    assert f"1 identity of exp/train_id.txt without {lacking} image (16); " in error
+    assert f"exp/train_id.txt: 1 identity without {lacking} image (16); " in error
 
 
 def test_all_faults_at_once(make_tree: MakeTree, tmp_path: Path) -> None:
@@ -349,13 +330,13 @@ def test_all_faults_at_once(make_tree: MakeTree, tmp_path: Path) -> None:
         (source / f"cam{number}" / "0001" / "0001.jpg").write_bytes(b"")
         (source / f"cam{number}" / "0002" / "0001.jpg").write_bytes(b"")
     with pytest.raises(InputError) as caught:
-        check(source)
+        check("sysu_mm01", source)
     first, *rest = str(caught.value).split("\n  ")
     assert first == "14 faults:"
     assert len(rest) == 14
     assert rest[0].endswith("1 entry is no whole number ('x'); list identities like 1,2,3")
     assert "in both train_id.txt and test_id.txt (6)" in rest[1]
-    assert "4 identities of exp/train_id.txt without any image (20, 21, 22, ...)" in rest[2]
+    assert "exp/train_id.txt: 4 identities without any image (20, 21, 22, ...)" in rest[2]
     assert all("0001.jpg: is empty" in fault for fault in rest[3:13])
     assert rest[13] == "... and 2 more images that cannot be read"
 
@@ -387,14 +368,14 @@ def test_killed_prepare_leaves_nothing_that_looks_whole(
 
     image.unlink()
     image.write_bytes(content)
-    assert call_prepare(source, to)[0] == 0
+    assert call_prepare("sysu_mm01", source, to)[0] == 0
     assert len(open_split(to, "sysu_mm01", (32, 16), "test")) == 24
     assert [path.name for path in (to / "sysu_mm01" / "32x16").iterdir()] == [VERSION]
 
 
 def test_nowhere_to_write(tree: Path, tmp_path: Path) -> None:
     (tmp_path / "data").write_text("a file")
-    code, _, error = call_prepare(tree, tmp_path / "data")
+    code, _, error = call_prepare("sysu_mm01", tree, tmp_path / "data")
     assert code == 2
     assert "cannot be written" in error
     assert "\n" not in error
