@@ -1,0 +1,147 @@
+"""Re-ranking by neighbourhoods: images that are near each other share their nearest images.
+
+Zhong, Zheng, Cao, Li, *Re-ranking Person Re-identification with k-reciprocal Encoding*, CVPR 2017,
+as its authors' published Python code computes it. NumPy and SciPy only.
+
+Dimensions: q queries, g gallery images, n = q + g, d channels of an embedding.
+"""
+
+import numpy as np
+from jaxtyping import Float, Int
+from scipy import sparse
+
+from ddag_jax.errors import InputError
+
+_CHUNK = 2**20
+"""Distances whose order is looked at in one go, 16 bytes of memory each."""
+
+
+def rerank(
+    query_features: Float[np.ndarray, "q d"],
+    gallery_features: Float[np.ndarray, "g d"],
+    *,
+    k1: int = 20,
+    k2: int = 6,
+    weight: float = 0.3,
+) -> Float[np.ndarray, "q g"]:
+    """Distances of queries and gallery images by what is near them, for `rank_distances`.
+
+    All n images, queries and gallery, are compared with each other by squared Euclidean distance,
+    divided by the largest of its row. Two images are reciprocal neighbours where each is among the
+    `k1` nearest of the other. An image is described by weights exp(−distance), scaled to sum 1,
+    over its reciprocal neighbours, and over those that a neighbour has among half as many nearest
+    where more than two thirds of these are its own, too. The description is then averaged over the
+    image's `k2` nearest. The result is `weight` · distance + (1 − `weight`) · Jaccard distance of
+    the two descriptions.
+
+    Equal distances are ordered as the images are, queries before gallery; an image is its own
+    nearest in any case. Where there are fewer images than are asked for, all of them are the
+    nearest, so a small gallery needs no other `k1`.
+
+    Memory: 4 n² bytes for the distances, four arrays of the result's size, and a float32 copy of
+    the features: 120 MiB for 3,803 queries and 301 gallery images of 2,048 channels. Beside it at
+    most 30 kB an image for the descriptions, which are sparse (at the default `k1` and `k2`).
+
+    Args:
+        query_features: rows of unit length; computed with in float32.
+        gallery_features: as the queries'.
+        k1: nearest images that must be mutual, the image itself not counted.
+        k2: nearest images to average over, the image itself counted; 1 is no averaging.
+        weight: share of the original distance, the paper's λ.
+
+    Returns:
+        float32, from 0 to 1 up to rounding.
+
+    Raises:
+        InputError: a feature is not finite, `k1` or `k2` is below 1, or `weight` is not in [0, 1].
+
+    Seen from the query at 0°, the image at 30° is a little nearer than the one at −32°. But its own
+    nearest are those at 45° and 50°, while the other has nobody but the query:
+
+    >>> angles = np.radians([[0], [30], [-32], [45], [50]])
+    >>> features = np.concatenate([np.cos(angles), np.sin(angles)], axis=1)
+    >>> rerank(features[:1], features[1:], k1=2, k2=1).tolist()
+    [[0.81, 0.31, 0.95, 1.0]]
+    """
+    if k1 < 1 or k2 < 1 or not 0 <= weight <= 1:
+        raise InputError(
+            f"re-ranking wants k1 and k2 of at least 1 and a weight in [0, 1], not k1={k1},"
+            f" k2={k2}, weight={weight}"
+        )
+    features = np.concatenate([query_features, gallery_features], dtype=np.float32)
+    if not np.isfinite(features).all():
+        raise InputError("features to re-rank: some values are NaN or infinite")
+
+    distances = features @ features.T
+    distances *= -2
+    distances += 2
+    np.maximum(distances, 0, out=distances)  # rounding goes below
+    farthest = distances.max(axis=1, keepdims=True)
+    distances /= np.where(farthest > 0, farthest, 1)
+
+    nearest = _nearest(distances, max(k1 + 1, k2))
+    descriptions = _describe(distances, nearest, k1)
+    if k2 > 1:
+        neighbours = _matrix(nearest[:, :k2])
+        descriptions = neighbours @ descriptions / np.float32(min(k2, len(features)))
+
+    queries = len(query_features)
+    shared = _shared(descriptions[:queries], descriptions[queries:])
+    jaccard = 1 - shared / (2 - shared)
+    original = distances[:queries, queries:]
+    return np.float32(weight) * original + np.float32(1 - weight) * jaccard
+
+
+def _nearest(distances: Float[np.ndarray, "n n"], count: int) -> Int[np.ndarray, "n k"]:
+    """The `count` nearest of each image, nearest first, beginning with itself."""
+    n = len(distances)
+    count = min(count, n)
+    nearest = np.empty((n, count), np.int64)
+    rows = max(1, _CHUNK // n)
+    for start in range(0, n, rows):
+        chunk = distances[start : start + rows]
+        # Whole numbers that sort by distance, then by image: the bits of a float that is not
+        # negative sort as it does.
+        keys = chunk.view(np.int32).astype(np.int64) << 32
+        keys |= np.arange(n)
+        own = np.arange(len(chunk))
+        keys[own, start + own] = start + own - (1 << 32)  # first, also where others are at 0
+        keys = np.sort(np.partition(keys, count - 1, axis=1)[:, :count], axis=1)
+        nearest[start : start + rows] = keys & 0xFFFFFFFF
+    return nearest
+
+
+def _matrix(columns: Int[np.ndarray, "n k"]) -> sparse.csr_array:
+    """Ones at the given columns of each row, [n, n] float32."""
+    n, k = columns.shape
+    ones = np.ones(n * k, np.float32)
+    return sparse.csr_array((ones, columns.ravel(), np.arange(0, n * k + 1, k)), shape=(n, n))
+
+
+def _describe(
+    distances: Float[np.ndarray, "n n"], nearest: Int[np.ndarray, "n k"], k1: int
+) -> sparse.csr_array:
+    """Weights over the expanded reciprocal neighbours of each image, [n, n], rows of sum 1."""
+    full, half = (_matrix(nearest[:, : k + 1]) for k in (k1, round(k1 / 2)))
+    mutual, mutual_half = full.multiply(full.T).tocsr(), half.multiply(half.T).tocsr()
+    # For a neighbour j of i: how many of j's half are i's, too. (mutual_half is symmetric.)
+    accepted = (mutual @ mutual_half).multiply(mutual).tocsr()
+    enough = 3 * accepted.data > 2 * mutual_half.sum(axis=1)[accepted.indices]
+    accepted.data = enough.astype(np.float32)
+    accepted.eliminate_zeros()
+    row, column = (mutual + accepted @ mutual_half).nonzero()
+    weights = np.exp(-distances[row, column])
+    weights /= np.bincount(row, weights)[row]
+    return sparse.csr_array((weights, (row, column)), shape=distances.shape)
+
+
+def _shared(queries: sparse.csr_array, gallery: sparse.csr_array) -> Float[np.ndarray, "q g"]:
+    """Sum over all images of the smaller of two weights, for each query and gallery image."""
+    shared = np.zeros((queries.shape[0], gallery.shape[0]), np.float32)
+    queries, gallery = queries.tocsc(), gallery.tocsc()
+    for image in range(queries.shape[1]):
+        q = slice(*queries.indptr[image : image + 2])
+        g = slice(*gallery.indptr[image : image + 2])
+        smaller = np.minimum.outer(queries.data[q], gallery.data[g])
+        shared[np.ix_(queries.indices[q], gallery.indices[g])] += smaller
+    return shared
