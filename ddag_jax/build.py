@@ -11,7 +11,7 @@ from jaxtyping import Array, UInt8
 
 from ddag_jax.config import Config
 from ddag_jax.data.augment import normalise
-from ddag_jax.models.ddag import DDAG
+from ddag_jax.models.ddag import DDAG, unit
 from ddag_jax.optimizer import learning_rate_schedule, sgd
 from ddag_jax.training.step import Step, make_train_step
 from ddag_jax.typing import Embeddings
@@ -79,11 +79,23 @@ def build_train_step(
     )
 
 
-def build_embed(model: DDAG) -> Callable[[Any, UInt8[jax.Array, "b h w 3"], str], Embeddings]:
-    """`embed(variables, uint8 images, modality)` for one device: normalised, in evaluation mode."""
+def build_embed(
+    model: DDAG, *, flip: bool
+) -> Callable[[Any, UInt8[jax.Array, "b h w 3"], str], Embeddings]:
+    """`embed(variables, uint8 images, modality)` for one device: normalised, in evaluation mode.
+
+    With `flip`, the mean of each image's embedding and its mirror image's, of unit length again.
+    """
 
     def embed(variables: Any, images: UInt8[jax.Array, "b h w 3"], modality: str) -> Embeddings:
         normalised = normalise(images, jnp.dtype(model.dtype))
-        return cast(Embeddings, model.apply(variables, normalised, modality, method="embed"))
+
+        def one_way(images: jax.Array) -> Embeddings:
+            return cast(Embeddings, model.apply(variables, images, modality, method="embed"))
+
+        if not flip:
+            return one_way(normalised)
+        both = one_way(normalised), one_way(normalised[:, :, ::-1])
+        return jax.tree.map(lambda plain, mirrored: unit(plain + mirrored), *both)
 
     return embed

@@ -159,16 +159,17 @@ class RunLog:
         The time it took does not count in the next line's images a second.
         """
         scores = [
-            _finite({name: v for name, v in record.items() if not isinstance(v, str)}, step)
+            _finite({name: v for name, v in record.items() if isinstance(v, float)}, step)
             for record in records
         ]
         self._write("evaluation", step, epoch, {"split": split, "records": list(records)})
         for record, score in zip(records, scores, strict=True):
+            search = record["mode"] or record["direction"]
             for name, value in score.items():
-                tag = f"{split}/{record['mode']}/{record['feature']}/{name}"
+                tag = f"{split}/{search}/{record['feature']}/{name}"
                 self._events.add_scalar(tag, value, step)
             self._say(
-                f"epoch {epoch} step {step}  {split} {record['mode']}-search {record['feature']}:"
+                f"epoch {epoch} step {step}  {split} {search} {record['feature']}:"
                 f"  rank-1 {record['rank1']:.2f}  mAP {record['mAP']:.2f}"
             )
         self._restart_clock(step)

@@ -1,70 +1,248 @@
 """`python evaluate.py RUN`, or `ddag-evaluate RUN`."""
 
 import argparse
+import dataclasses
+import glob
 import json
+import os
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from etils import epath
 
 from ddag_jax.cli import environment
 from ddag_jax.cli.main import run
 from ddag_jax.cli.options import override
+from ddag_jax.config import Config, EvaluationConfig, differences
 from ddag_jax.errors import InputError
+
+if TYPE_CHECKING:
+    from ddag_jax.evaluation.protocols import Record
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Evaluates; the exit code is 0, or 2 where the input is at fault."""
-    return run(lambda: _evaluate(arguments))
+    return run(lambda: _main(arguments))
 
 
-def _evaluate(arguments: Sequence[str] | None) -> None:
+def _main(arguments: Sequence[str] | None) -> None:
     parser = argparse.ArgumentParser(
         prog="evaluate.py",
-        description="Judge a run by SYSU-MM01's protocol: all-search and indoor-search. Writes"
-        " evaluation.json (evaluation_multi.json for multi-shot) and ranked_lists.png into its"
-        " folder.",
-        epilog="The configuration is the checkpoint's; --data.dir and the fields of evaluation"
-        " (--evaluation.shots multi) may be given anew.",
+        description="Judge runs, or stored features, by their dataset's published protocol. Prints"
+        " the table; writes evaluation.json and ranked_lists.png into each run's folder (what is"
+        " not the published protocol is in the files' names: evaluation_multi.json). Of several"
+        " runs, RegDB's ten halves for one, prints and writes the average too.",
+        epilog="Fields of the configuration's part `evaluation` follow by their own names"
+        " (--direction, --mode, --shots, --draw, --trials, --feature, --flip, --rerank,"
+        " --batch-size; ddag_jax/config.py explains them), and --data.dir. All else is the"
+        " checkpoint's; for --features, --data.dataset and --data.trial say whose they are.",
         allow_abbrev=False,
     )
-    parser.add_argument("run", help="a run's folder (its best checkpoint) or a checkpoint")
+    parser.add_argument(
+        "runs",
+        nargs="*",
+        metavar="RUN",
+        help="folders of runs (their best checkpoint), or a checkpoint",
+    )
     parser.add_argument(
         "--untrained",
         action="store_true",
         help="also judge the network as it was before training, for the floor",
     )
+    parser.add_argument(
+        "--features",
+        nargs="+",
+        metavar="FILE.npz",
+        help="judge stored features in place of runs; evaluation/stored_features.py has the format",
+    )
+    parser.add_argument(
+        "--rand-perm-cam",
+        metavar="FILE.mat",
+        help="with --features and --draw rand_perm_cam: the authors' permutations",
+    )
+    parser.add_argument(
+        "--save-features",
+        metavar="FILE.npz",
+        help="write a run's features, the published one or --feature",
+    )
+    parser.add_argument(
+        "--json", metavar="FILE", help="where to write the figures (of several: their average)"
+    )
     options, fields = parser.parse_known_args(arguments)
+    fields = [_prefixed(word) for word in fields]
+    runs = [found for pattern in options.runs for found in _expand(pattern)]
+    _check_options(options, runs)
+    names, what = (options.features or runs), ""
+    if options.features:
+        judged, what = _judge_files(options, fields)
+    else:
+        judged, what = _judge_runs(options, runs, fields)
+    records = judged[0]
+    target = epath.Path(options.json) if options.json else None
+    if len(names) > 1:
+        from ddag_jax.evaluation.protocols import average, format_table
 
+        records = average(judged, names)
+        prefix = os.path.commonprefix([epath.Path(name).name for name in names])  # noqa: RUF071
+        print("\n" + format_table(records, f"{prefix}*"))
+        average_file = f"{prefix}average_of_{len(names)}{what}.json"
+        target = target or epath.Path(names[0]).parent / average_file
+    if target is not None:
+        _write(target, records)
+
+
+def _prefixed(word: str) -> str:
+    """`--shots` as the configuration has it, `--evaluation.shots`."""
+    name = word.split("=")[0]
+    known = {field.name for field in dataclasses.fields(EvaluationConfig)}
+    if name.startswith("--") and name[2:].replace("-", "_") in known:
+        return "--evaluation." + word[2:]
+    return word
+
+
+def _expand(pattern: str) -> list[str]:
+    """The runs that a quoted pattern means; a plain name means itself."""
+    if not glob.has_magic(pattern):
+        return [pattern]
+    found = sorted(glob.glob(pattern))
+    if not found:
+        raise InputError(f"{pattern}: matches nothing")
+    return found
+
+
+def _check_options(options: argparse.Namespace, runs: Sequence[str]) -> None:
+    if bool(runs) == bool(options.features):
+        raise InputError("give the folders of one or more runs, or --features FILE.npz, not both")
+    names = options.features or runs
+    if twice := {name for name in names if names.count(name) > 1}:
+        raise InputError(f"{min(twice)}: given twice")
+    if options.features and (options.untrained or options.save_features):
+        raise InputError(
+            "--features: stored features have no network; leave out --untrained and --save-features"
+        )
+    if options.rand_perm_cam and not options.features:
+        raise InputError(
+            "--rand-perm-cam: only with --features; a prepared dataset has its own permutations"
+        )
+    if options.save_features and len(runs) > 1:
+        raise InputError("--save-features: writes one run's features; give one run")
+    if options.json:
+        target = epath.Path(options.json)
+        if target.exists():
+            raise InputError(f"--json {target}: exists already; name another file, or remove it")
+        if not target.parent.is_dir():
+            raise InputError(f"--json {target}: its folder does not exist; make it first")
+
+
+def _judge_files(
+    options: argparse.Namespace, fields: Sequence[str]
+) -> "tuple[list[list[Record]], str]":
+    """The records of each file, and what tells this evaluation from the published one."""
+    from ddag_jax.data.sysu_mm01.permutations import read_permutations
+    from ddag_jax.evaluation.protocols import evaluate, format_table, kind, searches
+    from ddag_jax.evaluation.stored_features import load_features
+
+    config = override(Config(), fields, "evaluate.py")
+    for name in differences(Config(), config):
+        if name not in ("data.dataset", "data.trial") and not name.startswith("evaluation."):
+            raise InputError(f"{_option(name)}: has no meaning for stored features; leave it out")
+    data, settings = config.data, config.evaluation
+    if settings.feature != "both" or settings.flip:
+        raise InputError(
+            "--features: the file's own feature is judged; leave out --feature, --flip"
+        )
+    draws = read_permutations(options.rand_perm_cam).draws() if options.rand_perm_cam else None
+    one = len(options.features) == 1
+    judged = []
+    for file in options.features:
+        features, images = load_features(file, data.dataset)
+        records = evaluate(
+            {"stored": features},
+            images,
+            searches(data.dataset, images, settings, draws),
+            data.dataset,
+            settings,
+            half=data.trial if data.dataset == "regdb" and one else None,
+        )
+        print(format_table(records, file))
+        path = epath.Path(file)
+        _write(path.with_name(f"{path.stem}.evaluation{kind(settings)}.json"), records)
+        judged.append(records)
+    return judged, kind(settings)
+
+
+def _judge_runs(
+    options: argparse.Namespace, runs: Sequence[str], fields: Sequence[str]
+) -> "tuple[list[list[Record]], str]":
+    """The records of each run, and what tells this evaluation from the published one."""
     environment.prepare()
+    from ddag_jax.checkpoint import find_checkpoint, read_meta
+    from ddag_jax.evaluation.protocols import kind
+    from ddag_jax.evaluation.stored_features import check_target
+
+    if options.save_features:
+        check_target(options.save_features)
+    configs = []
+    for name in runs:  # all are looked at before the first is judged
+        stored = read_meta(find_checkpoint(name)).config
+        config = override(stored, fields, "evaluate.py")
+        for field in differences(stored, config):
+            if field != "data.dir" and not field.startswith("evaluation."):
+                raise InputError(
+                    f"{_option(field)}: the checkpoint's own value stands; only --data.dir and the"
+                    " fields of evaluation may be given"
+                )
+        configs.append(config)
+    _check_alike(runs, configs)
+    judged = [_judge_run(options, name, config) for name, config in zip(runs, configs, strict=True)]
+    return judged, kind(configs[0].evaluation)
+
+
+def _check_alike(runs: Sequence[str], configs: Sequence[Config]) -> None:
+    """Refuses runs that have no average, before the first is embedded."""
+    first = configs[0]
+    for name, config in zip(runs, configs, strict=True):
+        for field, values in differences(first, config).items():
+            if field.startswith("evaluation.") or field in (
+                "data.dataset",
+                "model.part_attention",
+            ):
+                raise InputError(
+                    f"{runs[0]} and {name}: {field} is {values[0]} and {values[1]}; only runs that"
+                    " are judged alike have an average: evaluate them one by one"
+                )
+    if first.data.dataset == "regdb":
+        halves: dict[int, str] = {}
+        for name, config in zip(runs, configs, strict=True):
+            other = halves.setdefault(config.data.trial, name)
+            if other != name:
+                raise InputError(
+                    f"{other} and {name}: both are of trial {config.data.trial}; RegDB's average is"
+                    " over different ones"
+                )
+
+
+def _judge_run(options: argparse.Namespace, name: str, config: Config) -> "list[Record]":
     import jax
 
     from ddag_jax.build import build_model
     from ddag_jax.checkpoint import find_checkpoint, read_meta, restore_variables
-    from ddag_jax.config import differences
     from ddag_jax.data.loader import evaluation_split
-    from ddag_jax.evaluation.evaluator import Evaluator, reported_feature
-    from ddag_jax.evaluation.protocols import Record, format_table
+    from ddag_jax.evaluation.evaluator import Evaluator, pick, reported_feature
+    from ddag_jax.evaluation.protocols import format_table, kind
+    from ddag_jax.evaluation.stored_features import save_features
     from ddag_jax.models.ddag import initialise
     from ddag_jax.parallel import device_mesh, replicate, replicated_shapes
     from ddag_jax.report.ranked_lists import ranked_lists
 
-    checkpoint = find_checkpoint(options.run)
-    meta = read_meta(checkpoint)
-    config = override(meta.config, fields, parser.prog)
-    for name in differences(meta.config, config):
-        if name != "data.dir" and not name.startswith("evaluation."):
-            raise InputError(
-                f"--{name.replace('_', '-')}: the checkpoint's own value stands; only --data.dir"
-                " and --evaluation... may be given"
-            )
-    size = (config.data.image_height, config.data.image_width)
+    checkpoint = find_checkpoint(name)
     source = evaluation_split(config.data)
     mesh = device_mesh()
-    model = build_model(config, meta.classes)
+    model = build_model(config, read_meta(checkpoint).classes)
     evaluator = Evaluator(config, model, mesh, source)
 
     def fresh() -> dict:
-        return initialise(model, jax.random.key(config.training.seed), *size)
+        return initialise(model, jax.random.key(config.training.seed), *source.image_size)
 
     untrained: list[Record] = []
     if options.untrained:
@@ -72,22 +250,24 @@ def _evaluate(arguments: Sequence[str] | None) -> None:
         untrained = evaluator.judge(evaluator.embed(start, progress="untrained network"))
     abstract = replicated_shapes(jax.eval_shape(fresh), mesh)
     features = evaluator.embed(restore_variables(checkpoint, abstract), progress="embedding")
+    chosen = config.evaluation.feature
+    feature = pick(features, reported_feature(config) if chosen == "both" else chosen)
+    if options.save_features:
+        save_features(options.save_features, feature, evaluator.images, evaluator.searches[0])
     records = evaluator.judge(features)
     print(format_table(records, str(checkpoint), untrained))
-    folder = epath.Path(options.run)
-    kind = "" if config.evaluation.shots == "single" else f"_{config.evaluation.shots}"
-    _write(folder / f"evaluation{kind}.json", records)
+    folder, what = epath.Path(name), kind(config.evaluation)
+    _write(folder / f"evaluation{what}.json", records)
     if untrained:
-        _write(folder / f"evaluation{kind}_untrained.json", untrained)
-    picture = ranked_lists(
-        features[reported_feature(config)],
-        source.identities,
-        source.cameras,
-        source.names,
-        source.images,
-    )
-    with (folder / "ranked_lists.png").open("wb") as file:
+        _write(folder / f"evaluation{what}_untrained.json", untrained)
+    picture = ranked_lists(feature, evaluator.images, evaluator.searches[0], source.images)
+    with (folder / f"ranked_lists{what}.png").open("wb") as file:
         picture.save(file, "png")
+    return records
+
+
+def _option(field: str) -> str:
+    return f"--{field.replace('_', '-')}"
 
 
 def _write(path: epath.Path, records: Sequence[object]) -> None:

@@ -1,6 +1,6 @@
 """A network's figures on one set of images: embed each once, then the protocol."""
 
-from collections.abc import Sequence
+import dataclasses
 from typing import Any
 
 import numpy as np
@@ -9,7 +9,7 @@ from ddag_jax.build import build_embed
 from ddag_jax.config import Config
 from ddag_jax.data.loader import ImageSource
 from ddag_jax.evaluation.embed import Modality, embed
-from ddag_jax.evaluation.protocols import Mode, Record, draw_sysu, evaluate_sysu
+from ddag_jax.evaluation.protocols import Images, Record, evaluate, searches
 from ddag_jax.models.ddag import DDAG
 from ddag_jax.parallel import Mesh, map_embed, shard
 from ddag_jax.typing import Embeddings
@@ -21,27 +21,13 @@ class Evaluator:
     Raises `InputError` when made, not when called, where the images do not allow the protocol.
     """
 
-    def __init__(
-        self,
-        config: Config,
-        model: DDAG,
-        mesh: Mesh,
-        source: ImageSource,
-        modes: Sequence[Mode] = ("all", "indoor"),
-    ) -> None:
-        self._settings = config.evaluation
+    def __init__(self, config: Config, model: DDAG, mesh: Mesh, source: ImageSource) -> None:
+        self._config = config
         self._mesh = mesh
         self._source = source
-        self._modes = modes
-        self._embed = map_embed(build_embed(model), mesh)
-        draw_sysu(
-            source.identities,
-            source.cameras,
-            source.names,
-            shots=self._settings.shots,
-            trials=1,
-            modes=modes,
-        )
+        self._embed = map_embed(build_embed(model, flip=config.evaluation.flip), mesh)
+        self.images = Images(source.identities, source.cameras, source.infrared, source.names)
+        self.searches = searches(config.data.dataset, self.images, config.evaluation, source.draws)
 
     def embed(self, variables: Any, progress: str | None = None) -> dict[str, np.ndarray]:
         """Features "global" and, where P is on, "part", float32 [images, d], of `variables`,
@@ -55,24 +41,49 @@ class Evaluator:
             embed_batch,
             source.images,
             source.infrared,
-            -(-self._settings.batch_size // size) * size,
+            -(-self._config.evaluation.batch_size // size) * size,
             progress,
         )
 
     def judge(self, features: dict[str, np.ndarray]) -> list[Record]:
-        """The protocol's records of such features."""
-        source = self._source
-        return evaluate_sysu(
-            features,
-            source.identities,
-            source.cameras,
-            source.names,
-            shots=self._settings.shots,
-            trials=self._settings.trials,
-            modes=self._modes,
+        """The protocol's records of what `embed` gave."""
+        data, settings = self._config.data, self._config.evaluation
+        chosen = features
+        if settings.feature != "both":
+            chosen = {settings.feature: pick(features, settings.feature)}
+        return evaluate(
+            chosen,
+            self.images,
+            self.searches,
+            data.dataset,
+            settings,
+            rendered=self._source.rendered,
+            half=data.trial if data.dataset == "regdb" else None,
         )
+
+
+def pick(features: dict[str, np.ndarray], name: str) -> np.ndarray:
+    """One of the features by its name in the configuration, rows of unit length.
+
+    The concatenation's cosine similarity is the mean of its two parts'.
+    """
+    if name == "concatenation":
+        return np.concatenate([features["global"], features["part"]], axis=1) / np.float32(2**0.5)
+    return features[name]
 
 
 def reported_feature(config: Config) -> str:
     """The feature whose figures are published: part where P is on, else global."""
     return "part" if config.model.part_attention else "global"
+
+
+def while_training(config: Config) -> Config:
+    """What is judged every few epochs: nothing that takes long, both features."""
+    settings = dataclasses.replace(
+        config.evaluation,
+        mode="all" if config.data.dataset == "sysu_mm01" else "both",
+        draw="seeded",
+        feature="both",
+        rerank=False,
+    )
+    return dataclasses.replace(config, evaluation=settings)

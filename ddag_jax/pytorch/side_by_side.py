@@ -194,7 +194,7 @@ def speeds(reference: Reference, batch: Batch) -> list[Speed]:
     def their_embedding() -> None:
         reference.embed(visible, "visible")
 
-    embed, on_device = map_embed(build_embed(model), mesh), replicate(variables, mesh)
+    embed, on_device = map_embed(build_embed(model, flip=False), mesh), replicate(variables, mesh)
     pixels = np.asarray(batch.visible).reshape(-1, *batch.visible.shape[2:])
 
     def our_embedding() -> None:

@@ -6,7 +6,7 @@ import numpy as np
 from jaxtyping import Float, Int, UInt8
 from PIL import Image, ImageDraw
 
-from ddag_jax.evaluation.protocols import draw_sysu
+from ddag_jax.evaluation.protocols import Images, Search
 from ddag_jax.evaluation.ranking import skipped
 
 _SHOWN = 10
@@ -17,35 +17,33 @@ _RIGHT, _WRONG, _QUERY = (0, 130, 70), (200, 40, 40), (60, 60, 60)
 
 def ranked_lists(
     features: Float[np.ndarray, "N d"],
-    identities: Int[np.ndarray, " N"],
-    cameras: Int[np.ndarray, " N"],
-    names: list[str],
+    images: Images,
+    search: Search,
     read_images: Callable[[Int[np.ndarray, " b"]], UInt8[np.ndarray, "b h w 3"]],
     rows: int = 8,
 ) -> Image.Image:
-    """SYSU-MM01's all-search, single-shot, first trial: a row a query, itself and its ten nearest.
+    """A search's first trial: a row a query, itself and its ten nearest gallery images.
 
     A right one has a tick in a green frame, a wrong one a cross in a red frame.
 
     Args:
         features: of unit length.
-        identities: of each image, as are the next two.
-        cameras: 1 ... 6.
-        names: file names.
+        images: whose they are.
+        search: who asks, among whom.
         read_images: numbers of images to images.
         rows: queries, spread evenly over all of them.
-
-    Raises:
-        InputError: the images do not allow the protocol.
     """
-    query, galleries = draw_sysu(
-        identities, cameras, names, shots="single", trials=1, modes=("all",)
-    )
-    gallery = galleries["all"][0]
+    gallery = search.galleries[0]
+    query = search.query
     query = query[np.linspace(0, len(query) - 1, min(rows, len(query))).astype(int)]
     similarity = features[query] @ features[gallery].T
+    identities, cameras = images.identities, images.cameras
     unseen = skipped(
-        "sysu", identities[query], cameras[query], identities[gallery], cameras[gallery]
+        search.camera_rule,
+        identities[query],
+        cameras[query],
+        identities[gallery],
+        cameras[gallery],
     )
     similarity[unseen] = -np.inf
     nearest = gallery[np.argsort(-similarity, axis=1, kind="stable")[:, :_SHOWN]]

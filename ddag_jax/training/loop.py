@@ -5,6 +5,7 @@ next batch, the next step. So a checkpoint holds the state after a whole number 
 log has everything up to it.
 """
 
+import fnmatch
 from collections.abc import Iterator
 from typing import Any
 
@@ -26,7 +27,7 @@ from ddag_jax.config import Config
 from ddag_jax.data.loader import evaluation_split, training_batches, training_split
 from ddag_jax.data.sampler import IdentitySampler, steps_per_epoch
 from ddag_jax.errors import InputError
-from ddag_jax.evaluation.evaluator import Evaluator, reported_feature
+from ddag_jax.evaluation.evaluator import Evaluator, reported_feature, while_training
 from ddag_jax.evaluation.protocols import selection_figure
 from ddag_jax.logs import RunLog, Split
 from ddag_jax.losses import Losses
@@ -46,18 +47,8 @@ from ddag_jax.training.state import TrainState, new_state
 from ddag_jax.training.step import Step
 from ddag_jax.typing import Batch
 
-_RUN_FILES = frozenset(
-    {
-        "checkpoints",
-        "log.jsonl",
-        "tensorboard",
-        "evaluation.json",
-        "evaluation_untrained.json",
-        "evaluation_multi.json",
-        "evaluation_multi_untrained.json",
-        "ranked_lists.png",
-    }
-)
+_RUN_FILES = ("checkpoints", "log.jsonl", "tensorboard", "evaluation*.json", "ranked_lists*.png")
+"""What a run's folder may hold, as patterns."""
 
 
 def train(
@@ -114,7 +105,7 @@ def train(
         watched = evaluation_split(config.data)
     else:
         split, watched = "held_out", held_out
-    evaluator = Evaluator(config, model, mesh, watched, modes=("all",))
+    evaluator = Evaluator(while_training(config), model, mesh, watched)
 
     def start() -> TrainState:
         variables = initialise(model, jax.random.key(settings.seed), *size)
@@ -225,7 +216,11 @@ def _check_workdir(folder: epath.Path, resume: bool, overwrite: bool) -> int | N
             f"{folder}: exists already; go on with --resume, start anew with --overwrite (which"
             " removes it), or name another --workdir"
         )
-    strangers = sorted({path.name for path in folder.iterdir()} - _RUN_FILES)
+    strangers = sorted(
+        path.name
+        for path in folder.iterdir()
+        if not any(fnmatch.fnmatch(path.name, pattern) for pattern in _RUN_FILES)
+    )
     if strangers:
         raise InputError(
             f"{folder}: not a run's folder: it holds {strangers[0]}, which no run wrote; name"

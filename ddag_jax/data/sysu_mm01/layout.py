@@ -39,9 +39,6 @@ PUBLISHED = {
     "test": Counts(96, 6_775, 3_803),
 }
 
-_DRAWN = 10
-"""Images of a permutation that any protocol draws: ten, in multi-shot."""
-
 
 def inspect(folder: epath.PathLike, train_arrays: bool = False) -> tuple[Layout, list[str]]:
     """Lists a folder and looks for faults that do not keep it from being listed.
@@ -152,4 +149,5 @@ def _draws(path: epath.Path, test: list[Record], faults: list[str]) -> dict[str,
             " from the same release, or remove the file to do without its draws"
         )
         return {}
-    return {name: permutations.rows(camera, identity, _DRAWN) for name, camera, identity in folders}
+    draws = permutations.draws()
+    return {name: draws[name] for name, _, _ in folders}

@@ -28,10 +28,13 @@ class Permutations:
         cell = self._cells.get((camera, identity))
         return 0 if cell is None else cell.shape[1]
 
-    def rows(self, camera: int, identity: int, first: int) -> list[list[int]]:
-        """The first images of each trial's row, 1-based."""
-        rows: list[list[int]] = self._cells[camera, identity][:, :first].tolist()
-        return rows
+    def draws(self) -> dict[str, list[list[int]]]:
+        """By `cam{camera}/{identity:04d}`: each trial's first ten images (all, where there are
+        fewer), 1-based; no protocol draws more."""
+        return {
+            f"cam{camera}/{identity:04d}": cell[:, :10].tolist()
+            for (camera, identity), cell in self._cells.items()
+        }
 
 
 def read_permutations(path: epath.PathLike) -> Permutations:
