@@ -6,7 +6,7 @@ import difflib
 import importlib.util
 import io
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import tyro
@@ -62,21 +62,15 @@ def override(config: Config, arguments: Sequence[str], program: str) -> Config:
     Raises:
         InputError: an unknown field (with the nearest one) or a value that it does not take.
     """
-    printed = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(printed):
-            result, unknown = tyro.cli(
-                Config,
-                default=config,
-                args=list(arguments),
-                prog=program,
-                config=(tyro.conf.FlagConversionOff,),
-                return_unknown_args=True,
-            )
-    except SystemExit as stop:
-        if not stop.code:  # --help
-            raise
-        raise InputError(_first_sentence(printed.getvalue())) from None
+    with one_line_faults():
+        result, unknown = tyro.cli(
+            Config,
+            default=config,
+            args=list(arguments),
+            prog=program,
+            config=(tyro.conf.FlagConversionOff,),
+            return_unknown_args=True,
+        )
     if unknown:
         fields = [
             f"--{section.name}.{field.name}".replace("_", "-")
@@ -90,9 +84,32 @@ def override(config: Config, arguments: Sequence[str], program: str) -> Config:
     return result
 
 
-def _first_sentence(box: str) -> str:
-    """What tyro says of a fault, out of the box that it draws around it."""
-    lines = [line.strip("│╭╮╰╯ ") for line in box.splitlines()[1:]]
-    end = next((i for i, line in enumerate(lines) if line.startswith("─")), len(lines))
-    sentence = " ".join(lines[:end]).removeprefix("Error parsing ")
+@contextlib.contextmanager
+def one_line_faults() -> Iterator[None]:
+    """Makes an `InputError` of one line of what tyro tells in a box and exits with.
+
+    `--help` passes, as the exit that it is.
+    """
+    printed = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(printed):
+            yield
+    except SystemExit as stop:
+        if not stop.code:
+            raise
+        raise InputError(_one_line(printed.getvalue())) from None
+
+
+def _one_line(box: str) -> str:
+    """What tyro says of a fault, without the box and without the explanation of each option."""
+    parts = [""]
+    for line in box.splitlines()[1:]:  # the first is a title
+        text = line[2:].rstrip("│╯ ")  # a frame of blanks where the terminal knows ASCII only
+        if set(text) <= {"─", "-"}:
+            parts.append("")
+        elif not text.startswith(" " * 5):  # deeper is what an option means
+            parts[-1] += " " + text.strip()
+    told = [part.strip(" .") for part in parts if not part.startswith(" Argument helptext")]
+    sentence = "; ".join(part for part in told if part).removeprefix("Error parsing ")
+    sentence = sentence.replace("__tyro-dummy-inner__.", "")  # the union of our commands
     return re.sub(r"^(\w+): (?=\1\.)", "", sentence)  # our own message names the section already

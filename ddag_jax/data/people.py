@@ -19,7 +19,6 @@ import math
 import multiprocessing
 import os
 import pathlib
-import shutil
 import signal
 from collections.abc import Sequence
 
@@ -29,6 +28,7 @@ from PIL import Image, ImageDraw, ImageFilter
 from tqdm import tqdm
 
 from ddag_jax.data.layout import RENDERED
+from ddag_jax.data.new_folder import new_folder
 from ddag_jax.errors import InputError
 
 VISIBLE = (1, 2, 4, 5)
@@ -1271,39 +1271,28 @@ def write_people(
       progress: show a progress bar on standard error.
 
     Raises:
-      InputError: the folder exists or cannot be made, or workers is below 1.
+      InputError: the folder exists or cannot be made or written, or workers is below 1.
     """
     if workers is not None and workers < 1:
         raise InputError(f"workers must be 1 or more, not {workers}")
-    target = pathlib.Path(os.path.abspath(folder))
-    if os.path.lexists(target):
-        raise InputError(f"{folder} exists: remove it or name another folder")
-    partial = target.with_name(f".{target.name}.partial-{os.getpid()}")
-    try:
-        partial.mkdir(parents=True)
-    except OSError as error:
-        raise InputError(f"cannot make {folder}: {error.strerror}") from error
     workers = min(workers or os.cpu_count() or 1, options.identities)
-    jobs = [(options, partial, identity) for identity in range(1, options.identities + 1)]
     total = options.identities * len(CAMERAS) * options.images_per_camera
-    try:
-        with tqdm(total=total, unit="image", desc="people", disable=not progress) as bar:
-            if workers == 1:
-                for job in jobs:
-                    bar.update(_write_identity(job))
-            else:
-                # A fork of a process with threads, as JAX has, may hang.
-                context = multiprocessing.get_context("spawn")
-                with context.Pool(workers, _ignore_interrupt) as pool:
-                    for count in pool.imap_unordered(_write_identity, jobs):
-                        bar.update(count)
+    with (
+        new_folder(folder) as partial,
+        tqdm(total=total, unit="image", desc="people", disable=not progress) as bar,
+    ):
+        jobs = [(options, partial, identity) for identity in range(1, options.identities + 1)]
+        if workers == 1:
+            for job in jobs:
+                bar.update(_write_identity(job))
+        else:
+            # A fork of a process with threads, as JAX has, may hang.
+            context = multiprocessing.get_context("spawn")
+            with context.Pool(workers, _ignore_interrupt) as pool:
+                for count in pool.imap_unordered(_write_identity, jobs):
+                    bar.update(count)
         (partial / "exp").mkdir()
         for name in ("train", "val", "test"):
             line = ",".join(str(identity) for identity in options.split(name))
             (partial / "exp" / f"{name}_id.txt").write_text(line + "\n", encoding="ascii")
         (partial / RENDERED).write_text(f"Rendered by ddag_jax, not SYSU-MM01: {options}\n")
-        if os.path.lexists(target):
-            raise InputError(f"{folder} was made by somebody else meanwhile: name another folder")
-        os.rename(partial, target)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)

@@ -12,6 +12,7 @@ import tqdm
 import tyro
 from etils import epath
 
+from ddag_jax.cli.options import one_line_faults
 from ddag_jax.data import sysu_mm01
 from ddag_jax.data.builder import ImageFolderBuilder, ImageSize
 from ddag_jax.data.images import unreadable_images
@@ -39,10 +40,12 @@ def read_layout(dataset: Dataset, source: epath.PathLike, train_arrays: bool = F
       train_arrays: SYSU-MM01's training images from the reference's `train_*_resized_*.npy`.
 
     Raises:
-      InputError: all faults, a line each.
+      InputError: all faults, a line each. Where there are any, images are decoded after all, so
+        that nobody mends the lists only to be told of the images.
     """
     layout, faults = _inspect(dataset, source, train_arrays)
-    raise_faults(faults)
+    if faults:
+        raise_faults(faults + _unreadable(layout))
     return layout
 
 
@@ -53,8 +56,14 @@ def check(dataset: Dataset, source: epath.PathLike, train_arrays: bool = False) 
       InputError: all faults, a line each.
     """
     layout, faults = _inspect(dataset, source, train_arrays)
+    raise_faults(faults + _unreadable(layout))
+    return layout
+
+
+def _unreadable(layout: Layout) -> list[str]:
+    """Why images cannot be read: the first ten, and how many more."""
     records = [record for stored in layout.images.values() for record in stored]
-    unreadable = [
+    faults = [
         fault
         for fault in tqdm.tqdm(
             unreadable_images(map(layout.image, records)),
@@ -64,11 +73,9 @@ def check(dataset: Dataset, source: epath.PathLike, train_arrays: bool = False) 
         )
         if fault
     ]
-    faults += unreadable[:10]
-    if len(unreadable) > 10:
-        faults.append(f"... and {len(unreadable) - 10} more images that cannot be read")
-    raise_faults(faults)
-    return layout
+    if len(faults) > 10:
+        faults[10:] = [f"... and {len(faults) - 10} more images that cannot be read"]
+    return faults
 
 
 def _inspect(
@@ -141,7 +148,7 @@ def prepare(
             )
         finished = True
     except InputError:
-        check(dataset, layout.folder, bool(layout.arrays))  # names all unreadable images
+        raise_faults(_unreadable(layout))  # all of them, not the first alone
         raise
     except OSError as error:
         raise InputError(f"{folder}: cannot be written ({error}); choose another --to") from error
@@ -238,12 +245,13 @@ def main(arguments: list[str] | None = None) -> None:
     """
     logging.getLogger("absl").setLevel(logging.ERROR)  # TFDS warns about any custom config
     tfds.disable_progress_bar()
-    command = tyro.cli(
-        Annotated[PeopleCommand, tyro.conf.subcommand("people")]
-        | Annotated[PrepareCommand, tyro.conf.subcommand("prepare")]
-        | Annotated[CheckCommand, tyro.conf.subcommand("check")],
-        args=arguments,
-        prog="python -m ddag_jax.data",
-        description=__doc__,
-    )
+    with one_line_faults():
+        command = tyro.cli(
+            Annotated[PeopleCommand, tyro.conf.subcommand("people")]
+            | Annotated[PrepareCommand, tyro.conf.subcommand("prepare")]
+            | Annotated[CheckCommand, tyro.conf.subcommand("check")],
+            args=arguments,
+            prog="python -m ddag_jax.data",
+            description=__doc__,
+        )
     command.run()

@@ -39,7 +39,8 @@ def test_layout(written: pathlib.Path) -> None:
     }
     splits = {"exp/train_id.txt": b"1,2,3\n", "exp/val_id.txt": b"4\n", "exp/test_id.txt": b"5,6\n"}
     files = _files(written)
-    assert set(files) == images | set(splits)
+    assert set(files) == images | set(splits) | {"rendered.txt"}
+    assert files["rendered.txt"].startswith(b"Rendered by ddag_jax, not SYSU-MM01: People(")
     assert {name: files[name] for name in splits} == splits
     assert not list(written.parent.glob(".*")), "the temporary folder is left"
 

@@ -341,6 +341,54 @@ def test_all_faults_at_once(make_tree: MakeTree, tmp_path: Path) -> None:
     assert rest[13] == "... and 2 more images that cannot be read"
 
 
+def test_prepare_names_all_bad_images(make_tree: MakeTree, tmp_path: Path) -> None:
+    """Its lists are in order, so that it begins to write before it meets the first."""
+    source = make_tree()
+    for camera, identity in ((1, "0001"), (3, "0007")):
+        (source / f"cam{camera}" / identity / "0001.jpg").write_bytes(b"")
+    error = fails("sysu_mm01", source, tmp_path / "data")
+    assert error.startswith("error: 2 faults:\n")
+    assert "cam1/0001/0001.jpg: is empty" in error
+    assert "cam3/0007/0001.jpg: is empty" in error
+
+
+def test_prepare_names_faults_of_lists_and_images_together(
+    make_tree: MakeTree, tmp_path: Path
+) -> None:
+    source = make_tree()
+    (source / "exp" / "val_id.txt").unlink()
+    (source / "cam1" / "0001" / "0001.jpg").write_bytes(b"")
+    error = fails("sysu_mm01", source, tmp_path / "data")
+    assert error.startswith("error: 2 faults:\n")
+    assert "val_id.txt: no such file" in error
+    assert "cam1/0001/0001.jpg: is empty" in error
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        ("", "Expected one of {people, "),
+        ("prepar", "Unrecognized options: prepar; Available subcommands: people, "),
+        ("prepare", "{sysu_mm01,regdb,llcm} --from STR"),
+        ("prepare sysu --from x", "invalid choice 'sysu'"),
+        ("check sysu_mm01 --frm x", "--from STR; Unrecognized options: --frm x"),
+        ("prepare sysu_mm01 --from x --image-size 3", "'--image-size'. Expected 2 values"),
+        ("people --to x --train-identties 4", "Perhaps you meant: --train-identities"),
+        ("people --to x --height 3", "people: height must be from 32 to 1024, not 3"),
+        ("people --to x --noise lots", "--noise: could not convert string to float: 'lots'"),
+    ],
+)
+def test_a_mistyped_option_is_one_line(arguments: str, told: str) -> None:
+    code, out, error = call(*arguments.split())
+    assert (code, out) == (2, "")
+    assert error.startswith("error: ")
+    assert told in error
+    assert "--help" in error
+    assert "\n" not in error
+    assert not any(mark in error for mark in "│╭─")
+    assert "tyro" not in error
+
+
 # --- Killed, or nowhere to write --------------------------------------------------------------
 
 
