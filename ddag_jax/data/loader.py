@@ -61,20 +61,31 @@ class ImageSource:
         return len(np.unique(self.identities))
 
     def images(self, indices: Int[np.ndarray, " b"]) -> UInt8[np.ndarray, "b h w 3"]:
-        """Reads images by their numbers in this source, 0 ... len - 1."""
+        """Reads images by their numbers in this source, 0 ... len - 1.
+
+        Raises:
+          InputError: a record is cut short, overwritten, or not what was once written.
+        """
         images = np.empty((len(indices), *self.image_size, 3), np.uint8)
-        for image, key in zip(images, self._keys[indices].tolist(), strict=True):
+        keys = self._keys[indices].tolist()
+        for image, number, key in zip(images, indices.tolist(), keys, strict=True):
+            try:
+                record = self._records[key]
+            except RuntimeError as error:  # whatever ArrayRecord finds wrong with its file
+                raise self._damaged(number, str(error)) from error
             # TFDS's own decoding of all columns takes three times as long.
-            features = tf_example_pb2.Example.FromString(self._records[key]).features
+            features = tf_example_pb2.Example.FromString(record).features
             content = features.feature["image"].bytes_list.value[0]
             if zlib.crc32(content) != features.feature["crc32"].int64_list.value[0]:
-                name = features.feature["name"].bytes_list.value[0].decode()
-                raise InputError(
-                    f"{self.folder}: image {name} is damaged (its checksum differs); remove this"
-                    " folder and prepare the dataset again"
-                )
+                raise self._damaged(number, "its checksum differs")
             image[:] = np.frombuffer(content, np.uint8).reshape(image.shape)
         return images
+
+    def _damaged(self, number: int, how: str) -> InputError:
+        return InputError(
+            f"{self.folder}: image {self.names[number]} is damaged ({how}); remove this folder and"
+            " prepare the dataset again"
+        )
 
     def subset(self, chosen: Int[np.ndarray, " b"] | Bool[np.ndarray, " images"]) -> "ImageSource":
         """The source of some images, by number or by mask, in that order."""

@@ -1,11 +1,16 @@
 import gc
+import re
+import shutil
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import PIL.Image
 import pytest
+from array_record.python import array_record_module
+from tensorflow_datasets.proto import tf_example_pb2
 
 from ddag_jax.config import DataConfig
 from ddag_jax.data.builder import VERSION
@@ -231,4 +236,87 @@ def test_a_failing_read_reaches_the_reader(data_dir: Path) -> None:
         other, make_sampler(training), steps_per_epoch=9, first_step=0, last_step=9
     )
     with pytest.raises(IndexError):
+        list(batches)
+
+
+# --- Damaged after it was prepared ------------------------------------------------------------
+
+
+@pytest.fixture
+def shard(data_dir: Path, tmp_path: Path) -> Path:
+    """The one file of the split `train`, of a copy to damage; its data_dir is `tmp_path`."""
+    shutil.copytree(data_dir / "sysu_mm01", tmp_path / "sysu_mm01")
+    [path] = tmp_path.rglob("*-train.array_record-*")
+    return path
+
+
+def read_all(data_dir: Path) -> None:
+    source = open_split(data_dir, "sysu_mm01", SIZE, "train")
+    source.images(np.arange(len(source)))
+
+
+DAMAGE: dict[str, Callable[[Path], object]] = {
+    "cut in half": lambda path: path.write_bytes(path.read_bytes()[: path.stat().st_size // 2]),
+    "cut by a byte": lambda path: path.write_bytes(path.read_bytes()[:-1]),
+    "cut to its head": lambda path: path.write_bytes(path.read_bytes()[:20]),
+    "empty": lambda path: path.write_bytes(b""),
+    "text": lambda path: path.write_text("404 not found"),
+    "gone": lambda path: path.unlink(),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_damaged_file_is_one_clear_line(shard: Path, tmp_path: Path, damage: str) -> None:
+    read_all(tmp_path)
+    DAMAGE[damage](shard)
+    with pytest.raises(InputError) as caught:
+        read_all(tmp_path)
+    told = str(caught.value)
+    assert told.startswith(f"{shard.parent}: image cam1/0001/0001.jpg is damaged (")
+    assert told.endswith("); remove this folder and prepare the dataset again")
+    assert "\n" not in told
+
+
+def test_a_byte_of_a_stored_record_flipped(shard: Path, tmp_path: Path) -> None:
+    """ArrayRecord has a checksum of its own, of what it has compressed."""
+    content = bytearray(shard.read_bytes())
+    content[4000] ^= 1
+    shard.write_bytes(content)
+    with pytest.raises(InputError, match=r"image cam2/0001/0001\.jpg is damaged \(Corrupted "):
+        read_all(tmp_path)
+
+
+def test_a_byte_of_an_image_flipped(shard: Path, tmp_path: Path, data_dir: Path) -> None:
+    """In a file that is sound in itself: only the checksum beside the image can tell."""
+    records = array_record_module.ArrayRecordReader(str(shard)).read_all()
+    shard.unlink()
+    writer = array_record_module.ArrayRecordWriter(str(shard), "group_size:1")
+    for number, record in enumerate(records):
+        if number == 7:
+            example = tf_example_pb2.Example.FromString(record)
+            pixels = bytearray(example.features.feature["image"].bytes_list.value[0])
+            pixels[100] ^= 1
+            example.features.feature["image"].bytes_list.value[0] = bytes(pixels)
+            record = example.SerializeToString()
+        writer.write(record)
+    writer.close()
+    source = open_split(tmp_path, "sysu_mm01", SIZE, "train")
+    others = np.delete(np.arange(len(source)), 7)
+    whole = open_split(data_dir, "sysu_mm01", SIZE, "train").images(others)
+    np.testing.assert_array_equal(source.images(others), whole)
+    told = f"{shard.parent}: image {source.names[7]} is damaged (its checksum differs); remove"
+    with pytest.raises(InputError, match=re.escape(told)):
+        source.images(np.array([3, 7]))
+    # By its number in a subset, too.
+    with pytest.raises(InputError, match=re.escape(told)):
+        source.subset(np.array([9, 7])).images(np.array([1]))
+
+
+def test_damage_reaches_whoever_reads_batches(shard: Path, tmp_path: Path) -> None:
+    training, _ = training_split(make_config(tmp_path), seed=0)
+    DAMAGE["cut in half"](shard)
+    batches = training_batches(
+        training, make_sampler(training), steps_per_epoch=9, first_step=0, last_step=9
+    )
+    with pytest.raises(InputError, match="is damaged"):
         list(batches)

@@ -5,6 +5,7 @@ exp/{train,val,test}_id.txt                      one line, identities separated 
 exp/rand_perm_cam.mat                            the authors' gallery draws (may be absent)
 """
 
+import collections
 import re
 from collections.abc import Mapping
 
@@ -73,7 +74,7 @@ def inspect(folder: epath.PathLike, train_arrays: bool = False) -> tuple[Layout,
             images |= listed
     for split in SPLITS:
         records = [r for identity in lists[split] for r in images.get(identity, ())]
-        if not train_arrays or split == "test" or arrays:
+        if split == "test" or not train_arrays:  # the arrays' labels are checked on their own
             lacking_modality(f"{root}: exp/{split}_id.txt", lists[split], records, faults)
     unlisted = len(images.keys() - set().union(*lists.values()))
     splits = {
@@ -131,15 +132,14 @@ def _draws(path: epath.Path, test: list[Record], faults: list[str]) -> dict[str,
     except InputError as error:
         faults.append(str(error))
         return {}
-    folders: dict[tuple[str, int, int], int] = {}
-    for record in test:
-        if not record.infrared:
-            key = (f"cam{record.camera}/{record.identity:04d}", record.camera, record.identity)
-            folders[key] = folders.get(key, 0) + 1
+    folders = collections.Counter(
+        f"cam{record.camera}/{record.identity:04d}" for record in test if not record.infrared
+    )
+    permuted = permutations.folders
     wrong = {
-        name: (size, images)
-        for (name, camera, identity), images in folders.items()
-        if (size := permutations.size(camera, identity)) != images
+        name: (permuted.get(name, 0), images)
+        for name, images in folders.items()
+        if permuted.get(name, 0) != images
     }
     if wrong:
         name = min(wrong)
@@ -150,4 +150,4 @@ def _draws(path: epath.Path, test: list[Record], faults: list[str]) -> dict[str,
         )
         return {}
     draws = permutations.draws()
-    return {name: draws[name] for name, _, _ in folders}
+    return {name: draws[name] for name in folders}

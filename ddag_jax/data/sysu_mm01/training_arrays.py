@@ -59,8 +59,8 @@ def _load(path: epath.Path) -> np.ndarray:
             " --train-arrays, the images are taken from cam1 ... cam6)"
         )
     try:
-        array: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
+        array = np.lib.format.open_memmap(path, mode="r")
+    except Exception as error:  # what NumPy raises on a damaged header is not bounded
         raise InputError(
             f"{path}: cannot be read as an array ({error}); write it again with the reference's"
             " pre_process_sysu.py"
