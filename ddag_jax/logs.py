@@ -38,6 +38,7 @@ from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
 from ddag_jax.errors import InputError
+from ddag_jax.evaluation.protocols import label
 
 Split = Literal["held_out", "test"]
 
@@ -169,7 +170,8 @@ class RunLog:
                 tag = f"{split}/{search}/{record['feature']}/{name}"
                 self._events.add_scalar(tag, value, step)
             self._say(
-                f"epoch {epoch} step {step}  {split} {search} {record['feature']}:"
+                f"epoch {epoch} step {step}  {split} {label(record['direction'], record['mode'])}"
+                f" {record['feature']}:"
                 f"  rank-1 {record['rank1']:.2f}  mAP {record['mAP']:.2f}"
             )
         self._restart_clock(step)

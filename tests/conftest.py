@@ -6,6 +6,7 @@ the environment variable CI is ``true`` it fails.
 """
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import jaxtyping
@@ -92,3 +93,23 @@ def debug_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_people(people, folder / "people", workers=1, progress=False)
     prepare("sysu_mm01", check("sysu_mm01", folder / "people"), folder / "data", 32, 16)
     return folder / "data"
+
+
+@pytest.fixture(scope="session")
+def run_debug(debug_data: Path) -> Callable[..., int]:
+    from ddag_jax.cli.train import main as train
+
+    def run(workdir: Path, *arguments: str) -> int:
+        return train(
+            ["debug", "--workdir", str(workdir), "--data.dir", str(debug_data), *arguments]
+        )
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory, run_debug: Callable[..., int]) -> Path:
+    """A run of `debug` from the first step to the last."""
+    folder = tmp_path_factory.mktemp("runs") / "finished"
+    assert run_debug(folder) == 0
+    return folder

@@ -5,6 +5,7 @@ import dataclasses
 import glob
 import json
 import os
+import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -68,8 +69,9 @@ def _main(arguments: Sequence[str] | None) -> None:
     parser.add_argument(
         "--json", metavar="FILE", help="where to write the figures (of several: their average)"
     )
-    options, fields = parser.parse_known_args(arguments)
-    fields = [_prefixed(word) for word in fields]
+    ours, fields = _split(sys.argv[1:] if arguments is None else arguments)
+    options, unknown = parser.parse_known_args(ours)
+    fields += unknown
     runs = [found for pattern in options.runs for found in _expand(pattern)]
     _check_options(options, runs)
     names, what = (options.features or runs), ""
@@ -91,13 +93,29 @@ def _main(arguments: Sequence[str] | None) -> None:
         _write(target, records)
 
 
-def _prefixed(word: str) -> str:
-    """`--shots` as the configuration has it, `--evaluation.shots`."""
-    name = word.split("=")[0]
-    known = {field.name for field in dataclasses.fields(EvaluationConfig)}
-    if name.startswith("--") and name[2:].replace("-", "_") in known:
-        return "--evaluation." + word[2:]
-    return word
+def _split(words: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Words that are our own options and runs, and those that are fields of the configuration,
+    in its spelling: `--shots multi --flip` is `--evaluation.shots multi --evaluation.flip True`."""
+    kinds = {field.name: field.type for field in dataclasses.fields(EvaluationConfig)}
+    ours: list[str] = []
+    fields: list[str] = []
+    waiting = list(words)
+    while waiting:
+        word = waiting.pop(0)
+        name = word.removeprefix("--").removeprefix("evaluation.").split("=")[0].replace("-", "_")
+        if not word.startswith("--") or (name not in kinds and "." not in name):
+            ours.append(word)
+            continue
+        fields.append(
+            f"--evaluation.{word[2:].removeprefix('evaluation.')}" if name in kinds else word
+        )
+        if "=" in word:
+            continue
+        if kinds.get(name) is bool and (not waiting or waiting[0] not in ("True", "False")):
+            fields.append("True")
+        elif waiting:
+            fields.append(waiting.pop(0))
+    return ours, fields
 
 
 def _expand(pattern: str) -> list[str]:

@@ -70,11 +70,6 @@ class Search(NamedTuple):
     """A trial each, positions of images; one where nothing is drawn."""
     camera_rule: CameraRule
 
-    @property
-    def label(self) -> str:
-        """`all-search`, or the direction where there are no modes."""
-        return f"{self.mode}-search" if self.mode else DIRECTIONS[self.direction]
-
 
 class Record(TypedDict):
     """What one search and one feature scored, ready for JSON.
@@ -122,6 +117,11 @@ class Record(TypedDict):
     """Queries with a match in the gallery; the others enter no figure."""
     gallery: int
     """Gallery images of a trial."""
+
+
+def label(direction: Direction, mode: Mode | None) -> str:
+    """A search in a table: `all-search`, or the direction where there are no modes."""
+    return f"{mode}-search" if mode else DIRECTIONS[direction]
 
 
 def published_directions(dataset: Dataset) -> tuple[Direction, ...]:
@@ -280,7 +280,7 @@ def searches(
 
 
 def _check(search: Search, images: Images, title: str) -> None:
-    where = f"{title} {search.label}"
+    where = f"{title} {label(search.direction, search.mode)}"
     if not len(search.query):
         kind = "infrared" if search.direction == "infrared_to_visible" else "visible"
         raise InputError(
@@ -485,8 +485,7 @@ def format_table(records: Sequence[Record], title: str, untrained: Sequence[Reco
             ("untrained ", r) for r in untrained if (r["direction"], r["mode"]) == (direction, mode)
         ]
         counts = f"{rows[0][1]['queries']:,} queries, {rows[0][1]['gallery']:,} gallery images"
-        label = f"{mode}-search" if mode else DIRECTIONS[direction]
-        lines += ["", f"{label} ({counts})"]
+        lines += ["", f"{label(direction, mode)} ({counts})"]
         heads = ("r1", "r5", "r10", "r20", "mAP", "mINP")
         lines.append(f"{'feature':<18}" + "".join(f"{head:>15}" for head in heads))
         for prefix, record in rows:

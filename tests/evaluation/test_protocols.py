@@ -1,10 +1,14 @@
 """SYSU-MM01's protocol against the reference's recorded draws and the published counts."""
 
 import json
+import random as python_random
 
 import numpy as np
 import pytest
+import scipy.io
 
+from ddag_jax.config import EvaluationConfig
+from ddag_jax.data.sysu_mm01.permutations import read_permutations
 from ddag_jax.errors import InputError
 from ddag_jax.evaluation import protocols, ranking
 
@@ -89,13 +93,25 @@ def test_counts_of_sysu_mm01(sysu_images, mode, shots, size):
     assert first.tolist() != second.tolist()
 
 
+def as_images(columns):
+    identities, cameras, names = columns
+    return protocols.Images(identities, cameras, np.isin(cameras, (3, 6)), names.tolist())
+
+
+def judge(features, columns, dataset="sysu_mm01", draws=None, half=None, **settings):
+    images = columns if isinstance(columns, protocols.Images) else as_images(columns)
+    settings = EvaluationConfig(**settings)
+    found = protocols.searches(dataset, images, settings, draws)
+    return protocols.evaluate(features, images, found, dataset, settings, half=half)
+
+
 def test_evaluation_at_sysu_mm01_s_shape(sysu_images):
     identities, cameras, _names = sysu_images
     features = {
         "global": random_features(identities, seed=1, identity_share=0),
         "part": random_features(identities, seed=2),
     }
-    records = protocols.evaluate_sysu(features, *sysu_images, trials=2)
+    records = judge(features, sysu_images, trials=2)
     assert [(r["mode"], r["feature"]) for r in records] == [
         ("all", "global"),
         ("all", "part"),
@@ -104,12 +120,21 @@ def test_evaluation_at_sysu_mm01_s_shape(sysu_images):
     ]
     assert [(r["queries"], r["gallery"]) for r in records] == [(3803, 301)] * 2 + [(2208, 112)] * 2
     for record in records:
-        figures = ("rank1", "rank5", "rank10", "rank20", "mAP", "mINP")
-        keys = {"dataset", "mode", "shots", "draw", "feature", "trials", "queries", "gallery"}
-        assert set(record) == keys | set(figures) | {f"{figure}_std" for figure in figures}
+        assert set(record) == set(protocols.Record.__annotations__)
         assert json.loads(json.dumps(record)) == record
-        assert (record["dataset"], record["draw"]) == ("sysu_mm01", "seeded")
-        assert (record["shots"], record["trials"]) == ("single", 2)
+        said = {
+            "dataset": "sysu_mm01",
+            "rendered": False,
+            "direction": "infrared_to_visible",
+            "shots": "single",
+            "draw": "seeded",
+            "flip": False,
+            "rerank": False,
+            "trials": 2,
+            "halves": [],
+            "runs": 1,
+        }
+        assert {key: record[key] for key in said} == said
 
         query = protocols.sysu_query(*sysu_images)
         trials = []
@@ -141,9 +166,9 @@ def test_evaluation_at_sysu_mm01_s_shape(sysu_images):
     assert records[1]["mAP"] > records[0]["mAP"] + 1
 
 
-def test_only_the_modes_asked_for(recorded_images):
+def test_only_the_mode_asked_for(recorded_images):
     features = {"part": random_features(recorded_images[0])}
-    (record,) = protocols.evaluate_sysu(features, *recorded_images, modes=("all",))
+    (record,) = judge(features, recorded_images, mode="all")
     assert record["mode"] == "all"
     assert record["trials"] == 10
     assert protocols.selection_figure([record], "part") == record["rank1"] + record["mAP"]
@@ -151,33 +176,222 @@ def test_only_the_modes_asked_for(recorded_images):
 
 @pytest.mark.parametrize(
     ("dropped", "message"),
-    [((1, 2), "indoor-search.*cannot be evaluated"), ((3, 6), "none of the .* infrared camera")],
+    [((1, 2), "indoor-search.*cannot be evaluated"), ((3, 6), "none of the .* no query")],
 )
 def test_images_that_make_a_mode_impossible(recorded_images, dropped, message):
     kept = ~np.isin(recorded_images[1], dropped)
     left = [column[kept] for column in recorded_images]
     with pytest.raises(InputError, match=message):
-        protocols.evaluate_sysu({"part": random_features(left[0])}, *left)
+        judge({"part": random_features(left[0])}, left)
+
+
+def test_images_of_unknown_cameras_cannot_be_judged(recorded_images):
+    identities, cameras, names = recorded_images
+    with pytest.raises(InputError, match="camera is not known"):
+        judge({"part": random_features(identities)}, (identities, cameras * 0, names))
 
 
 def test_a_feature_that_is_not_finite_names_its_image(recorded_images):
     features = random_features(recorded_images[0])
     features[17, 3] = np.nan
     with pytest.raises(InputError, match=f"part feature of image {recorded_images[2][17]}"):
-        protocols.evaluate_sysu({"part": features}, *recorded_images)
+        judge({"part": features}, recorded_images)
+
+
+# --- The authors' permutations ----------------------------------------------------------------
+
+
+def plain_permuted(cells, columns, mode, shots, trial):
+    """The gallery as one would walk it: identities, cameras, the first images of the row."""
+    identities, cameras, names = columns
+    chosen = []
+    for identity in sorted(set(identities.tolist())):
+        for camera in protocols.GALLERY_CAMERAS[mode]:
+            files = sorted(names[(identities == identity) & (cameras == camera)])
+            if files:
+                row = cells[camera - 1, 0][identity - 1, 0][trial]
+                assert len(row) == len(files)
+                chosen += [files[k - 1] for k in row[: 1 if shots == "single" else 10]]
+    return chosen
+
+
+def test_the_authors_draw(split_dir, sysu_images):
+    path = split_dir / "rand_perm_cam.mat"
+    cells = scipy.io.loadmat(path)["rand_perm_cam"]
+    draws = read_permutations(path).draws()
+    images = as_images(sysu_images)
+    for shots, sizes in (("single", (301, 112)), ("multi", (3010, 1120))):
+        settings = EvaluationConfig(shots=shots, draw="rand_perm_cam")
+        found = protocols.searches("sysu_mm01", images, settings, draws)
+        for search, size in zip(found, sizes, strict=True):
+            assert len(search.galleries) == 10
+            for trial in (0, 1, 9):
+                drawn = sysu_images[2][search.galleries[trial]].tolist()
+                assert len(drawn) == size
+                assert drawn == plain_permuted(cells, sysu_images, search.mode, shots, trial)
+
+
+def test_draws_that_are_missing_or_do_not_fit(split_dir, sysu_images):
+    settings = EvaluationConfig(draw="rand_perm_cam")
+    draws = read_permutations(split_dir / "rand_perm_cam.mat").draws()
+    with pytest.raises(InputError, match=r"there is no rand_perm_cam\.mat"):
+        protocols.searches("sysu_mm01", as_images(sysu_images), settings, {})
+    test = sysu_images[0].min()
+    few = ~((sysu_images[0] == test) & (sysu_images[1] == 1))
+    few[np.flatnonzero(~few)[:2]] = True  # two images of many are left
+    with pytest.raises(InputError, match=f"does not fit cam1/{test:04d} with its 2 images"):
+        protocols.searches(
+            "sysu_mm01", as_images([column[few] for column in sysu_images]), settings, draws
+        )
+
+
+# --- RegDB and LLCM ---------------------------------------------------------------------------
+
+
+def regdb_images(identities=12, each=4):
+    ids = np.repeat(np.arange(3, 3 + 2 * identities, 2), 2 * each)
+    infrared = np.tile(np.repeat([False, True], each), identities)
+    names = [
+        f"{'Thermal' if ir else 'Visible'}/{i}/{n}.bmp"
+        for n, (i, ir) in enumerate(zip(ids, infrared, strict=True))
+    ]
+    return protocols.Images(ids, np.where(infrared, 2, 1), infrared, names)
+
+
+def test_regdb_is_everyone_in_both_directions():
+    images = regdb_images()
+    features = {"part": random_features(images.identities)}
+    records = judge(features, images, dataset="regdb", half=3)
+    assert [r["direction"] for r in records] == ["visible_to_infrared", "infrared_to_visible"]
+    for record, asks in zip(records, (~images.infrared, images.infrared), strict=True):
+        said = (record["mode"], record["shots"], record["draw"], record["trials"])
+        assert said == (None, None, None, 1)
+        assert record["halves"] == [3]
+        assert (record["queries"], record["gallery"]) == (48, 48)
+        ids, feature = images.identities, features["part"]
+        expected = ranking.rank(
+            feature[asks],
+            feature[~asks],
+            ids[asks],
+            ids[~asks],
+            images.cameras[asks],
+            images.cameras[~asks],
+            camera_rule="none",
+        )
+        assert record["rank1"] == pytest.approx(100 * expected.cmc[0])
+        assert record["mAP"] == pytest.approx(100 * expected.mAP)
+        assert record["rank1_std"] == 0
+    mean = sum(r["rank1"] + r["mAP"] for r in records) / 2
+    assert protocols.selection_figure(records, "part") == pytest.approx(mean)
+    (one,) = judge(features, images, dataset="regdb", direction="infrared_to_visible")
+    assert {**one, "halves": [3]} == records[1]
+    table = protocols.format_table(records, "runs/regdb_3")
+    assert table.splitlines()[0] == "runs/regdb_3: RegDB, trial 3"
+    assert "\nvisible → infrared (48 queries, 48 gallery images)\n" in table
+    assert "±" not in table
+
+
+def test_llcm_draws_one_of_each_camera_and_skips_its_own():
+    random = np.random.default_rng(3)
+    ids, cameras, n = (
+        column.ravel()
+        for column in np.meshgrid(np.arange(5, 17), np.arange(1, 10), np.arange(4), indexing="ij")
+    )
+    both = [np.tile(column, 2) for column in (ids, cameras, n)]
+    infrared = np.repeat([False, True], len(ids))
+    kept = ~(infrared & (both[1] == 3))  # no infrared camera 3
+    kept &= random.random(len(kept)) < 0.8
+    ids, cameras, n = (column[kept] for column in both)
+    infrared = infrared[kept]
+    names = [
+        f"test_{'nir' if ir else 'vis'}/cam{c}/{i:04d}/{k}.jpg"
+        for i, c, k, ir in zip(ids, cameras, n, infrared, strict=True)
+    ]
+    images = protocols.Images(ids, cameras, infrared, names)
+    found = protocols.searches("llcm", images, EvaluationConfig(trials=2))
+    assert [s.direction for s in found] == ["visible_to_infrared", "infrared_to_visible"]
+    for search in found:
+        asks = infrared == (search.direction == "infrared_to_visible")
+        assert search.camera_rule == "llcm"
+        assert sorted(search.query) == np.flatnonzero(asks).tolist()
+        for trial, gallery in enumerate(search.galleries):
+            draw = python_random.Random(trial)
+            expected = []
+            for identity in range(5, 17):
+                for camera in range(1, 10):
+                    folder = (ids == identity) & (cameras == camera) & ~asks
+                    files = sorted(names[i] for i in np.flatnonzero(folder))
+                    if files:
+                        expected.append(draw.choice(files))
+            assert [names[i] for i in gallery] == expected
+    record = judge({"global": random_features(ids)}, images, dataset="llcm", trials=2)[0]
+    assert (record["shots"], record["draw"], record["trials"]) == ("single", "seeded", 2)
+    title = protocols.format_table([record], "x").splitlines()[0]
+    assert title == "x: LLCM, single-shot, seeded draw, 2 trials"
+
+
+def test_reranking_is_used_and_said(recorded_images):
+    features = {"part": random_features(recorded_images[0])}
+    plain, reranked = (
+        judge(features, recorded_images, mode="all", trials=1, rerank=rerank)[0]
+        for rerank in (False, True)
+    )
+    assert plain["mAP"] != reranked["mAP"]
+    assert reranked["rerank"] is True
+    title = protocols.format_table([reranked], "x").splitlines()[0]
+    assert title.endswith(", 1 trial, k-reciprocal re-ranking (k1 20, k2 6, λ 0.3)")
+
+
+# --- Averages over runs -----------------------------------------------------------------------
+
+
+def test_average_over_regdb_s_halves():
+    images = regdb_images()
+    runs = [
+        judge({"part": random_features(images.identities, seed=n)}, images, "regdb", half=n)
+        for n in (2, 1, 7)
+    ]
+    averaged = protocols.average(runs, ["a", "b", "c"])
+    assert len(averaged) == 2
+    for record, same in zip(averaged, zip(*runs, strict=True), strict=True):
+        assert (record["halves"], record["runs"]) == ([1, 2, 7], 3)
+        for figure in protocols.FIGURES:
+            values = [r[figure] for r in same]
+            assert record[figure] == pytest.approx(np.mean(values))
+            assert record[f"{figure}_std"] == pytest.approx(np.std(values))
+            assert np.std(values) > 0
+    table = protocols.format_table(averaged, "runs/regdb_*").splitlines()
+    assert table[0] == "runs/regdb_*: RegDB, trials 1, 2, 7, mean of 3 runs"
+    assert table[1] == "per cent; mean ± deviation over the runs"
+    with pytest.raises(InputError, match="a and d are all of trial 2"):
+        protocols.average([runs[0], runs[1], runs[0]], ["a", "b", "d"])
+
+
+def test_no_average_over_different_protocols(recorded_images):
+    features = {"part": random_features(recorded_images[0])}
+    single, multi = (
+        judge(features, recorded_images, mode="all", trials=1, shots=shots)
+        for shots in ("single", "multi")
+    )
+    with pytest.raises(
+        InputError, match=r"one and two were judged differently \(shots: single and"
+    ):
+        protocols.average([single, multi], ["one", "two"])
+    both = judge(features, recorded_images, trials=1)
+    with pytest.raises(InputError, match="1 and 2 rows"):
+        protocols.average([single, both], ["one", "two"])
 
 
 def test_table_names_what_it_holds(recorded_images):
     identities = recorded_images[0]
     trained, untrained = (
-        protocols.evaluate_sysu(
-            {"global": random_features(identities, seed=seed)}, *recorded_images, shots="multi"
-        )
+        judge({"global": random_features(identities, seed=seed)}, recorded_images, shots="multi")
         for seed in (1, 2)
     )
     table = protocols.format_table(trained, "runs/demo", untrained)
     heading, *lines = table.splitlines()
-    assert heading == "runs/demo: SYSU-MM01, multi-shot, seeded draw, 10 trials"
+    said = "SYSU-MM01, infrared → visible, multi-shot, seeded draw, 10 trials"
+    assert heading == f"runs/demo: {said}"
     assert max(map(len, lines)) <= 110
     for mode, record, other in zip(("all", "indoor"), trained, untrained, strict=True):
         block = table.split(f"{mode}-search (")[1].splitlines()
@@ -187,3 +401,7 @@ def test_table_names_what_it_holds(recorded_images):
         assert f"{record['rank5']:.2f} ± {record['rank5_std']:.2f}" in block[2]
         assert block[3].startswith("untrained global ")
         assert f"{other['mAP']:.2f} ± {other['mAP_std']:.2f}" in block[3]
+    drawn = [{**record, "rendered": True, "flip": True} for record in trained]
+    title = protocols.format_table(drawn, "x").splitlines()[0]
+    assert title.startswith("x: SYSU-MM01's layout, rendered people, ")
+    assert title.endswith(", averaged with mirror images")

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from ddag_jax.errors import InputError
+from ddag_jax.config import EvaluationConfig
+from ddag_jax.evaluation.protocols import Images, searches
 from ddag_jax.report.ranked_lists import ranked_lists
 
 GREEN, RED = (0, 130, 70), (200, 40, 40)
@@ -15,10 +16,12 @@ def people() -> dict:
     """Three identities: one image in cameras 1 and 2, one query in camera 3."""
     identities = np.repeat([1, 2, 3], 3)
     cameras = np.tile([1, 2, 3], 3)
+    names = [f"cam{c}/{i:04d}/0001.jpg" for i, c in zip(identities, cameras, strict=True)]
+    images = Images(identities, cameras, cameras == 3, names)
+    settings = EvaluationConfig(mode="all", trials=1)
     return {
-        "identities": identities,
-        "cameras": cameras,
-        "names": [f"cam{c}/{i:04d}/0001.jpg" for i, c in zip(identities, cameras, strict=True)],
+        "images": images,
+        "search": searches("sysu_mm01", images, settings)[0],
         "read_images": lambda numbers: np.repeat(
             np.repeat((20 * numbers[:, None, None, None]).astype(np.uint8), 8, axis=1), 4, axis=2
         ).repeat(3, axis=3),
@@ -60,9 +63,3 @@ def test_rows_are_spread_over_the_queries(people: dict) -> None:
     picture = ranked_lists(np.eye(3)[[0, 0, 0, 1, 1, 1, 2, 2, 2]], **people, rows=2)
     assert picture.height == 2 * (HEIGHT + GAP) + GAP
     assert [centre(np.asarray(picture), row, -1) for row in range(2)] == [40, 160]
-
-
-def test_no_query_is_an_error(people: dict) -> None:
-    people["cameras"] = np.tile([1, 2, 4], 3)
-    with pytest.raises(InputError, match="no query"):
-        ranked_lists(np.eye(9), **people)

@@ -12,7 +12,6 @@ import pytest
 
 from ddag_jax.checkpoint import RunCheckpoints, find_checkpoint, read_meta, saved_steps
 from ddag_jax.cli.evaluate import main as evaluate
-from ddag_jax.cli.train import main as train
 
 pytestmark = pytest.mark.slow  # compiles and trains a network
 
@@ -35,24 +34,6 @@ def variables(folder: Path) -> list[tuple[str, np.ndarray]]:
         (jax.tree_util.keystr(path), np.asarray(leaf))
         for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
     ]
-
-
-@pytest.fixture(scope="module")
-def run_debug(debug_data: Path) -> Callable[..., int]:
-    def run(workdir: Path, *arguments: str) -> int:
-        return train(
-            ["debug", "--workdir", str(workdir), "--data.dir", str(debug_data), *arguments]
-        )
-
-    return run
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory, run_debug: Callable[..., int]) -> Path:
-    """A run of `debug` from the first step to the last."""
-    folder = tmp_path_factory.mktemp("runs") / "finished"
-    assert run_debug(folder) == 0
-    return folder
 
 
 def test_the_log_has_every_step_once_with_every_loss(finished: Path) -> None:
@@ -259,15 +240,6 @@ def test_a_damaged_checkpoint_is_named(
         error = capsys.readouterr().err
         assert f"{variables}: damaged" in error
         assert error.count("\n") == 1
-
-
-def test_multi_shot_figures_stand_beside_single_shot_ones(finished: Path) -> None:
-    assert evaluate([str(finished)]) == 0
-    before = (finished / "evaluation.json").read_text()
-    assert evaluate([str(finished), "--evaluation.shots", "multi"]) == 0
-    assert (finished / "evaluation.json").read_text() == before
-    records = json.loads((finished / "evaluation_multi.json").read_text())
-    assert {record["shots"] for record in records} == {"multi"}
 
 
 def test_overwrite_starts_anew(run_debug: Callable[..., int], tmp_path: Path) -> None:

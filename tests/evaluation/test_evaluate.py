@@ -1,0 +1,164 @@
+"""The command `evaluate.py` on a real run: its options, its files, averages, stored features."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ddag_jax.cli.evaluate import main as evaluate
+
+pytestmark = pytest.mark.slow  # trains and compiles a network
+
+
+@pytest.fixture
+def trained(finished: Path, tmp_path: Path) -> Path:
+    """A run of `debug` that the test may write into."""
+    return Path(shutil.copytree(finished, tmp_path / "run_a"))
+
+
+def figures(file: Path) -> list[dict]:
+    records: list[dict] = json.loads(file.read_text())
+    return records
+
+
+def without(records: list[dict], *keys: str) -> list[dict]:
+    return [{k: v for k, v in record.items() if k not in keys} for record in records]
+
+
+def test_other_protocols_stand_beside_the_published_one(trained: Path) -> None:
+    assert evaluate([str(trained)]) == 0
+    before = (trained / "evaluation.json").read_text()
+    assert {r["feature"] for r in json.loads(before)} == {"global", "part"}
+    chosen = ("--shots", "multi", "--mode=indoor", "--evaluation.trials", "3", "--feature", "part")
+    assert evaluate([*chosen, str(trained)]) == 0
+    assert (trained / "evaluation.json").read_text() == before
+    (record,) = figures(trained / "evaluation_indoor_multi_3_trials_part_feature.json")
+    assert (record["mode"], record["shots"], record["trials"]) == ("indoor", "multi", 3)
+    assert (trained / "ranked_lists_indoor_multi_3_trials_part_feature.png").exists()
+
+
+def test_flip_and_reranking_and_concatenation_change_figures_and_are_said(
+    trained: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert evaluate([str(trained), "--feature", "concatenation"]) == 0
+    plain = figures(trained / "evaluation_concatenation_feature.json")
+    said = capsys.readouterr().out.splitlines()[0]
+    assert "mirror" not in said
+    assert "re-ranking" not in said
+    assert "rendered people" in said
+    options = ("--feature", "concatenation", "--flip", "--rerank")
+    assert evaluate([str(trained), *options]) == 0
+    changed = figures(trained / "evaluation_concatenation_feature_flip_rerank.json")
+    assert plain[0]["mAP"] != changed[0]["mAP"]
+    said = capsys.readouterr().out.splitlines()[0]
+    assert said.endswith(
+        "averaged with mirror images, k-reciprocal re-ranking (k1 20, k2 6, λ 0.3)"
+    )
+
+
+def test_stored_features_are_judged_as_the_run_is(trained: Path, tmp_path: Path) -> None:
+    file = tmp_path / "features.npz"
+    assert evaluate([str(trained), "--save-features", str(file)]) == 0
+    ours = [r for r in figures(trained / "evaluation.json") if r["feature"] == "part"]
+    assert evaluate(["--features", str(file), "--json", str(tmp_path / "out.json")]) == 0
+    stored = figures(tmp_path / "out.json")
+    assert without(stored, "feature", "rendered") == without(ours, "feature", "rendered")
+    assert figures(tmp_path / "features.evaluation.json") == stored
+
+    # The other feature, by name.
+    other = tmp_path / "global.npz"
+    assert evaluate([str(trained), "--feature", "global", "--save-features", str(other)]) == 0
+    assert not np.array_equal(np.load(file)["query_features"], np.load(other)["query_features"])
+
+
+def test_average_of_runs(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    second = trained.with_name("run_b")
+    shutil.copytree(trained, second)
+    capsys.readouterr()
+    assert evaluate([str(trained.with_name("run_*"))]) == 0
+    averaged = figures(trained.with_name("run_average_of_2.json"))
+    one = figures(trained / "evaluation.json")
+    assert figures(second / "evaluation.json") == one
+    assert [r["rank1"] for r in averaged] == [r["rank1"] for r in one]
+    assert {(r["runs"], r["rank1_std"]) for r in averaged} == {(2, 0.0)}
+    assert "run_*: " in capsys.readouterr().out
+
+
+def refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    assert evaluate(arguments) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert error.count("\n") == 1
+    return error
+
+
+def test_options_that_contradict(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, there = str(trained), tmp_path / "there.json"
+    there.write_text("mine")
+    for arguments, message in (
+        ([], "give the folders of one or more runs, or --features"),
+        ([run, "--features", "x.npz"], "not both"),
+        (["--features", "x.npz", "--untrained"], "have no network"),
+        (["--features", "x.npz", "--flip"], "leave out"),
+        (["--features", "x.npz", "--model.parts", "4"], "--model.parts: has no meaning"),
+        ([run, "--rand-perm-cam", "x.mat"], "only with --features"),
+        ([run, str(tmp_path), "--save-features", "x.npz"], "give one run"),
+        ([run, run], "given twice"),
+        ([str(tmp_path / "none_*")], "matches nothing"),
+        ([run, "--json", str(there)], "exists already"),
+        ([run, "--save-features", str(there)], "ends in .npz"),
+        ([run, "--draw", "rand_perm_cam"], "there is no rand_perm_cam.mat"),
+        ([run, "--direction", "visible_to_infrared"], "infrared to visible only"),
+        ([run, "--shot", "multi"], "--shot"),
+    ):
+        assert message in refused(arguments, capsys), arguments
+    assert there.read_text() == "mine"
+
+
+@pytest.fixture(scope="module")
+def regdb_runs(
+    tmp_path_factory: pytest.TempPathFactory, run_small: Callable[[str, Path, str], int]
+) -> Path:
+    """Runs of two of RegDB's halves."""
+    folder = tmp_path_factory.mktemp("regdb")
+    for trial in ("1", "2"):
+        assert run_small("regdb", folder / f"regdb_{trial}", trial) == 0
+    return folder
+
+
+def test_regdb_s_halves_are_averaged(regdb_runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    runs = [str(regdb_runs / f"regdb_{trial}") for trial in (1, 2)]
+    assert evaluate(runs) == 0
+    printed = capsys.readouterr().out
+    assert "RegDB's layout, rendered people, trials 1, 2, mean of 2 runs" in printed
+    assert "visible → infrared (" in printed
+    assert "infrared → visible (" in printed
+    averaged = figures(regdb_runs / "regdb_average_of_2.json")
+    each = [figures(Path(run) / "evaluation.json") for run in runs]
+    for record, same in zip(averaged, zip(*each, strict=True), strict=True):
+        assert (record["halves"], record["runs"]) == ([1, 2], 2)
+        for figure in ("rank1", "mAP", "mINP"):
+            assert record[figure] == pytest.approx(np.mean([r[figure] for r in same]))
+            assert record[f"{figure}_std"] == pytest.approx(np.std([r[figure] for r in same]))
+    shutil.copytree(runs[0], regdb_runs / "again")
+    error = refused([*runs, str(regdb_runs / "again")], capsys)
+    assert "both are of trial 1" in error
+
+
+def test_llcm_from_training_to_stored_features(
+    tmp_path: Path, run_small: Callable[[str, Path, str], int]
+) -> None:
+    run, file = tmp_path / "run", tmp_path / "features.npz"
+    assert run_small("llcm", run, "1") == 0
+    assert evaluate([str(run), "--save-features", str(file)]) == 0
+    ours = [r for r in figures(run / "evaluation.json") if r["feature"] == "part"]
+    assert [r["direction"] for r in ours] == ["visible_to_infrared", "infrared_to_visible"]
+    assert {(r["shots"], r["draw"], r["trials"]) for r in ours} == {("single", "seeded", 10)}
+    assert evaluate(["--features", str(file), "--data.dataset", "llcm"]) == 0
+    stored = figures(tmp_path / "features.evaluation.json")
+    assert without(stored, "feature", "rendered") == without(ours, "feature", "rendered")

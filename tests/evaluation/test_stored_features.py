@@ -1,0 +1,154 @@
+"""Files of features: what is written is what is judged, and what is wrong with a stranger's."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ddag_jax.config import EvaluationConfig
+from ddag_jax.errors import InputError
+from ddag_jax.evaluation.protocols import Images, evaluate, searches
+from ddag_jax.evaluation.stored_features import load_features, save_features
+
+NAMES = {
+    "sysu_mm01": lambda i, c, ir, n: f"cam{c}/{i:04d}/{n:04d}.jpg",
+    "regdb": lambda i, c, ir, n: f"{'Thermal' if ir else 'Visible'}/{i}/{n}.bmp",
+    "llcm": lambda i, c, ir, n: f"test_{'nir' if ir else 'vis'}/cam{c}/{i:04d}/{n}.jpg",
+}
+
+
+def people(dataset: str) -> tuple[np.ndarray, Images]:
+    """Five identities, two images in each of two visible and two infrared cameras, shuffled."""
+    cameras = {"sysu_mm01": (1, 2, 3, 6), "regdb": (1, 1, 2, 2), "llcm": (1, 2, 1, 2)}[dataset]
+    rows = [
+        (i, c, place > 1, NAMES[dataset](i, c, place > 1, 10 * place + n))
+        for i in (2, 3, 5, 8, 13)
+        for place, c in enumerate(cameras)
+        for n in range(2)
+    ]
+    random = np.random.default_rng(0)
+    columns = [np.array(c) for c in zip(*[rows[i] for i in random.permutation(40)], strict=True)]
+    features = random.standard_normal((40, 16), dtype=np.float32)
+    features /= np.linalg.norm(features, axis=1, keepdims=True)
+    ids, cams, infrared, names = columns
+    return features, Images(ids, cams, infrared, names.tolist())
+
+
+@pytest.mark.parametrize("dataset", NAMES)
+def test_a_file_is_judged_as_its_features_are(dataset: str, tmp_path: Path) -> None:
+    features, images = people(dataset)
+    settings = EvaluationConfig(trials=3)
+    found = searches(dataset, images, settings)
+    expected = evaluate({"stored": features}, images, found, dataset, settings)
+    file = tmp_path / "features.npz"
+    save_features(file, features, images, found[0])
+    assert [path.name for path in tmp_path.iterdir()] == ["features.npz"]
+    stored = np.load(file)
+    assert sorted(stored.files) == sorted(
+        f"{side}_{column}"
+        for side in ("query", "gallery")
+        for column in ("features", "ids", "cameras", "names")
+    )
+    assert len(stored["query_ids"]) == len(stored["gallery_ids"]) == 20
+    loaded, again = load_features(file, dataset)
+    found = searches(dataset, again, settings)
+    assert evaluate({"stored": loaded}, again, found, dataset, settings) == expected
+
+
+def test_rows_of_any_length_and_names_as_bytes(tmp_path: Path) -> None:
+    features, images = people("sysu_mm01")
+    settings = EvaluationConfig(trials=3)
+    found = searches("sysu_mm01", images, settings)
+    file, other = tmp_path / "a.npz", tmp_path / "b.npz"
+    save_features(file, features, images, found[0])
+    arrays = dict(np.load(file))
+    for side in ("query", "gallery"):
+        arrays[f"{side}_features"] = arrays[f"{side}_features"].astype(np.float64) * 7
+        arrays[f"{side}_names"] = arrays[f"{side}_names"].astype("S")
+    np.savez(other, **arrays)
+    (one, first), (two, second) = (load_features(path, "sysu_mm01") for path in (file, other))
+    np.testing.assert_allclose(one, two, rtol=1e-6)
+    assert first.names == second.names
+
+
+def broken(name: str, value: object) -> object:
+    def change(arrays: dict) -> dict:
+        return {**arrays, name: value(arrays[name]) if callable(value) else value}
+
+    return change
+
+
+def swap(arrays: dict) -> dict:
+    sides = {"query": "gallery", "gallery": "query"}
+    return {f"{sides[k.split('_')[0]]}_{k.split('_')[1]}": v for k, v in arrays.items()}
+
+
+FAULTS = {
+    "no names": (lambda a: {k: v for k, v in a.items() if k != "query_names"}, "no query_names"),
+    "pickled": (broken("query_names", lambda a: a.astype(object)), "cannot be read"),
+    "not floating": (broken("query_features", lambda a: a.astype(int)), "query_features is int64"),
+    "flat": (broken("gallery_features", lambda a: a[0]), "expected floating point"),
+    "other length": (broken("gallery_ids", lambda a: a[1:]), r"gallery_ids is int64 of shape"),
+    "ids as text": (broken("query_ids", lambda a: a.astype(str)), "expected whole numbers"),
+    "other width": (broken("query_features", lambda a: a[:, 1:]), "have 15 channels"),
+    "zero row": (broken("query_features", lambda a: a * (np.arange(20) != 4)[:, None]), "row 4"),
+    "not finite": (broken("query_features", lambda a: a / 0), "row 0"),
+    "swapped": (swap, "swap the sides"),
+    "same modality": (lambda a: {**a, **{k: a["query" + k[7:]] for k in a if k[0] == "g"}}, "both"),
+    "mixed": (broken("query_cameras", lambda a: np.where(a == 3, 1, a)), "one modality"),
+    "camera 7": (broken("query_cameras", lambda a: a * 0 + 7), "cameras 1 to 6"),
+    "an image twice": (broken("gallery_names", lambda a: a[[0] * 20]), "twice"),
+}
+
+
+@pytest.mark.filterwarnings("ignore:(divide by zero|invalid value)")
+@pytest.mark.parametrize("fault", FAULTS)
+def test_what_is_wrong_is_named(fault: str, tmp_path: Path) -> None:
+    features, images = people("sysu_mm01")
+    found = searches("sysu_mm01", images, EvaluationConfig())
+    save_features(tmp_path / "good.npz", features, images, found[0])
+    change, message = FAULTS[fault]
+    bad = tmp_path / "bad.npz"
+    np.savez(bad, **change(dict(np.load(tmp_path / "good.npz"))))
+    with pytest.raises(InputError, match=message) as caught:
+        load_features(bad, "sysu_mm01")
+    assert str(caught.value).startswith(str(bad))
+
+
+@pytest.mark.parametrize("content", [b"", b"no archive", b"PK\x03\x04 and no more"])
+def test_a_file_that_is_none(content: bytes, tmp_path: Path) -> None:
+    file = tmp_path / "x.npz"
+    file.write_bytes(content)
+    with pytest.raises(InputError, match="cannot be read"):
+        load_features(file, "regdb")
+    np.save(tmp_path / "x.npy", np.zeros(3))
+    with pytest.raises(InputError, match="single array"):
+        load_features(tmp_path / "x.npy", "regdb")
+    with pytest.raises(InputError, match="no such file"):
+        load_features(tmp_path / "y.npz", "regdb")
+
+
+@pytest.mark.parametrize("dataset", ["regdb", "llcm"])
+def test_names_must_tell_the_modality(dataset: str, tmp_path: Path) -> None:
+    features, images = people(dataset)
+    found = searches(dataset, images, EvaluationConfig())
+    images = images._replace(names=[f"{n}.png" for n in range(40)])
+    save_features(tmp_path / "x.npz", features, images, found[0])
+    with pytest.raises(InputError, match="does not say its modality"):
+        load_features(tmp_path / "x.npz", dataset)
+
+
+def test_nothing_is_overwritten(tmp_path: Path) -> None:
+    features, images = people("regdb")
+    search = searches("regdb", images, EvaluationConfig())[0]
+    file = tmp_path / "x.npz"
+    file.write_text("mine")
+    for target, message in (
+        (file, "exists already"),
+        (tmp_path / "x.npy", "ends in .npz"),
+        (tmp_path / "none" / "x.npz", "folder does not exist"),
+    ):
+        with pytest.raises(InputError, match=message):
+            save_features(target, features, images, search)
+    assert file.read_text() == "mine"
+    assert [path.name for path in tmp_path.iterdir()] == ["x.npz"]
