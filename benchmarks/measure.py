@@ -1,0 +1,191 @@
+"""What every benchmark shares: the machine, times taken in turn, peak memory, results on disk."""
+
+import dataclasses
+import datetime
+import importlib.metadata
+import json
+import multiprocessing
+import os
+import platform
+import re
+import shlex
+import statistics
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).parent / "results"
+
+_PACKAGES = (
+    "ddag_jax",
+    "jax",
+    "jaxlib",
+    "flax",
+    "optax",
+    "numpy",
+    "scipy",
+    "torch",
+    "grain",
+    "array-record",
+    "tensorflow-datasets",
+    "pillow",
+)
+"""Whose versions a result names, where they are installed."""
+
+_LOAD_BEFORE = os.getloadavg()[0]
+"""Read on import, before the benchmark itself makes load."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Times:
+    """Seconds of repeated runs of one thing, in the order they were taken."""
+
+    seconds: tuple[float, ...]
+
+    @property
+    def median(self) -> float:
+        return statistics.median(self.seconds)
+
+    @property
+    def min(self) -> float:
+        return min(self.seconds)
+
+    @property
+    def max(self) -> float:
+        return max(self.seconds)
+
+    def __str__(self) -> str:
+        return f"{self.median:.3f} s ({self.min:.3f} to {self.max:.3f})"
+
+
+def interleaved(
+    variants: Mapping[str, Callable[[], object]], repeats: int = 5, warmup: int = 1
+) -> dict[str, Times]:
+    """Times of the variants, run in turn (A B A B …), so that a busy spell meets all of them.
+
+    Args:
+        variants: by name; each returns when its work is done (wait for a device inside).
+        repeats: runs of each that count.
+        warmup: runs of each before, which do not.
+    """
+    seconds: dict[str, list[float]] = {name: [] for name in variants}
+    for turn in range(warmup + repeats):
+        for name, variant in variants.items():
+            start = time.perf_counter()
+            variant()
+            if turn >= warmup:
+                seconds[name].append(time.perf_counter() - start)
+    return {name: Times(tuple(taken)) for name, taken in seconds.items()}
+
+
+def peak_memory(work: Callable[[], object]) -> float | None:
+    """MiB that a fresh process holds at the most, Python and imports included, doing this work.
+
+    The work must be picklable: a function of a module, or a `functools.partial` of one. None where
+    the system does not tell (it is not Linux).
+    """
+    # Spawned, so that nothing of this process counts.
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, mp_context=context) as pool:
+        return pool.submit(_peak_after, work).result()
+
+
+def _peak_after(work: Callable[[], object]) -> float | None:
+    work()
+    # Not getrusage: there, a process starts from the peak of the one that started it.
+    found = re.search(r"^VmHWM:\s*(\d+) kB", _read("/proc/self/status"), re.MULTILINE)
+    return int(found[1]) / 1024 if found else None
+
+
+def machine() -> dict[str, Any]:
+    """The machine and what is installed on it, ready for JSON.
+
+    Devices are named only where the benchmark has imported jax: asking for them would start it.
+    """
+    model = re.search(r"^model name\s*:\s*(.+)", _read("/proc/cpuinfo"), re.MULTILINE)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    versions = {}
+    for package in _PACKAGES:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    described = {
+        "processor": model[1] if model else platform.processor() or platform.machine(),
+        "cores": cores,
+        "memory_gib": round(memory / 2**30, 1),
+        "load_before": _LOAD_BEFORE,
+        "system": platform.platform(),
+        "python": platform.python_version(),
+        "versions": versions,
+    }
+    if "jax" in sys.modules:
+        described["devices"] = [device.device_kind for device in sys.modules["jax"].devices()]
+    return described
+
+
+def describe(machine: Mapping[str, Any]) -> str:
+    """The same in a few lines to print."""
+    versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
+    lines = [
+        f"{machine['processor']}, {machine['cores']} cores, {machine['memory_gib']} GiB,"
+        f" load {machine['load_before']:.2f} before",
+        f"{machine['system']}, Python {machine['python']}",
+        versions,
+    ]
+    if "devices" in machine:
+        lines.append("devices: " + ", ".join(machine["devices"]))
+    return "\n".join(lines)
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Columns aligned: the first to the left, the others to the right."""
+    widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
+    lines = []
+    for first, *others in (head, *rows):
+        cells = [first.ljust(widths[0])]
+        cells += [cell.rjust(width) for cell, width in zip(others, widths[1:], strict=True)]
+        lines.append("  ".join(cells).rstrip())
+    return "\n".join(lines)
+
+
+def write(name: str, result: Mapping[str, Any], folder: Path = RESULTS) -> Path:
+    """Writes `folder`/NAME.json, whole or not at all: the result, and how and where it came to be.
+
+    The result may hold `Times` beside what JSON knows.
+    """
+    record = {
+        "benchmark": name,
+        "written": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "command": shlex.join(["python", *sys.orig_argv[1:]]),
+        "machine": machine(),
+        "result": result,
+    }
+    text = json.dumps(record, indent=1, default=_times) + "\n"
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{name}.json"
+    partial = folder / f".{name}.{os.getpid()}"
+    partial.write_text(text, encoding="utf-8")
+    partial.replace(path)
+    return path
+
+
+def _times(value: object) -> dict[str, Any]:
+    if not isinstance(value, Times):
+        raise TypeError(f"a result cannot hold {value!r}")
+    figures = {"median": value.median, "min": value.min, "max": value.max}
+    return {f"{name}_s": seconds for name, seconds in figures.items()} | {
+        "seconds": list(value.seconds)
+    }
+
+
+def _read(path: str) -> str:
+    """A file of /proc; nothing where there is no such thing."""
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except OSError:
+        return ""
