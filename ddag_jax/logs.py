@@ -27,6 +27,7 @@ returns; TensorBoard's follow within seconds, so a killed run may have lost its 
 
 import json
 import math
+import os
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -46,9 +47,10 @@ Split = Literal["held_out", "test"]
 class RunLog:
     """Writes what happens in one run to its folder and to the terminal.
 
-    Only one process of a run may have one. A resumed log ends where the restored checkpoint does:
-    later lines are dropped before anything is written, so that no step appears twice. So a line
-    must be written before the checkpoint of its step is, or a resumed log will lack it.
+    Only one process of a run may write; the logs of others are silent. A resumed log ends where the
+    restored checkpoint does: later lines are dropped before anything is written, so that no step
+    appears twice. So a line must be written before the checkpoint of its step is, or a resumed log
+    will lack it.
 
     On a terminal there is a progress bar with the latest losses, images a second and the time
     left; elsewhere each `train` call prints a line.
@@ -58,6 +60,7 @@ class RunLog:
         resume_step: step of the restored checkpoint; None starts a new log.
         total_steps: steps of the whole run.
         images_per_step: images of a batch, both modalities.
+        silent: write and print nothing.
 
     Raises:
         InputError: a line of the log to be resumed is not JSON (the last line may be torn, as a
@@ -71,11 +74,16 @@ class RunLog:
         *,
         total_steps: int,
         images_per_step: int,
+        silent: bool = False,
     ) -> None:
         folder = epath.Path(workdir)
-        folder.mkdir(parents=True, exist_ok=True)
         path = folder / "log.jsonl"
-        if resume_step is None:
+        if not silent:
+            folder.mkdir(parents=True, exist_ok=True)
+        self._silent = silent
+        if silent:
+            self._file = epath.Path(os.devnull).open("w")
+        elif resume_step is None:
             self._file = path.open("w")
         else:
             _drop_later_lines(path, resume_step)
@@ -84,6 +92,7 @@ class RunLog:
             str(folder / "tensorboard"),
             flush_secs=2,
             purge_step=None if resume_step is None else resume_step + 1,
+            write_to_disk=not silent,
         )
         self._total_steps = total_steps
         self._images_per_step = images_per_step
@@ -91,7 +100,7 @@ class RunLog:
             total=total_steps,
             initial=resume_step or 0,
             unit="step",
-            disable=None,  # off where it is no terminal
+            disable=silent or None,  # None: off where it is no terminal
             dynamic_ncols=True,
         )
         self._first_line = True
@@ -133,7 +142,7 @@ class RunLog:
             if not self._first_line:  # the first holds the compilation and foretells nothing
                 left = tqdm.format_interval((self._total_steps - step) * seconds / steps)
                 shown.append(f"{left} left")
-            print(f"epoch {epoch}  step {step}/{self._total_steps}", *shown, sep="  ", flush=True)
+            self._say("  ".join([f"epoch {epoch}  step {step}/{self._total_steps}", *shown]))
         else:
             self._bar.set_postfix_str(", ".join(shown), refresh=False)
             self._bar.update(step - self._bar.n)
@@ -183,6 +192,8 @@ class RunLog:
 
     def _say(self, text: str) -> None:
         """Prints a line above the bar."""
+        if self._silent:
+            return
         tqdm.write(text, file=sys.stdout)
         sys.stdout.flush()
 

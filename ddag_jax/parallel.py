@@ -1,11 +1,16 @@
-"""The mesh of devices and the mapping of a step over it: the one file that names devices."""
+"""The mesh of devices, the mapping of a step over it, the processes of a pod: the one file that
+names devices."""
 
+import importlib.util
+import os
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from ddag_jax.errors import InputError
@@ -16,15 +21,84 @@ AXIS = "data"
 _REPLICATED, _SHARDED = PartitionSpec(), PartitionSpec(AXIS)
 
 
+def join_processes(
+    coordinator: str | None = None, process_id: int | None = None, processes: int | None = None
+) -> None:
+    """Joins the processes that run one command together; to be called before jax computes.
+
+    On a TPU slice, under SLURM (srun) and Open MPI (mpirun) jax finds the others by itself. Else
+    all three arguments say where they are; without them this process is alone.
+
+    Args:
+        coordinator: host and port of process 0, reachable by all.
+        process_id: of this process, from 0.
+        processes: how many there are.
+
+    Raises:
+        InputError: some of the arguments are missing or make no sense.
+    """
+    given = (coordinator, process_id, processes)
+    if given == (None, None, None):
+        if _started_together():
+            jax.distributed.initialize()
+        return
+    if coordinator is None or process_id is None or processes is None:
+        raise InputError("--coordinator, --process-id, --processes: give all three, or none")
+    if not 0 <= process_id < processes:
+        raise InputError(
+            f"--process-id {process_id}: of {processes} processes they are 0 to {processes - 1}"
+        )
+    if ":" not in coordinator:
+        raise InputError(
+            f"--coordinator {coordinator}: give host and port, as in {coordinator}:8476"
+        )
+    jax.distributed.initialize(coordinator, num_processes=processes, process_id=process_id)
+
+
+def _started_together() -> bool:
+    """Whether the environment is one that starts several processes, or a TPU machine."""
+    # Of the step, not of the job: a batch script itself, outside srun, is one process.
+    tasks = max(
+        int(os.environ.get(name, "1")) for name in ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE")
+    )
+    chips = [*Path("/dev").glob("accel*"), *Path("/dev").glob("vfio/[0-9]*")]
+    return tasks > 1 or (bool(chips) and importlib.util.find_spec("libtpu") is not None)
+
+
 def device_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """All devices (or those given) along the one axis "data"."""
-    devices = jax.devices() if devices is None else devices
+    """All devices (or those given) along the one axis "data", process by process."""
+    if devices is None:
+        # A TPU slice numbers its chips by place, not by process; identity slots go by process.
+        devices = sorted(jax.devices(), key=lambda device: (device.process_index, device.id))
     return Mesh(np.array(devices), (AXIS,), axis_types=(AxisType.Auto,))
 
 
 def process_share() -> dict[str, int]:
     """Which of the processes this is, and of how many: {"process_index", "process_count"}."""
     return {"process_index": jax.process_index(), "process_count": jax.process_count()}
+
+
+def is_first_process() -> bool:
+    """Whether this process is the one that writes and prints."""
+    return jax.process_index() == 0
+
+
+def wait_for_all(what: str) -> None:
+    """Returns when every process has come here; `what` must be the same in all."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(what)
+
+
+def as_first_process(value: float) -> float:
+    """The first process's value, so that all decide alike."""
+    if jax.process_count() == 1:
+        return value
+    return float(multihost_utils.broadcast_one_to_all(np.float64(value)))
+
+
+def my_part(rows: np.ndarray) -> np.ndarray:
+    """This process's share of rows that are sharded over all devices."""
+    return np.split(rows, jax.process_count())[jax.process_index()]
 
 
 def check_divides(identities_per_batch: int, mesh: Mesh) -> None:
@@ -44,8 +118,15 @@ def map_train_step(train_step: Step, mesh: Mesh, mapping: str = "shard_map") -> 
     is not, since a donated state that comes back unsharded (out_axes=None) loses its buffers.
     Neither sums gradients of its own accord (check_vma=False), so the step's `pmean` is the one
     average, under both.
+
+    Raises:
+        InputError: "pmap" with several processes.
     """
     if mapping == "pmap":
+        if jax.process_count() > 1:
+            raise InputError(
+                "training.mapping: pmap is for the devices of one process; leave it at shard_map"
+            )
         devices = list(mesh.devices)
         mapped = jax.pmap(
             train_step, AXIS, in_axes=(None, 0), out_axes=(None, None), devices=devices
@@ -69,8 +150,8 @@ def map_train_step(train_step: Step, mesh: Mesh, mapping: str = "shard_map") -> 
 def map_embed(
     embed: Callable[[Any, Any, str], Embeddings], mesh: Mesh
 ) -> Callable[[Any, Any, str], Embeddings]:
-    """`embed(variables, images, modality)` over the mesh: variables replicated, images and
-    embeddings sharded over their first axis, which the number of devices must divide."""
+    """`embed(variables, images, modality)` over the mesh: variables replicated, images sharded over
+    their first axis, which the number of devices must divide; every process gets all embeddings."""
 
     def over_mesh(variables: Any, images: Any, modality: str) -> Embeddings:
         return jax.shard_map(
@@ -81,14 +162,18 @@ def map_embed(
             check_vma=False,
         )(variables, images)
 
-    return jax.jit(over_mesh, static_argnums=2)
+    everywhere = NamedSharding(mesh, _REPLICATED)
+    return jax.jit(over_mesh, static_argnums=2, out_shardings=everywhere)
 
 
 def replicate(tree: Any, mesh: Mesh) -> Any:
     """`tree` on every device, as fresh arrays that may be donated."""
     # Copied first: what lies on one of the devices already would be shared, may_alias=False or not,
     # and go when the result is donated.
-    return jax.device_put(jax.tree.map(jnp.array, tree), NamedSharding(mesh, _REPLICATED))
+    copies = jax.tree.map(jnp.array, tree)
+    if jax.process_count() > 1:  # each has the same; device_put would compare every leaf
+        return jax.jit(lambda tree: tree, out_shardings=NamedSharding(mesh, _REPLICATED))(copies)
+    return jax.device_put(copies, NamedSharding(mesh, _REPLICATED))
 
 
 def replicated_shapes(tree: Any, mesh: Mesh) -> Any:

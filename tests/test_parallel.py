@@ -2,7 +2,8 @@
 
 import functools
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,31 +12,22 @@ import pytest
 from jax.sharding import Mesh
 
 from ddag_jax.errors import InputError
-from ddag_jax.losses import Losses
 from ddag_jax.models.ddag import DDAG
 from ddag_jax.parallel import (
     AXIS,
     check_divides,
     device_mesh,
     map_embed,
-    map_train_step,
     replicate,
     replicated_shapes,
     shard,
 )
-from ddag_jax.training.state import TrainState, new_state
-from ddag_jax.training.step import make_train_step
+from tests import five_steps
+from tests.five_steps import STEPS, Run
 from tests.models import tiny
+from tests.processes import together
 
 pytestmark = pytest.mark.slow
-
-STEPS = 5
-
-
-class Run(NamedTuple):
-    losses: Losses
-    """Of all steps, stacked."""
-    state: TrainState
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -52,27 +44,7 @@ def mesh_of(devices: int) -> Mesh:
 
 @functools.cache
 def run(devices: int, dtype: type, mapping: str = "shard_map") -> Run:
-    """Five steps, two and a half epochs."""
-    with jax.enable_x64(dtype is np.float64):
-        model, optimizer = tiny.network(dtype, axis_name=AXIS), tiny.optimizer()
-        state = new_state(tiny.random_variables(model), optimizer, graph_weight=0.0, seed=0)
-        step = make_train_step(
-            model,
-            optimizer,
-            margin=0.3,
-            graph_reduction="mean",
-            dynamic_weight=True,
-            steps_per_epoch=2,
-            padding=3,
-            flip=True,
-        )
-        mesh = mesh_of(devices)
-        step, state = map_train_step(step, mesh, mapping), replicate(state, mesh)
-        losses = []
-        for seed in range(STEPS):
-            state, terms = step(state, shard(tiny.batch(seed=seed), mesh))
-            losses.append(terms)
-        return Run(Losses(*(np.stack(terms) for terms in zip(*losses, strict=True))), state)
+    return five_steps.run(mesh_of(devices), dtype, mapping)
 
 
 def relative(ours: Any, expected: Any) -> dict[str, float]:
@@ -105,6 +77,17 @@ def test_devices_change_nothing_in_float64(devices: int) -> None:
 
 def test_devices_change_nothing_in_float32() -> None:
     check_close(run(8, np.float32), run(1, np.float32), losses=2e-3, parameters=5e-3)
+
+
+def test_processes_change_nothing_in_float64(tmp_path: Path) -> None:
+    """Two of two devices each, which exchange over loopback, against one device."""
+    out = tmp_path / "found.npz"
+    haste = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
+    for result in together(2, 2, lambda where: ["-m", "tests.five_steps", out, *where], haste):
+        assert result.returncode == 0, result.stderr[-3000:]
+    expected = five_steps.compared(run(1, np.float64))
+    far = {k: v for k, v in relative(dict(np.load(out)), expected).items() if not v <= 1e-9}
+    assert not far
 
 
 def test_both_mappings_are_identical() -> None:

@@ -1,5 +1,6 @@
 """What must be set before jax is imported: memory allocation, the compilation cache."""
 
+import argparse
 import ctypes
 import os
 import sys
@@ -11,8 +12,22 @@ import absl.logging
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -2, -4, -8
 
 
-def prepare() -> None:
+def add_process_options(parser: argparse.ArgumentParser) -> None:
+    """Where the other processes of the same command are, where jax cannot find that out."""
+    group = parser.add_argument_group(
+        "several processes",
+        "On a TPU slice, under srun and under mpirun they find each other; elsewhere each process"
+        " is told all three.",
+    )
+    group.add_argument("--coordinator", metavar="HOST:PORT", help="of process 0")
+    group.add_argument("--process-id", type=int, metavar="I", help="of this one, from 0")
+    group.add_argument("--processes", type=int, metavar="N", help="how many there are")
+
+
+def prepare(options: argparse.Namespace | None = None) -> None:
     """To be called first thing by a command that computes.
+
+    With the options of `add_process_options` it waits for the other processes, if there are any.
 
     Compiled programs are kept in JAX_COMPILATION_CACHE_DIR, by default ~/.cache/ddag_jax, so that
     later starts need no compiling.
@@ -22,6 +37,10 @@ def prepare() -> None:
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
     absl.logging.set_verbosity("error")  # orbax warns of what it takes for granted
     _keep_freed_memory()
+    if options is not None:
+        from ddag_jax.parallel import join_processes
+
+        join_processes(options.coordinator, options.process_id, options.processes)
 
 
 def _keep_freed_memory() -> None:

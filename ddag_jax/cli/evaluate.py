@@ -69,16 +69,18 @@ def _main(arguments: Sequence[str] | None) -> None:
     parser.add_argument(
         "--json", metavar="FILE", help="where to write the figures (of several: their average)"
     )
+    environment.add_process_options(parser)
     ours, fields = _split(sys.argv[1:] if arguments is None else arguments)
     options, unknown = parser.parse_known_args(ours)
     fields += unknown
     runs = [found for pattern in options.runs for found in _expand(pattern)]
     _check_options(options, runs)
-    names, what = (options.features or runs), ""
-    if options.features:
-        judged, what = _judge_files(options, fields)
-    else:
-        judged, what = _judge_runs(options, runs, fields)
+    names = options.features or runs
+    judged, what = (
+        _judge_files(options, fields) if options.features else _judge_runs(options, runs, fields)
+    )
+    if not judged:  # of several processes, only the first has them
+        return
     records = judged[0]
     target = epath.Path(options.json) if options.json else None
     if len(names) > 1:
@@ -192,11 +194,15 @@ def _judge_files(
 def _judge_runs(
     options: argparse.Namespace, runs: Sequence[str], fields: Sequence[str]
 ) -> "tuple[list[list[Record]], str]":
-    """The records of each run, and what tells this evaluation from the published one."""
-    environment.prepare()
+    """The records of each run, and what tells this evaluation from the published one.
+
+    Of several processes all embed, and only the first one prints, writes and has the records.
+    """
+    environment.prepare(options)
     from ddag_jax.checkpoint import find_checkpoint, read_meta
     from ddag_jax.evaluation.protocols import kind
     from ddag_jax.evaluation.stored_features import check_target
+    from ddag_jax.parallel import is_first_process
 
     if options.save_features:
         check_target(options.save_features)
@@ -213,7 +219,7 @@ def _judge_runs(
         configs.append(config)
     _check_alike(runs, configs)
     judged = [_judge_run(options, name, config) for name, config in zip(runs, configs, strict=True)]
-    return judged, kind(configs[0].evaluation)
+    return (judged if is_first_process() else []), kind(configs[0].evaluation)
 
 
 def _check_alike(runs: Sequence[str], configs: Sequence[Config]) -> None:
@@ -250,7 +256,7 @@ def _judge_run(options: argparse.Namespace, name: str, config: Config) -> "list[
     from ddag_jax.evaluation.protocols import format_table, kind
     from ddag_jax.evaluation.stored_features import save_features
     from ddag_jax.models.ddag import initialise
-    from ddag_jax.parallel import device_mesh, replicate, replicated_shapes
+    from ddag_jax.parallel import device_mesh, is_first_process, replicate, replicated_shapes
     from ddag_jax.report.ranked_lists import ranked_lists
 
     checkpoint = find_checkpoint(name)
@@ -268,11 +274,13 @@ def _judge_run(options: argparse.Namespace, name: str, config: Config) -> "list[
         untrained = evaluator.judge(evaluator.embed(start, progress="untrained network"))
     abstract = replicated_shapes(jax.eval_shape(fresh), mesh)
     features = evaluator.embed(restore_variables(checkpoint, abstract), progress="embedding")
+    records = evaluator.judge(features)
+    if not is_first_process():
+        return records
     chosen = config.evaluation.feature
     feature = pick(features, reported_feature(config) if chosen == "both" else chosen)
     if options.save_features:
         save_features(options.save_features, feature, evaluator.images, evaluator.searches[0])
-    records = evaluator.judge(features)
     print(format_table(records, str(checkpoint), untrained))
     folder, what = epath.Path(name), kind(config.evaluation)
     _write(folder / f"evaluation{what}.json", records)

@@ -33,10 +33,11 @@ def _train(arguments: Sequence[str] | None) -> None:
     parser.add_argument(
         "--init", metavar="CHECKPOINT", help="start from its backbone (see convert_weights.py)"
     )
+    environment.add_process_options(parser)
     options, fields = parser.parse_known_args(arguments)
     config = override(load_config(options.config), fields, parser.prog)
 
-    environment.prepare()
+    environment.prepare(options)
     from ddag_jax.training.loop import train
 
     train(

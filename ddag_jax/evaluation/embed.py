@@ -29,7 +29,8 @@ def embed(
         embed_fn: the compiled network in evaluation mode: exactly `batch_size` images and the name
             of their modality to rows of unit length. Its answer may still be under way, but all of
             it must be readable on this host.
-        read_images: indices to images, in that order. Called from one thread of its own, so that
+        read_images: indices to images, in that order (of several processes, each to its part of
+            them, which is what `embed_fn` then takes). Called from one thread of its own, so that
             the next batch is read while the device computes.
         infrared: which of the images are infrared.
         batch_size: images embedded at once; the last batch of a modality repeats its last image to

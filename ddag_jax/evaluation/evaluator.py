@@ -11,7 +11,7 @@ from ddag_jax.data.loader import ImageSource
 from ddag_jax.evaluation.embed import Modality, embed
 from ddag_jax.evaluation.protocols import Images, Record, evaluate, searches
 from ddag_jax.models.ddag import DDAG
-from ddag_jax.parallel import Mesh, map_embed, shard
+from ddag_jax.parallel import Mesh, is_first_process, map_embed, my_part, shard
 from ddag_jax.typing import Embeddings
 
 
@@ -39,10 +39,10 @@ class Evaluator:
         source, size = self._source, self._mesh.size
         return embed(
             embed_batch,
-            source.images,
+            lambda numbers: source.images(my_part(numbers)),
             source.infrared,
             -(-self._config.evaluation.batch_size // size) * size,
-            progress,
+            progress if is_first_process() else None,
         )
 
     def judge(self, features: dict[str, np.ndarray]) -> list[Record]:

@@ -35,13 +35,16 @@ from ddag_jax.models.ddag import initialise
 from ddag_jax.parallel import (
     AXIS,
     Mesh,
+    as_first_process,
     check_divides,
     device_mesh,
+    is_first_process,
     map_train_step,
     process_share,
     replicate,
     replicated_shapes,
     shard,
+    wait_for_all,
 )
 from ddag_jax.training.state import TrainState, new_state
 from ddag_jax.training.step import Step
@@ -105,6 +108,9 @@ def train(
         watched = evaluation_split(config.data)
     else:
         split, watched = "held_out", held_out
+    step = map_train_step(
+        build_train_step(config, model, optimizer, per_epoch), mesh, settings.mapping
+    )
     evaluator = Evaluator(while_training(config), model, mesh, watched)
 
     def start() -> TrainState:
@@ -118,19 +124,18 @@ def train(
         if init is not None:
             state = state.replace(**restore_backbone(find_checkpoint(init), state))
         state = replicate(state, mesh)
-        if overwrite and folder.exists():
-            folder.rmtree()
 
     total = settings.epochs * per_epoch
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"{folder}: cannot be made ({error}); name another --workdir") from None
+    wait_for_all("before the workdir is touched")  # what others found there still stands
+    if is_first_process():
+        _make_workdir(folder, overwrite)
+    wait_for_all("the workdir is there")
     log = RunLog(
         folder,
         restored,
         total_steps=total,
         images_per_step=2 * settings.identities_per_batch * settings.images_per_identity,
+        silent=not is_first_process(),
     )
     with log, RunCheckpoints(folder, meta) as checkpoints:
         if state is None:
@@ -138,7 +143,8 @@ def train(
             state = checkpoints.restore(restored, replicated_shapes(jax.eval_shape(start), mesh))
         first = int(state.step)
         if resume and first == total:
-            print(f"{folder}: finished already, after step {total}")
+            if is_first_process():
+                print(f"{folder}: finished already, after step {total}")
         elif resume:
             log.note(first, first // per_epoch, f"going on after step {first} of {total}")
         batches = training_batches(
@@ -148,9 +154,6 @@ def train(
             first_step=first,
             last_step=total,
             **process_share(),
-        )
-        step = map_train_step(
-            build_train_step(config, model, optimizer, per_epoch), mesh, settings.mapping
         )
         for epoch in range(first // per_epoch, settings.epochs):
             state = _epoch(config, epoch, per_epoch, state, step, batches, mesh, log)
@@ -162,7 +165,8 @@ def train(
                 records = evaluator.judge(features)
                 log.evaluation(done, epoch, split, records)
                 if split == "held_out":
-                    score = selection_figure(records, reported_feature(config))
+                    figure = selection_figure(records, reported_feature(config))
+                    score = as_first_process(figure)
             checkpoints.save(done, state, score)
 
 
@@ -201,6 +205,15 @@ def _epoch(
         {"loss_without_graph": state.epoch_loss, "next_graph_weight": state.graph_weight},
     )
     return state
+
+
+def _make_workdir(folder: epath.Path, overwrite: bool) -> None:
+    try:
+        if overwrite and folder.exists():
+            folder.rmtree()
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{folder}: cannot be made ({error}); name another --workdir") from None
 
 
 def _check_workdir(folder: epath.Path, resume: bool, overwrite: bool) -> int | None:

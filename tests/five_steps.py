@@ -1,0 +1,74 @@
+"""Five training steps of a tiny network, on any devices; by itself, one of several processes.
+
+python -m tests.five_steps OUT.npz HOST:PORT PROCESS PROCESSES
+"""
+
+import sys
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from ddag_jax.losses import Losses
+from ddag_jax.parallel import (
+    AXIS,
+    device_mesh,
+    is_first_process,
+    join_processes,
+    map_train_step,
+    my_part,
+    replicate,
+    shard,
+)
+from ddag_jax.training.state import TrainState, new_state
+from ddag_jax.training.step import make_train_step
+from tests.models import tiny
+
+STEPS = 5
+
+
+class Run(NamedTuple):
+    losses: Losses
+    """Of all steps, stacked."""
+    state: TrainState
+
+
+def run(mesh: Mesh, dtype: type, mapping: str = "shard_map") -> Run:
+    """Two and a half epochs, dropout and augmentation on."""
+    with jax.enable_x64(dtype is np.float64):
+        model, optimizer = tiny.network(dtype, axis_name=AXIS), tiny.optimizer()
+        state = new_state(tiny.random_variables(model), optimizer, graph_weight=0.0, seed=0)
+        step = make_train_step(
+            model,
+            optimizer,
+            margin=0.3,
+            graph_reduction="mean",
+            dynamic_weight=True,
+            steps_per_epoch=2,
+            padding=3,
+            flip=True,
+        )
+        step, state = map_train_step(step, mesh, mapping), replicate(state, mesh)
+        losses = []
+        for seed in range(STEPS):
+            mine = jax.tree.map(my_part, tiny.batch(seed=seed))
+            state, terms = step(state, shard(mine, mesh))
+            losses.append(terms)
+        return Run(Losses(*(np.stack(terms) for terms in zip(*losses, strict=True))), state)
+
+
+def compared(run: Run) -> dict[str, Any]:
+    """What must not depend on the devices, by name."""
+    state = run.state
+    tree = (run.losses, state.params, state.batch_stats, state.graph_weight, state.epoch_loss)
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in leaves}
+
+
+if __name__ == "__main__":
+    out, coordinator, process, processes = sys.argv[1:]
+    join_processes(coordinator, int(process), int(processes))
+    found = compared(run(device_mesh(), np.float64))
+    if is_first_process():
+        np.savez(out, **found)

@@ -1,0 +1,58 @@
+"""Starts several processes of one command on this machine, joined over loopback."""
+
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+LIMIT = 900  # seconds, on a busy machine
+
+
+def together(
+    processes: int,
+    devices: int,
+    words: Callable[[list[object]], Sequence[object]],
+    environment: dict[str, str] | None = None,
+) -> list[subprocess.CompletedProcess]:
+    """Runs Python in so many processes, each with so many CPU devices, until all have ended.
+
+    Args:
+        processes: how many.
+        devices: of each.
+        words: the command line after `python`, given [HOST:PORT, process, processes]; of a process
+            that is alone, given [].
+        environment: further variables.
+    """
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    started = []
+    for index in range(processes):
+        where: list[object] = [f"localhost:{port}", index, processes] if processes > 1 else []
+        started.append(
+            subprocess.Popen(
+                [sys.executable, *map(str, words(where))],
+                cwd=ROOT,
+                env={
+                    **os.environ,
+                    **(environment or {}),
+                    "JAX_PLATFORMS": "cpu",
+                    "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+                },
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+        )
+    try:
+        ended = [(process, *process.communicate(timeout=LIMIT)) for process in started]
+    finally:
+        for process in started:
+            process.kill()
+    return [
+        subprocess.CompletedProcess(process.args, process.returncode, out, err)
+        for process, out, err in ended
+    ]
