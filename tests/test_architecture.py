@@ -68,6 +68,7 @@ JUDGES = (
 WITHOUT_JAX = (
     "ddag_jax/data/sampler.py",
     "ddag_jax/evaluation/ranking.py",
+    "ddag_jax/evaluation/reranking.py",
     "ddag_jax/evaluation/protocols.py",
 )
 

@@ -376,7 +376,7 @@ def _results(
         rank_distances(
             rerank(feature[query], feature[gallery])
             if reranked
-            else compared[:, np.searchsorted(candidates, gallery)],
+            else np.take(compared, np.searchsorted(candidates, gallery), axis=1),
             images.identities[query],
             images.identities[gallery],
             images.cameras[query],

@@ -73,6 +73,11 @@ def test_one_process_prints_and_writes(runs: dict[str, Path]) -> None:
     assert len(list((runs["two"] / "tensorboard").iterdir())) == 1
 
 
+def without_gloo(printed: str) -> str:
+    """What we print: the library of the CPU's collectives says when it is connected."""
+    return "".join(line for line in printed.splitlines(True) if not line.startswith("[Gloo]"))
+
+
 def test_evaluation_is_the_same_in_two_processes(runs: dict[str, Path], tmp_path: Path) -> None:
     """Of one checkpoint; 13 images a batch do not divide, so that the padding is exercised."""
     checkpoint = find_checkpoint(runs["two"])
@@ -85,8 +90,9 @@ def test_evaluation_is_the_same_in_two_processes(runs: dict[str, Path], tmp_path
         )
         for result in results:
             assert result.returncode == 0, result.stderr[-3000:]
-        tables.append(results[0].stdout)
-        assert all(result.stdout == "" for result in results[1:])
+        first, *others = (without_gloo(result.stdout) for result in results)
+        tables.append(first)
+        assert others in ([], [""])
         records.append(json.loads((checkpoint / "evaluation.json").read_text()))
     assert tables[0] == tables[1]
     assert records[0] == records[1]
