@@ -46,7 +46,7 @@ class ImageFolderBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):  
 
     Examples are ordered by identity, camera, name. These columns stand in `info.metadata["index"]`
     too, so that a split can be sampled without reading images. `info.metadata["subsets"]` has the
-    splits that are no stored one, as positions in `all`; `["draws"]` the published gallery draws;
+    splits that are no stored one, as positions in the one; `["draws"]` the published gallery draws;
     `["source"]` the fingerprint of the folder it was made from; `["rendered"]` whether that holds
     our drawings instead of the dataset's images.
 

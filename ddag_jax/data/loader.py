@@ -132,7 +132,7 @@ def open_split(
         )
     builder = tfds.builder_from_directory(folder)
     metadata = builder.info.metadata
-    stored = "all" if split in metadata["subsets"] else split
+    stored = next(iter(metadata["index"])) if split in metadata["subsets"] else split
     columns = {
         name: np.concatenate([metadata["index"][part][name] for part in stored.split("+")])
         for name in Record._fields
