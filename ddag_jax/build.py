@@ -1,6 +1,7 @@
 """From a configuration to the model, the optimiser and the step: the one place that knows both
 sides, since those take plain arguments."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -11,10 +12,38 @@ from jaxtyping import Array, UInt8
 
 from ddag_jax.config import Config
 from ddag_jax.data.augment import normalise
+from ddag_jax.errors import InputError
 from ddag_jax.models.ddag import DDAG, unit
 from ddag_jax.optimizer import learning_rate_schedule, sgd
 from ddag_jax.training.step import Step, make_train_step
 from ddag_jax.typing import Embeddings
+
+_PUBLISHED_BATCH = 8 * 4  # n * m: images of a modality, which the published learning rate is for
+
+
+def for_devices(config: Config, devices: int) -> Config:
+    """The configuration with the batch's size that this many devices give it.
+
+    Raises:
+        InputError: no batch of the configuration divides over them.
+    """
+    training = config.training
+    if training.identities_per_device is not None:
+        identities = training.identities_per_device * devices
+        if identities < 2:
+            raise InputError(
+                "training.identities_per_device: 1 on one device; the triplet loss needs at least 2"
+                " identities in a batch"
+            )
+        training = dataclasses.replace(training, identities_per_batch=identities)
+        return dataclasses.replace(config, training=training)
+    if training.identities_per_batch % devices:
+        fitting = max(training.identities_per_batch // devices, 1) * devices
+        raise InputError(
+            f"training.identities_per_batch: {training.identities_per_batch} does not divide over"
+            f" {devices} devices; take {fitting}, or another multiple of {devices}"
+        )
+    return config
 
 
 def build_model(config: Config, classes: int, axis_name: str | None = None) -> DDAG:
@@ -41,9 +70,13 @@ def build_model(config: Config, classes: int, axis_name: str | None = None) -> D
 
 def build_schedule(config: Config, steps_per_epoch: int) -> Callable[[Array | int], Array]:
     """Learning rate of the heads at a step."""
-    settings = config.optimizer
+    settings, training = config.optimizer, config.training
+    rate = settings.learning_rate
+    if settings.linear_scaling:
+        batch = training.identities_per_batch * training.images_per_identity
+        rate *= batch / _PUBLISHED_BATCH
     return learning_rate_schedule(
-        settings.learning_rate,
+        rate,
         steps_per_epoch=steps_per_epoch,
         warmup_epochs=settings.warmup_epochs,
         drop_epochs=settings.drop_epochs,

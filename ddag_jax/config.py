@@ -159,6 +159,9 @@ class OptimizerConfig:
     """From each of these epochs on, the learning rate is `drop_factor` times lower.
     Code: 20 and 50; paper: 30 and 50."""
     drop_factor: float = 0.1
+    linear_scaling: bool = False
+    """Multiply the learning rate by the batch's size, in shares of the published 32 images of a
+    modality (n * m): the linear rule for larger batches. Keep the warm-up with it."""
 
     def __post_init__(self) -> None:
         _check(self.learning_rate > 0, "optimizer.learning_rate: must be above 0")
@@ -183,6 +186,9 @@ class TrainingConfig:
     """None: max(visible, infrared training images) // (n * m) + 1, as the reference counts."""
     identities_per_batch: int = 8
     """Over all devices (n)."""
+    identities_per_device: int | None = None
+    """In place of identities_per_batch, which becomes this many times the devices: the batch grows
+    with them. See optimizer.linear_scaling."""
     images_per_identity: int = 4
     """In each modality (m)."""
     seed: int = 0
@@ -200,6 +206,10 @@ class TrainingConfig:
         _check(
             self.identities_per_batch >= 2,
             "training.identities_per_batch: the triplet loss needs at least 2 identities",
+        )
+        _check(
+            self.identities_per_device is None or self.identities_per_device >= 1,
+            "training.identities_per_device: must be at least 1, or None for identities_per_batch",
         )
         _check(
             self.steps_per_epoch is None or self.steps_per_epoch >= 1,

@@ -101,16 +101,6 @@ def my_part(rows: np.ndarray) -> np.ndarray:
     return np.split(rows, jax.process_count())[jax.process_index()]
 
 
-def check_divides(identities_per_batch: int, mesh: Mesh) -> None:
-    """Raises InputError where identities do not divide evenly over the devices."""
-    if identities_per_batch % mesh.size:
-        fitting = max(identities_per_batch // mesh.size, 1) * mesh.size
-        raise InputError(
-            f"training.identities_per_batch: {identities_per_batch} does not divide over"
-            f" {mesh.size} devices; take {fitting}, or another multiple of {mesh.size}"
-        )
-
-
 def map_train_step(train_step: Step, mesh: Mesh, mapping: str = "shard_map") -> Step:
     """The same step over the whole mesh: a replicated state and a whole batch in and out.
 

@@ -7,15 +7,23 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ddag_jax.build import build_embed, build_model, build_schedule, build_train_step
+from ddag_jax.build import (
+    build_embed,
+    build_model,
+    build_schedule,
+    build_train_step,
+    for_devices,
+)
 from ddag_jax.config import (
     AugmentConfig,
     Config,
     LossConfig,
     ModelConfig,
     OptimizerConfig,
+    TrainingConfig,
 )
 from ddag_jax.data.augment import normalise
+from ddag_jax.errors import InputError
 from ddag_jax.models.ddag import DDAG
 from ddag_jax.typing import Embeddings
 
@@ -104,8 +112,62 @@ def test_embed_normalises_bytes_to_the_models_dtype() -> None:
             return Embeddings(images, None)
 
     images = np.random.default_rng(0).integers(0, 256, (2, 4, 3, 3), dtype=np.uint8)
-    seen = build_embed(Seen(3, dtype=jnp.bfloat16))({}, jnp.array(images), "infrared")
+    seen = build_embed(Seen(3, dtype=jnp.bfloat16), flip=False)({}, jnp.array(images), "infrared")
     assert seen.global_feature.dtype == jnp.bfloat16
     np.testing.assert_array_equal(
         seen.global_feature, normalise(jnp.array(images), jnp.dtype(jnp.bfloat16))
     )
+
+
+def test_the_batch_grows_with_the_devices() -> None:
+    training = TrainingConfig(identities_per_device=2)
+    for devices, identities in ((1, 2), (4, 8), (64, 128)):
+        config = for_devices(Config(training=training), devices)
+        assert config.training.identities_per_batch == identities
+    with pytest.raises(InputError, match=r"training\.identities_per_device: 1 on one device"):
+        for_devices(Config(training=TrainingConfig(identities_per_device=1)), 1)
+    assert for_devices(Config(), 4) == Config()
+
+
+@pytest.mark.parametrize(
+    ("identities", "devices", "fitting"), [(6, 4, 4), (9, 8, 8), (3, 4, 4), (15, 2, 14)]
+)
+def test_identities_that_do_not_divide(identities: int, devices: int, fitting: int) -> None:
+    config = Config(training=TrainingConfig(identities_per_batch=identities))
+    with pytest.raises(InputError, match=r"training\.identities_per_batch") as error:
+        for_devices(config, devices)
+    message = str(error.value)
+    assert f"{identities} does not divide over {devices} devices; take {fitting}," in message
+    training = TrainingConfig(identities_per_batch=fitting)
+    assert for_devices(Config(training=training), devices).training == training
+
+
+@pytest.mark.parametrize(("identities", "images", "factor"), [(8, 4, 1), (64, 4, 8), (4, 2, 0.25)])
+def test_linear_scaling(identities: int, images: int, factor: float) -> None:
+    training = TrainingConfig(identities_per_batch=identities, images_per_identity=images)
+    plain, scaled = (
+        build_schedule(Config(training=training, optimizer=OptimizerConfig(linear_scaling=on)), 3)
+        for on in (False, True)
+    )
+    for step in (0, 29, 40, 70):
+        assert float(scaled(step)) == pytest.approx(factor * float(plain(step)), rel=1e-6)
+
+
+def test_embed_averages_with_the_mirror_image() -> None:
+    class Corner(DDAG):
+        """Feature: the upper left pixel, of unit length."""
+
+        def setup(self) -> None: ...
+
+        def embed(self, images: jax.Array, modality: str) -> Embeddings:
+            pixel = images[:, 0, 0]
+            return Embeddings(pixel / jnp.linalg.norm(pixel, axis=1, keepdims=True), None)
+
+    images = jnp.array(np.random.default_rng(0).integers(0, 256, (2, 4, 3, 3), dtype=np.uint8))
+    plain, flipped = (build_embed(Corner(3), flip=flip) for flip in (False, True))
+    one, other = plain({}, images, "visible"), plain({}, images[:, :, ::-1], "visible")
+    mean = np.asarray(one.global_feature + other.global_feature)
+    expected = mean / np.linalg.norm(mean, axis=1, keepdims=True)
+    found = flipped({}, images, "visible")
+    np.testing.assert_allclose(found.global_feature, expected, rtol=1e-5)
+    assert found.part_feature is None

@@ -11,11 +11,9 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh
 
-from ddag_jax.errors import InputError
 from ddag_jax.models.ddag import DDAG
 from ddag_jax.parallel import (
     AXIS,
-    check_divides,
     device_mesh,
     map_embed,
     replicate,
@@ -118,17 +116,6 @@ def test_the_state_has_no_device_axis() -> None:
 
 
 # ------------------------------------------------------------------------------------- pieces
-
-
-@pytest.mark.parametrize(
-    ("identities", "devices", "fitting"), [(6, 4, 4), (9, 8, 8), (3, 4, 4), (15, 2, 14)]
-)
-def test_identities_that_do_not_divide(identities: int, devices: int, fitting: int) -> None:
-    with pytest.raises(InputError, match="identities_per_batch") as error:
-        check_divides(identities, mesh_of(devices))
-    message = str(error.value)
-    assert f"{identities} does not divide over {devices} devices; take {fitting}," in message
-    check_divides(fitting, mesh_of(devices))
 
 
 def test_mesh_of_all_devices() -> None:

@@ -12,7 +12,13 @@ from typing import Any
 import jax
 from etils import epath
 
-from ddag_jax.build import build_model, build_optimizer, build_schedule, build_train_step
+from ddag_jax.build import (
+    build_model,
+    build_optimizer,
+    build_schedule,
+    build_train_step,
+    for_devices,
+)
 from ddag_jax.checkpoint import (
     Meta,
     RunCheckpoints,
@@ -36,7 +42,6 @@ from ddag_jax.parallel import (
     AXIS,
     Mesh,
     as_first_process,
-    check_divides,
     device_mesh,
     is_first_process,
     map_train_step,
@@ -79,9 +84,9 @@ def train(
     """
     folder = epath.Path(workdir)
     restored = _check_workdir(folder, resume, overwrite)
-    settings = config.training
     mesh = device_mesh()
-    check_divides(settings.identities_per_batch, mesh)
+    config = for_devices(config, mesh.size)
+    settings = config.training
     images, held_out = training_split(config.data, settings.seed)
     sampler = IdentitySampler(
         images.labels,
