@@ -1,0 +1,601 @@
+"""The train step and the embedding, compiled for a slice of Cloud TPU on a machine without one.
+
+    python -m benchmarks.tpu_compile                     16 chips, v5e:4x4
+    python -m benchmarks.tpu_compile --topology v5e:8x8  another slice
+    python -m benchmarks.tpu_compile --scaling           1, 16, 64 and 256 chips, in turn
+    python -m benchmarks.tpu_compile --config debug      a network of seconds, to see that it works
+
+What is compiled is what train.py and evaluate.py run, at 1 and at 8 identities per chip, with
+convolutions in bfloat16. It needs libtpu, which brings the compiler (pip install "jax[tpu]"), no
+TPU and no network. Prints what the compiler tells of each program and, last, chips, memory and
+collectives; writes results/tpu_compile.json, or tpu_scaling.json. A full-size step takes the
+compiler two to three minutes on two CPU cores.
+
+Nothing here is measured on a TPU. A step's time is the compiler's own estimate of its operations in
+cycles, which leaves some out (a gradient of pooling, a loop over the crops), and after them all
+collectives at the chip's published rate, without the latency that many small ones have.
+"""
+
+import argparse
+import collections
+import dataclasses
+import importlib.metadata
+import importlib.util
+import math
+import os
+import re
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from benchmarks import measure
+from ddag_jax.cli.main import run
+from ddag_jax.cli.options import load_config
+from ddag_jax.config import Config
+from ddag_jax.errors import InputError
+
+if TYPE_CHECKING:
+    from jax.sharding import Mesh
+
+    from ddag_jax.training.state import TrainState
+
+CLASSES = 395
+"""SYSU-MM01's training identities: the classifier's width, and the most that a batch can hold."""
+STEPS = 696
+"""An epoch's: constants of the schedule, nothing that the compiler could profit from."""
+LOADS = (1, 8)
+"""Identities per chip."""
+SCALING = ("v5e:1x1", "v5e:4x4", "v5e:8x8", "v5e:16x16")
+
+# Published figures of a TPU v5e chip.
+FLOPS_PER_SECOND = 197e12
+"""In bfloat16."""
+HBM_BYTES_PER_SECOND = 819e9
+LINK_BYTES_PER_SECOND = 200e9
+"""Out of a chip to all its neighbours, 1600 Gbit/s."""
+CYCLES_PER_SECOND = 1.5e9
+"""Those at which four 128 x 128 matrix units give the FLOPs above."""
+
+# Read when libtpu is loaded, that is with the first description of a slice; jax reads the first.
+ENVIRONMENT = {
+    "JAX_PLATFORMS": "cpu",
+    "TPU_SKIP_MDS_QUERY": "1",  # asks no metadata server of a cloud what this machine is
+    "TPU_ACCELERATOR_TYPE": "v5litepod-16",  # nor complains that nobody said; the topology counts
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # no TPU is there to be kept for one process
+    "TPU_LOG_DIR": "disabled",
+}
+
+
+def prepare() -> None:
+    """Sets the environment; to be called before jax is imported.
+
+    Raises:
+        InputError: libtpu is not installed.
+    """
+    if importlib.util.find_spec("libtpu") is None:
+        raise InputError('libtpu, which holds the TPU compiler, is missing: pip install "jax[tpu]"')
+    os.environ.update(ENVIRONMENT)
+
+
+def slice_mesh(topology: str) -> "Mesh":
+    """The mesh of the chips of a described slice, "v5e:4x4" say, as on the slice itself.
+
+    Raises:
+        InputError: no such slice.
+    """
+    import jax
+    from jax.experimental import topologies
+
+    from ddag_jax.parallel import device_mesh
+
+    if not re.fullmatch(r"v5e:\d+x\d+", topology):
+        raise InputError(f"--topology {topology}: give a slice of v5e, such as v5e:4x4")
+    # A host has 2 x 2 chips, unless there is but one.
+    host = {"chips_per_host_bounds": (1, 1, 1)} if topology == "v5e:1x1" else {}
+    try:
+        description = topologies.get_topology_desc(topology, "tpu", **host)
+    except jax.errors.JaxRuntimeError as error:
+        raise InputError(f"--topology {topology}: {str(error).splitlines()[0]}") from None
+    # In the order in which the processes of the slice would have them.
+    return device_mesh(sorted(description.devices, key=lambda chip: (chip.process_index, chip.id)))
+
+
+# ----------------------------------------------------------------------------------- programs
+
+
+def abstract_state(config: Config, mesh: "Mesh") -> "TrainState":
+    """Shapes and dtypes of the state, replicated over the mesh."""
+    import jax
+
+    from ddag_jax.build import build_model, build_optimizer
+    from ddag_jax.models.ddag import initialise
+    from ddag_jax.parallel import AXIS, replicated_shapes
+    from ddag_jax.training.state import new_state
+
+    model = build_model(config, CLASSES, AXIS)
+
+    def start() -> "TrainState":
+        size = config.data.image_height, config.data.image_width
+        variables = initialise(model, jax.random.key(0), *size)
+        return new_state(variables, build_optimizer(config, STEPS), graph_weight=0.0, seed=0)
+
+    state: TrainState = replicated_shapes(jax.eval_shape(start), mesh)
+    return state
+
+
+def train_program(config: Config, mesh: "Mesh", identities: int) -> tuple[Any, tuple[Any, ...]]:
+    """train.py's mapped (so jitted) step and shapes to call it with, for so many identities."""
+    import jax
+    import jax.numpy as jnp
+    from jax.sharding import NamedSharding, PartitionSpec
+
+    from ddag_jax.build import build_model, build_optimizer, build_train_step
+    from ddag_jax.parallel import AXIS, map_train_step
+    from ddag_jax.typing import Batch
+
+    sharded = NamedSharding(mesh, PartitionSpec(AXIS))
+    size = config.data.image_height, config.data.image_width, 3
+    images: Any = jax.ShapeDtypeStruct(
+        (identities, config.training.images_per_identity, *size), jnp.uint8, sharding=sharded
+    )
+    labels: Any = jax.ShapeDtypeStruct((identities,), jnp.int32, sharding=sharded)
+    model, optimizer = build_model(config, CLASSES, AXIS), build_optimizer(config, STEPS)
+    step = map_train_step(build_train_step(config, model, optimizer, STEPS), mesh)
+    return step, (abstract_state(config, mesh), Batch(images, images, labels))
+
+
+def embed_program(config: Config, mesh: "Mesh") -> tuple[Any, tuple[Any, ...]]:
+    """evaluate.py's mapped (so jitted) embedding and shapes to call it with."""
+    import jax
+    import jax.numpy as jnp
+    from jax.sharding import NamedSharding, PartitionSpec
+
+    from ddag_jax.build import build_embed, build_model
+    from ddag_jax.parallel import AXIS, map_embed
+
+    images = jax.ShapeDtypeStruct(
+        (embedded_images(config, mesh.size), config.data.image_height, config.data.image_width, 3),
+        jnp.uint8,
+        sharding=NamedSharding(mesh, PartitionSpec(AXIS)),
+    )
+    state = abstract_state(config, mesh)
+    variables = {"params": state.params, "batch_stats": state.batch_stats}
+    embed = build_embed(build_model(config, CLASSES), flip=config.evaluation.flip)
+    return map_embed(embed, mesh), (variables, images, "visible")
+
+
+def embedded_images(config: Config, chips: int) -> int:
+    """Images that evaluate.py embeds at once: evaluation.batch_size, rounded up to the chips."""
+    return -(-config.evaluation.batch_size // chips) * chips
+
+
+# -------------------------------------------------------------------------------- collectives
+
+
+@dataclasses.dataclass(frozen=True)
+class Collective:
+    """One collective operation of a compiled program; XLA may let several tensors share one."""
+
+    kind: str
+    """all-reduce, all-gather, ..."""
+    tensors: tuple[tuple[str, int, str], ...]
+    """Of each: shape ("f32[2,64]"), bytes of the result on one chip, and what it is for."""
+
+    @property
+    def bytes(self) -> int:
+        return sum(size for _, size, _ in self.tensors)
+
+
+KINDS = "all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute|collective-broadcast"
+_COLLECTIVE = re.compile(rf" = (?P<type>.+?) (?P<kind>{KINDS})(?:-start)?\(")
+_TENSOR = re.compile(r"\b(pred|bf16|[suf]\d+)\[([\d,]*)\]")
+# Inside fusions that overlap with a gather under way, its instruction is repeated; not here.
+_REPEATED = re.compile(r'"async_collective_fusion_config":\{"flag_start":"\d')
+
+
+Purpose = Callable[[str, str, str], str]
+"""What a tensor is for, from the collective's kind, the tensor's shape, and the JAX operation that
+the collective comes from (empty where XLA combined several)."""
+
+
+def collectives(hlo: str, purpose: Purpose) -> list[Collective]:
+    """Every collective of an optimised HLO module (`compiled.as_text()`), in the text's order.
+
+    >>> hlo = "%a = (f32[2,64]{1,0}, bf16[]) all-reduce(%b, %c), to_apply=%add"
+    >>> collectives(hlo, lambda kind, shape, name: kind)[0].tensors
+    (('f32[2,64]', 512, 'all-reduce'), ('bf16[]', 2, 'all-reduce'))
+    """
+    found = []
+    for line in hlo.splitlines():
+        match = _COLLECTIVE.search(line)
+        if match is None or _REPEATED.search(line):
+            continue
+        kind, tensors = match["kind"], []
+        named = re.search(r'op_name="([^"]*)"', line)
+        for dtype, sizes in _TENSOR.findall(match["type"]):
+            shape = f"{dtype}[{sizes}]"
+            width = 1 if dtype == "pred" else int(dtype.lstrip("bsuf")) // 8
+            size = width * math.prod(map(int, sizes.split(","))) if sizes else width
+            tensors.append((shape, size, purpose(kind, shape, named[1] if named else "")))
+        found.append(Collective(kind, tuple(tensors)))
+    return found
+
+
+STATISTICS, GRADIENTS, FEATURES = "BN statistics", "gradients", "pooled features"
+FEATURE_GRADIENTS, LABELS, LOSSES = "feature gradients", "labels", "losses"
+EMBEDDINGS = "embeddings"
+PURPOSES = (STATISTICS, GRADIENTS, FEATURES, FEATURE_GRADIENTS, LABELS, LOSSES, EMBEDDINGS)
+UNKNOWN = "unknown"
+
+
+def _spelled(*shape: int) -> str:
+    return f"f32[{','.join(map(str, shape))}]"
+
+
+def _gathered(images: int, width: int) -> set[str]:
+    """How the rows of all images may be spelled: the compiler may gather along an axis of its own
+    and merge the two afterwards."""
+    chips = [number for number in range(1, images) if images % number == 0]
+    return {_spelled(images, width), *(_spelled(n, images // n, width) for n in chips)}
+
+
+def train_purposes(state: "TrainState", images: int) -> Purpose:
+    """What the collectives of a train step carry.
+
+    Args:
+        state: of the step; shapes will do.
+        images: in the whole batch, both modalities.
+    """
+    import jax
+
+    width = state.batch_stats["neck"]["mean"].shape[0]
+    features = _gathered(images, width)
+    averaged = {_spelled(*leaf.shape): GRADIENTS for leaf in jax.tree.leaves(state.params)}
+    averaged["f32[]"] = LOSSES
+    summed = {_spelled(2, leaf.shape[0]): STATISTICS for leaf in jax.tree.leaves(state.batch_stats)}
+    summed[_spelled(images, width)] = FEATURE_GRADIENTS
+    summed[f"s32[{images}]"] = LABELS
+
+    def purpose(kind: str, shape: str, name: str) -> str:
+        if kind == "all-gather":
+            return FEATURES if shape in features else UNKNOWN
+        # A parameter may have the shape of the pooled features: the step's own average tells.
+        first, second = (
+            (averaged, summed) if name.endswith("shard_map/psum") else (summed, averaged)
+        )
+        return first.get(shape) or second.get(shape) or UNKNOWN
+
+    return purpose
+
+
+def embed_purposes(state: "TrainState", images: int) -> Purpose:
+    """The same of the embedding of `images`: every process gets all rows."""
+    rows = _gathered(images, state.batch_stats["neck"]["mean"].shape[0])
+    return lambda kind, shape, name: EMBEDDINGS if shape in rows else UNKNOWN
+
+
+def sent_bytes(collective: Collective, chips: int) -> float:
+    """What each chip must send at the least: a gather all but its own share, a sum twice that."""
+    times = 2 if collective.kind == "all-reduce" else 1
+    return times * collective.bytes * (chips - 1) / chips
+
+
+# ----------------------------------------------------------------------------------- compiling
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """What the compiler tells of one program, all figures those of one chip."""
+
+    name: str
+    """train or embed."""
+    topology: str
+    chips: int
+    load: int
+    """Identities per chip (train); images per chip (embed)."""
+    identities: int
+    """Of a batch, over all chips; 0 for embed."""
+    images: int
+    """In a step, over all chips."""
+    compile_seconds: float
+    flops: float
+    bytes_accessed: float
+    """What its operations read and write, be it in HBM or in the chip's own memory."""
+    cycles: int
+    """Sum of the compiler's estimates for the operations that have one."""
+    optimal_seconds: float
+    """As the compiler gives it. Not a time where it is negative: it counts -1 for an operation
+    that it cannot judge."""
+    arguments: int
+    """Bytes of HBM, like the next three."""
+    outputs: int
+    """Those that are not written over an argument."""
+    temporaries: int
+    code: int
+    collectives: tuple[Collective, ...]
+
+    @property
+    def hbm(self) -> int:
+        """Bytes of HBM in all."""
+        return self.arguments + self.outputs + self.temporaries + self.code
+
+    @property
+    def sent(self) -> float:
+        """Bytes that a chip must send in a step."""
+        return sum(sent_bytes(collective, self.chips) for collective in self.collectives)
+
+    @property
+    def seconds(self) -> float:
+        """Estimate of a step: the compiler's for its operations, then all collectives."""
+        return self.cycles / CYCLES_PER_SECOND + self.sent / LINK_BYTES_PER_SECOND
+
+    @property
+    def compile_only(self) -> bool:
+        """No batch of SYSU-MM01 is as large."""
+        return self.identities > CLASSES
+
+    def bytes_for(self, purpose: str) -> int:
+        return sum(
+            size
+            for collective in self.collectives
+            for _, size, what in collective.tensors
+            if what == purpose
+        )
+
+    def operations_for(self, purpose: str) -> int:
+        """Collectives that carry something for it."""
+        return sum(
+            purpose in {what for *_, what in collective.tensors} for collective in self.collectives
+        )
+
+
+def compile_slice(config: Config, topology: str) -> Iterator[Program]:
+    """Compiles the train step at each of LOADS, and the embedding, for one slice.
+
+    Raises:
+        InputError: no such slice, or a program does not fit into a chip's memory.
+    """
+    mesh = slice_mesh(topology)
+    chips, per_identity = mesh.size, 2 * config.training.images_per_identity
+    for load in LOADS:
+        identities = max(load * chips, 2)  # the triplet loss needs two
+        images = identities * per_identity
+        function, arguments = train_program(config, mesh, identities)
+        named = {"load": identities // chips, "identities": identities, "images": images}
+        purpose = train_purposes(arguments[0], images)
+        yield _compile("train", topology, chips, named, function, arguments, purpose)
+    images = embedded_images(config, chips)
+    named = {"load": images // chips, "identities": 0, "images": images}
+    function, arguments = embed_program(config, mesh)
+    purpose = embed_purposes(abstract_state(config, mesh), images)
+    yield _compile("embed", topology, chips, named, function, arguments, purpose)
+
+
+def _compile(
+    name: str,
+    topology: str,
+    chips: int,
+    named: Mapping[str, int],
+    function: Any,
+    arguments: Sequence[Any],
+    purpose: Purpose,
+) -> Program:
+    import jax
+
+    print(f"\ncompiling {name} for {topology}, {named['images']:,} images ...", flush=True)
+    start = time.perf_counter()
+    try:
+        compiled = function.lower(*arguments).compile()
+    except jax.errors.JaxRuntimeError as error:
+        raise InputError(f"{name}, {topology}: {str(error).splitlines()[0]}") from None
+    seconds = time.perf_counter() - start
+    memory, cost, hlo = compiled.memory_analysis(), compiled.cost_analysis(), compiled.as_text()
+    scheduled = hlo[hlo.index("\nENTRY ") :]
+    return Program(
+        name,
+        topology,
+        chips,
+        **named,
+        compile_seconds=seconds,
+        flops=cost["flops"],
+        bytes_accessed=cost["bytes accessed"],
+        cycles=sum(map(int, re.findall(r'"estimated_cycles":"(\d+)"', scheduled))),
+        optimal_seconds=cost["optimal_seconds"],
+        arguments=memory.argument_size_in_bytes,
+        outputs=memory.output_size_in_bytes - memory.alias_size_in_bytes,
+        temporaries=memory.temp_size_in_bytes,
+        code=memory.generated_code_size_in_bytes,
+        collectives=tuple(collectives(hlo, purpose)),
+    )
+
+
+# ------------------------------------------------------------------------------------ printing
+
+
+def main(arguments: Sequence[str] | None = None, folder: Path = measure.RESULTS) -> int:
+    """The command; results go to `folder`. The exit code is 0, or 2 where the input is at fault."""
+    return run(lambda: _main(arguments, folder))
+
+
+def _main(arguments: Sequence[str] | None, folder: Path) -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.tpu_compile",
+        description="Compile the train step and the embedding for a slice of TPU v5e, without one.",
+    )
+    parser.add_argument("--topology", default="v5e:4x4", help="the slice (default: v5e:4x4)")
+    parser.add_argument(
+        "--scaling", action="store_true", help=f"all of {', '.join(SCALING)} instead"
+    )
+    parser.add_argument(
+        "--config", default="sysu_mm01", help="a Python file with get_config(), or a shipped name"
+    )
+    given = parser.parse_args(arguments)
+    config = load_config(given.config)
+    config = dataclasses.replace(
+        config, model=dataclasses.replace(config.model, compute_dtype="bfloat16")
+    )
+    prepare()
+    machine = measure.machine()
+    print(measure.describe(machine), f"libtpu {importlib.metadata.version('libtpu')}", sep="\n")
+    programs: list[Program] = []
+    for topology in SCALING if given.scaling else [given.topology]:
+        for program in compile_slice(config, topology):
+            programs.append(program)
+            print(f"{_title(program)}; compiled in {program.compile_seconds:.0f} s")
+            print(_costs(program))
+            if program.collectives:
+                print(_collectives(program), flush=True)
+    result = {
+        "config": given.config,
+        "compute_dtype": config.model.compute_dtype,
+        "libtpu": importlib.metadata.version("libtpu"),
+        "programs": [_record(program) for program in programs],
+    }
+    name = "tpu_scaling" if given.scaling else "tpu_compile"
+    print("written:", measure.write(name, result, folder))
+    print("\nsteps, estimated: nothing here ran on a TPU")
+    print(_steps(programs))
+    print("\nchips, HBM of each, and collectives of a step, in bytes of their results on each")
+    print(_memory(programs))
+
+
+def _record(program: Program) -> dict[str, Any]:
+    """A program ready for JSON, what follows from its figures included."""
+    derived = ("hbm", "sent", "seconds", "compile_only")
+    return dataclasses.asdict(program) | {name: getattr(program, name) for name in derived}
+
+
+def _title(program: Program) -> str:
+    if program.name == "embed":
+        return f"embed, {program.topology}: {program.load:,} images per chip"
+    return (
+        f"train, {program.topology}: {program.load} identities per chip, {program.identities:,}"
+        f" and {program.images:,} images in a batch" + _mark(program)
+    )
+
+
+def _mark(program: Program) -> str:
+    return " (compile-only)" if program.compile_only else ""
+
+
+def _milliseconds(seconds: float) -> str:
+    return f"{1e3 * seconds:.2f} ms"
+
+
+def _size(size: float) -> str:
+    return f"{size / 1e6:,.1f} MB" if size >= 1e5 else f"{size / 1e3:,.1f} kB"
+
+
+def _costs(program: Program) -> str:
+    """What bounds a step, each with the time that it alone would take."""
+    rows = [
+        (
+            "arithmetic",
+            f"{program.flops / 1e9:,.1f} GFLOP",
+            _milliseconds(program.flops / FLOPS_PER_SECOND),
+            "at 197 TFLOP/s",
+        ),
+        (
+            "bytes accessed",
+            _size(program.bytes_accessed),
+            _milliseconds(program.bytes_accessed / HBM_BYTES_PER_SECOND),
+            "at 819 GB/s, were it all in HBM",
+        ),
+        (
+            "estimated_cycles",
+            f"{program.cycles / 1e6:,.1f} M",
+            _milliseconds(program.cycles / CYCLES_PER_SECOND),
+            "at 1.5 GHz, the compiler's own; some operations have none",
+        ),
+        (
+            "optimal_seconds",
+            f"{program.optimal_seconds:,.4f}",
+            "" if program.optimal_seconds < 0 else _milliseconds(program.optimal_seconds),
+            "no time where negative: -1 for each operation that the compiler cannot judge",
+        ),
+        (
+            "collectives",
+            f"{_size(program.sent)} sent",
+            _milliseconds(program.sent / LINK_BYTES_PER_SECOND),
+            "at 200 GB/s, without their latency",
+        ),
+    ]
+    return "\n".join(
+        f"  {what:<17} {amount:>16} {seconds:>11}  {how}" for what, amount, seconds, how in rows
+    )
+
+
+def _collectives(program: Program) -> str:
+    """Every collective; those that are alike in one line."""
+    lines = []
+    for collective, count in collections.Counter(program.collectives).items():
+        shapes = [shape for shape, *_ in collective.tensors]
+        if len(shapes) > 3:
+            shapes = [*shapes[:2], f"and {len(shapes) - 2} more"]
+        what = dict.fromkeys(what for *_, what in collective.tensors)
+        size = f"{count} x {collective.bytes:,}"
+        lines.append(
+            f"  {collective.kind:<11} {size:>15} bytes  {', '.join(what)}: {' '.join(shapes)}"
+        )
+    return "\n".join(lines)
+
+
+def _steps(programs: Sequence[Program]) -> str:
+    """Estimated times and rates, and what is left of the rate that a chip has on the first slice
+    at the same load."""
+    rows, alone = [], dict[tuple[str, int], float]()
+    for program in programs:
+        rate = program.images / program.seconds
+        first = alone.setdefault((program.name, program.load), rate / program.chips)
+        rows.append(
+            [
+                f"{program.name}{_mark(program)}",
+                f"{program.chips}",
+                f"{program.load}",
+                f"{program.images:,}",
+                _milliseconds(program.seconds),
+                f"{rate:,.0f}",
+                f"{rate / program.chips:,.0f}",
+                f"{rate / program.chips / first:.0%}",
+            ]
+        )
+    head = ["", "chips", "load", "images", "step", "images/s", "per chip", "of the first"]
+    return measure.table(head, rows)
+
+
+def _memory(programs: Sequence[Program]) -> str:
+    rows = []
+    for program in programs:
+        carried = [
+            f"{program.operations_for(purpose)}: {_size(program.bytes_for(purpose))}"
+            if program.operations_for(purpose)
+            else "-"
+            for purpose in PURPOSES
+        ]
+        rows.append(
+            [
+                f"{program.name}{_mark(program)}",
+                f"{program.chips}",
+                f"{program.load}",
+                *map(
+                    _size,
+                    (
+                        program.arguments,
+                        program.outputs,
+                        program.temporaries,
+                        program.code,
+                        program.hbm,
+                    ),
+                ),
+                *carried,
+            ]
+        )
+    head = ["", "chips", "load", "arguments", "outputs", "temporaries", "code", "HBM", *PURPOSES]
+    return measure.table(head, rows)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,177 @@
+"""The full-size step and embedding are lowered for GPU and TPU on any machine, and compiled for a
+slice of TPU where its compiler is installed; each platform gets its own lowering."""
+
+import dataclasses
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from benchmarks import tpu_compile
+from ddag_jax.cli.options import load_config
+from ddag_jax.config import Config
+from ddag_jax.models import layers
+from ddag_jax.parallel import device_mesh
+
+ROOT = Path(__file__).parents[1]
+
+needs_libtpu = pytest.mark.skipif(
+    importlib.util.find_spec("libtpu") is None,
+    reason='the TPU compiler is not installed: pip install "jax[tpu]"',
+)
+
+# ----------------------------------------------------------------------------------- lowering
+
+
+def published() -> Config:
+    config = load_config("sysu_mm01")
+    model = dataclasses.replace(config.model, compute_dtype="bfloat16")
+    return dataclasses.replace(config, model=model)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("platform", ["cuda", "tpu"])
+def test_full_size_programs_are_lowered_for(platform: str) -> None:
+    """On eight devices, without one such device; spatial convolutions, 1x1 convolutions and pooling
+    as that platform has them, not as a CPU has."""
+    config, mesh = published(), device_mesh()
+    train, arguments = tpu_compile.train_program(config, mesh, identities=8)
+    step = jax.export.export(train, platforms=[platform])(*arguments)
+    embed, (variables, images, modality) = tpu_compile.embed_program(config, mesh)
+    embedding = jax.export.export(embed, platforms=[platform])(variables, images, modality)
+    for exported in (step, embedding):
+        assert exported.platforms == (platform,)
+        assert exported.nr_devices == 8
+
+    kernels = [leaf.shape for leaf in jax.tree.leaves(arguments[0].params) if leaf.ndim == 4]
+    pointwise = sum(shape[:2] == (1, 1) for shape in kernels)
+    spatial = len(kernels) - pointwise
+    assert (spatial, pointwise) == (18, 36)  # both stems and 16 blocks
+    convolutions = spatial + (pointwise if platform == "tpu" else 0)
+    # Output, gradients of input and kernel; images have no gradient. Embedding uses one stem.
+    assert operations(step, "convolution") == 3 * convolutions - 2
+    assert operations(embedding, "convolution") == convolutions - 1
+    assert operations(step, "select_and_scatter") == (2 if platform == "tpu" else 0)
+
+
+def operations(exported: jax.export.Exported, name: str) -> int:
+    return exported.mlir_module().count(f"stablehlo.{name}")
+
+
+@pytest.mark.parametrize("values", ["distinct", "ties"])
+def test_a_tpu_pools_as_a_cpu(values: str) -> None:
+    """The lowering for a TPU, run here: maximum, and gradient to the first of equal ones."""
+    rng = np.random.default_rng(0)
+    drawn = rng.normal(size=(2, 13, 10, 3)), rng.integers(0, 3, (2, 9, 8, 3))
+    x = jnp.asarray(drawn[values == "ties"], jnp.float32)
+    y = layers._sliced_max_pool(x)
+    np.testing.assert_array_equal(layers._xla_max_pool(x), y)
+    g = jnp.asarray(rng.integers(1, 9, y.shape), jnp.float32)  # whose sums are exact
+    np.testing.assert_array_equal(
+        layers._xla_max_pool_gradient(x, y, g), layers._sliced_max_pool_gradient(x, y, g)
+    )
+
+
+# -------------------------------------------------------------------------------- collectives
+
+
+def test_collectives_of_a_module() -> None:
+    """Several tensors in one, a layout that holds brackets, a gather that fusions repeat."""
+    repeated = 'backend_config={"async_collective_fusion_config":{"flag_start":"2","flag_end":"8"}}'
+    hlo = f"""
+  %a = f32[16,8]{{1,0:T(8,128)S(1)}} all-gather(%x), metadata={{op_name="jit(f)/all_gather"}}
+  ROOT %b = f32[16,8]{{1,0}} all-gather(%x), channel_id=1, {repeated}
+  %c = (f32[2,8]{{1,0:T(2,128)}}, /*index=1*/bf16[], pred[3]{{0}}) all-reduce(%y, %z), to_apply=%add
+  %d = f32[2,8]{{1,0}} add(%all-reduce.1, %e)
+"""
+    found = tpu_compile.collectives(hlo, lambda kind, shape, name: name)
+    assert [(one.kind, one.tensors) for one in found] == [
+        ("all-gather", (("f32[16,8]", 512, "jit(f)/all_gather"),)),
+        ("all-reduce", (("f32[2,8]", 64, ""), ("bf16[]", 2, ""), ("pred[3]", 3, ""))),
+    ]
+    assert [tpu_compile.sent_bytes(one, chips=4) for one in found] == [384, 103.5]
+
+
+@needs_libtpu
+@pytest.mark.slow
+def test_a_slice_is_compiled(tmp_path: Path) -> None:
+    """A small network for 16 chips, by the command itself. The collectives are those that
+    docs/scaling.md justifies, each with the bytes that it says."""
+    result = tpu_command(tmp_path, "--config", "debug")
+    assert result.returncode == 0, result.stderr
+    written = json.loads((tmp_path / "tpu_compile.json").read_text())["result"]
+    train, embed = written["programs"]
+    assert (train["name"], train["images"]) == ("train", 64)
+    assert (embed["name"], embed["images"]) == ("embed", 32)
+    assert all(one["chips"] == 16 and one["hbm"] > 1e6 for one in (train, embed))
+
+    state: Any = tpu_compile.abstract_state(load_config("debug"), device_mesh())
+    sizes = {
+        jax.tree_util.keystr(path): leaf.size
+        for path, leaf in jax.tree_util.tree_leaves_with_path(state.params)
+    }
+    # A projection's bias has the gradient of the last bias of its block: the compiler sums it once.
+    summed = sum(size for name, size in sizes.items() if "downsample_bn']['bias" not in name)
+    stats = sum(leaf.size for leaf in jax.tree.leaves(state.batch_stats))
+    width = state.batch_stats["neck"]["mean"].size
+    assert carried(train) == {
+        "BN statistics": 4 * 2 * stats,  # forward and backward
+        "gradients": 4 * summed,
+        "pooled features": 4 * width * 64,
+        "feature gradients": 4 * width * 64,
+        "labels": 4 * 64,
+        "losses": 4 * 7,
+    }
+    assert carried(embed) == {"embeddings": 2 * 4 * width * 32}
+
+    last = result.stdout.strip().splitlines()[-3:]
+    assert last[0].split()[:2] == ["chips", "load"]
+    assert [line.split()[:2] for line in last[1:]] == [["train", "16"], ["embed", "16"]]
+
+
+def carried(program: dict[str, Any]) -> dict[str, int]:
+    """Bytes of the collectives' results, by what they are for."""
+    totals: dict[str, int] = {}
+    for collective in program["collectives"]:
+        for _, size, purpose in collective["tensors"]:
+            totals[purpose] = totals.get(purpose, 0) + size
+    return totals
+
+
+@needs_libtpu
+@pytest.mark.parametrize("topology", ["v5e:3x3", "v4:2x2x2", "16"])
+def test_an_unknown_slice_is_one_line(topology: str, tmp_path: Path) -> None:
+    result = tpu_command(tmp_path, "--topology", topology)
+    assert result.returncode == 2
+    assert result.stderr.startswith(f"error: --topology {topology}: ")
+    assert result.stderr.count("\n") == 1
+
+
+def tpu_command(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """The command in a process of its own, whose environment it sets before jax is there."""
+    code = (
+        "import sys; from pathlib import Path; from benchmarks import tpu_compile;"
+        "tpu_compile.LOADS = (1,);"  # half the time
+        f"sys.exit(tpu_compile.main({list(arguments)!r}, Path({str(folder)!r})))"
+    )
+    return subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=600
+    )
+
+
+def test_without_libtpu_the_fix_is_named(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert tpu_compile.main([], tmp_path) == 2
+    printed = capsys.readouterr()
+    assert printed.err.startswith("error: libtpu")
+    assert 'pip install "jax[tpu]"' in printed.err
+    assert printed.err.count("\n") == 1
