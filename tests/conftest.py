@@ -5,6 +5,7 @@ SYSU-MM01's published split lie. A test that needs a folder which is not there i
 the environment variable CI is ``true`` it fails.
 """
 
+import functools
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -113,3 +114,26 @@ def finished(tmp_path_factory: pytest.TempPathFactory, run_debug: Callable[..., 
     folder = tmp_path_factory.mktemp("runs") / "finished"
     assert run_debug(folder) == 0
     return folder
+
+
+@pytest.fixture(scope="session")
+def run_small(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Path, str], int]:
+    """Two steps of `debug` on a rehearsed RegDB or LLCM: `run(dataset, workdir, trial)`."""
+    from ddag_jax.cli.train import main as train
+    from ddag_jax.data.prepare import main as data
+
+    @functools.cache
+    def prepared(dataset: str) -> Path:
+        folder = tmp_path_factory.mktemp(dataset)
+        scale = ["--scale", "0.05"] if dataset == "llcm" else []
+        data(["rehearse", dataset, "--to", str(folder / "tree"), *scale])
+        size = ["--image-size", "32", "16"]
+        data(["prepare", dataset, "--from", str(folder / "tree"), "--to", str(folder), *size])
+        return folder
+
+    def run(dataset: str, workdir: Path, trial: str) -> int:
+        words = ["debug", "--workdir", str(workdir), "--data.dir", str(prepared(dataset))]
+        words += ["--data.dataset", dataset, "--data.trial", trial, "--data.train-on", "train+val"]
+        return train([*words, "--training.epochs", "1", "--training.steps-per-epoch", "2"])
+
+    return run
