@@ -1,0 +1,14 @@
+"""DDAG (B+P+G) on LLCM: 713 identities, 81 epochs of 530 steps, settings of SYSU-MM01.
+
+Command: python train.py configs/llcm.py --workdir runs/llcm --init weights/resnet50
+Hardware: one GPU, or several that divide 8 identities. Not run by us: we hold no licence.
+Published: nothing by DDAG's authors, whose paper is older than the dataset. What LLCM's authors
+list for DDAG comes from their own training at 384 x 144 pixels, with their own settings.
+"""
+
+from ddag_jax.config import Config, DataConfig
+
+
+def get_config() -> Config:
+    """The dataset's name; everything else as on SYSU-MM01."""
+    return Config(data=DataConfig(dataset="llcm"))
