@@ -19,6 +19,9 @@ from ddag_jax.errors import InputError
 RENDERED = "rendered.txt"
 """A file of this name says that a folder's images were drawn by us, in a dataset's layout."""
 
+REHEARSAL = "rehearsal"
+"""What this file begins with where the counts are to be the dataset's, too."""
+
 _ARCHIVES = (".zip", ".rar", ".7z", ".tar", ".tar.gz", ".tgz")
 
 _LIST_BYTES = 16 * 2**20
@@ -84,6 +87,11 @@ class Layout:
         """Whether the images are our own drawings, not the dataset's."""
         return (self.folder / RENDERED).exists()
 
+    @property
+    def rehearsal(self) -> bool:
+        """Whether our drawings stand for the whole dataset, image for image."""
+        return self.rendered and (self.folder / RENDERED).read_text().startswith(REHEARSAL)
+
     def image(self, record: Record) -> "epath.Path | UInt8[np.ndarray, 'h w 3']":
         """Where the image is, or itself."""
         found = self.arrays.get(record.name)
@@ -101,8 +109,9 @@ class Layout:
         return records
 
     def unlike_published(self) -> list[str]:
-        """Splits whose counts are not the published ones; none for rendered images."""
-        if self.rendered:
+        """Splits whose counts are not the published ones; none for rendered images, unless they
+        are a rehearsal."""
+        if self.rendered and not self.rehearsal:
             return []
         pairs = {
             name: (Counts.of(self.split(name)), published)
@@ -125,9 +134,12 @@ class Layout:
         lines = [f"{'split':<{width}}{'identities':>12}{'visible':>10}{'infrared':>10}"]
         lines += [f"{names:<{width}}" + "{:>12}{:>10}{:>10}".format(*row) for names, row in rows]
         lines += [f"({note})" for note in self.notes]
-        if self.rendered:
+        if self.rehearsal:
+            lines.append("(rendered images, a rehearsal of the whole dataset)")
+        elif self.rendered:
             lines.append("(rendered images in the dataset's layout: not compared with its counts)")
-        return "\n".join([*lines, *self.unlike_published()])
+            return "\n".join(lines)
+        return "\n".join([*lines, *(self.unlike_published() or ["counts are the published ones"])])
 
 
 def _alike(splits: Mapping[str, _T]) -> Iterator[tuple[str, _T]]:

@@ -16,10 +16,11 @@ from ddag_jax.cli.options import one_line_faults
 from ddag_jax.data import sysu_mm01
 from ddag_jax.data.builder import ImageFolderBuilder, ImageSize
 from ddag_jax.data.images import unreadable_images
-from ddag_jax.data.layout import Layout, raise_faults
+from ddag_jax.data.layout import REHEARSAL, Layout, raise_faults
 from ddag_jax.data.llcm import Llcm
 from ddag_jax.data.people import People, contact_sheet, write_people
 from ddag_jax.data.regdb import Regdb
+from ddag_jax.data.rehearsal import llcm_tree, regdb_tree, sysu_mm01_tree, write_tree
 from ddag_jax.errors import InputError
 
 Dataset = Literal["sysu_mm01", "regdb", "llcm"]
@@ -237,8 +238,65 @@ class CheckCommand(Source):
         print(f"{self.source}: no faults")
 
 
+@dataclasses.dataclass(frozen=True)
+class RehearseCommand:
+    """Draw a folder of exactly a dataset's shape: its layout, lists and counts.
+
+    To rehearse everything before the real images are there. A few rendered people stand for all
+    identities, so that it takes seconds: pictures for counts, not for training.
+    """
+
+    dataset: tyro.conf.Positional[Dataset]
+    to: str
+    """Folder to write; must not exist."""
+    exp: str | None = None
+    """sysu_mm01: folder with the dataset's published train_id.txt, val_id.txt, test_id.txt and
+    rand_perm_cam.mat, which say how many images each folder has."""
+    scale: float = 1.0
+    """llcm: share of its identities and images, above 0 up to 1."""
+    distinct: int = 8
+    """People to draw; identities take their images in turn."""
+    height: int = 64
+    """Typical height of an image, pixels."""
+    seed: int = 0
+    """Of the people, of RegDB's halves, of LLCM's split."""
+
+    def run(self) -> None:
+        """Writes the folder and prints what it holds."""
+        if (self.exp is None) == (self.dataset == "sysu_mm01"):
+            raise InputError(
+                "--exp: sysu_mm01 needs the folder of its published lists and rand_perm_cam.mat;"
+                " other datasets have none"
+            )
+        if self.scale != 1 and self.dataset != "llcm":
+            raise InputError(f"--scale: only llcm can be scaled, not {self.dataset}; leave it out")
+        if not 0.01 <= self.scale <= 1:
+            raise InputError(f"--scale {self.scale}: must be from 0.01 to 1")
+        if self.seed < 0:
+            raise InputError(f"--seed {self.seed}: must be 0 or more")
+        if self.exp is not None:
+            tree = sysu_mm01_tree(self.exp)
+        elif self.dataset == "regdb":
+            tree = regdb_tree(self.seed)
+        else:
+            tree = llcm_tree(self.seed, self.scale)
+        note = f"{REHEARSAL} of {self.dataset}, rendered by ddag_jax: a few people stand for all\n"
+        if self.scale != 1:
+            note = f"Rendered by ddag_jax: a share of {self.scale} of {self.dataset}'s counts\n"
+        write_tree(
+            tree,
+            self.to,
+            distinct=self.distinct,
+            heights=[self.height] * 4,
+            seed=self.seed,
+            note=note,
+        )
+        print(read_layout(self.dataset, self.to).summary())
+        print(f"wrote {self.to}")
+
+
 def main(arguments: list[str] | None = None) -> None:
-    """`python -m ddag_jax.data people|prepare|check`.
+    """`python -m ddag_jax.data people|prepare|check|rehearse`.
 
     Raises:
       InputError: what the user gave has a fault; nothing half-written is left.
@@ -249,7 +307,8 @@ def main(arguments: list[str] | None = None) -> None:
         command = tyro.cli(
             Annotated[PeopleCommand, tyro.conf.subcommand("people")]
             | Annotated[PrepareCommand, tyro.conf.subcommand("prepare")]
-            | Annotated[CheckCommand, tyro.conf.subcommand("check")],
+            | Annotated[CheckCommand, tyro.conf.subcommand("check")]
+            | Annotated[RehearseCommand, tyro.conf.subcommand("rehearse")],
             args=arguments,
             prog="python -m ddag_jax.data",
             description=__doc__,
