@@ -16,6 +16,7 @@ from etils import epath
 from ddag_jax.cli.main import run
 from ddag_jax.data.builder import VERSION, ImageSize
 from ddag_jax.data.images import read_image
+from ddag_jax.data.layout import RENDERED, Counts
 from ddag_jax.data.loader import open_split
 from ddag_jax.data.prepare import check
 from ddag_jax.data.sysu_mm01 import SysuMm01
@@ -40,6 +41,57 @@ def test_check_says_what_there_is(tree: Path) -> None:
     ]
     assert "(1 more identity is in no list: ignored)" in out
     assert out.endswith("no faults\n")
+
+
+def test_counts_are_compared_with_the_published_ones(tree: Path) -> None:
+    warnings = [
+        line
+        for line in call("check", "sysu_mm01", "--from", tree)[1].splitlines()
+        if line.startswith("warning: ")
+    ]
+    assert warnings[:2] == [
+        "warning: train: 4 identities, 32 visible and 16 infrared images; published are 296"
+        " identities, 20,284 visible and 9,929 infrared images",
+        "warning: val: 2 identities, 16 visible and 8 infrared images; published are 99"
+        " identities, 1,974 visible and 1,980 infrared images",
+    ]
+    assert [line.split(":")[1].strip() for line in warnings] == [
+        "train",
+        "val",
+        "train+val",
+        "test",
+    ]
+
+
+def test_counts_that_are_the_published_ones(
+    tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = {"train": Counts(4, 32, 16), "train+val": Counts(6, 48, 24)}
+    monkeypatch.setattr("ddag_jax.data.sysu_mm01.layout.PUBLISHED", own)
+    code, out, _ = call_prepare("sysu_mm01", tree, tmp_path)
+    assert code == 0
+    assert "warning" not in out
+    assert "\ncounts are the published ones\n" in out
+
+
+@pytest.mark.parametrize(
+    ("marker", "told", "warnings"),
+    [
+        ("Rendered by ddag_jax", "rendered images in the dataset's layout: not compared", False),
+        ("rehearsal of sysu_mm01", "rendered images, a rehearsal of the whole dataset", True),
+    ],
+)
+def test_rendered_images_are_marked(
+    make_tree: MakeTree, tmp_path: Path, marker: str, told: str, warnings: bool
+) -> None:
+    source = make_tree()
+    (source / RENDERED).write_text(marker)
+    code, out, _ = call_prepare("sysu_mm01", source, tmp_path / "data")
+    assert code == 0
+    assert told in out
+    assert ("warning: train: 4 identities" in out) == warnings
+    assert "published ones" not in out
+    assert open_split(tmp_path / "data", "sysu_mm01", (32, 16), "test").rendered
 
 
 def test_prepare_again_is_reused_and_sizes_coexist(tree: Path, tmp_path: Path) -> None:
@@ -243,6 +295,16 @@ def test_a_file(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.parametrize("archive", ["SYSU-MM01.zip", "sysu.tar.gz", "SYSU.RAR"])
+def test_not_unpacked(tmp_path: Path, archive: str) -> None:
+    source = tmp_path / "download"
+    source.mkdir()
+    (source / archive).write_bytes(b"PK")
+    error = fails("sysu_mm01", source, tmp_path / "data")
+    assert f"cam6; {archive} is not unpacked: unpack it there" in error
+    assert "is an archive; unpack it" in fails("sysu_mm01", source / archive, tmp_path / "data")
+
+
 def test_empty_folder(tmp_path: Path) -> None:
     (tmp_path / "sysu").mkdir()
     assert "sysu: is empty; give the folder that holds cam1" in fails(
@@ -299,6 +361,36 @@ def test_list_with_spaces_and_trailing_comma(make_tree: MakeTree) -> None:
         3,
         16,
     }
+
+
+def test_list_saved_on_windows(make_tree: MakeTree) -> None:
+    """With a byte order mark and a carriage return."""
+    source = make_tree()
+    before = check("sysu_mm01", source)
+    (source / "exp" / "train_id.txt").write_bytes(b"\xef\xbb\xbf1,2,3,16\r\n")
+    assert check("sysu_mm01", source) == before
+
+
+def test_list_in_another_encoding(make_tree: MakeTree, tmp_path: Path) -> None:
+    source = make_tree()
+    (source / "exp" / "train_id.txt").write_text("1,2,3,16\n", encoding="utf-16")
+    assert "train_id.txt: is no text in UTF-8" in fails("sysu_mm01", source, tmp_path / "data")
+
+
+def test_identity_with_two_folders(make_tree: MakeTree, tmp_path: Path) -> None:
+    """Which of them holds the first image would decide what a gallery draws."""
+    source = make_tree()
+    shutil.copytree(source / "cam2" / "0003", source / "cam2" / "3")
+    error = fails("sysu_mm01", source, tmp_path / "data")
+    assert "1 identity has two folders (cam2/0003 and cam2/3); keep one of each" in error
+
+
+def test_link_to_nowhere(make_tree: MakeTree, tmp_path: Path) -> None:
+    source = make_tree()
+    (source / "cam2" / "0003" / "0009.jpg").symlink_to(source / "elsewhere.jpg")
+    error = fails("sysu_mm01", source, tmp_path / "data")
+    assert "cam2/0003/0009.jpg: " in error
+    assert "\n" not in error
 
 
 @pytest.mark.parametrize(("one", "other"), [("train", "test"), ("train", "val"), ("val", "test")])

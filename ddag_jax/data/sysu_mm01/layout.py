@@ -6,7 +6,6 @@ exp/rand_perm_cam.mat                            the authors' gallery draws (may
 """
 
 import collections
-import re
 from collections.abc import Mapping
 
 import numpy as np
@@ -19,8 +18,8 @@ from ddag_jax.data.layout import (
     check_folder,
     count,
     fingerprint,
-    image_files,
     lacking_modality,
+    list_people,
     read_identities,
     shared_identities,
 )
@@ -62,7 +61,14 @@ def inspect(folder: epath.PathLike, train_arrays: bool = False) -> tuple[Layout,
     shared_identities(
         root / "exp", {f"{split}_id.txt": listed for split, listed in lists.items()}, faults
     )
-    images, sizes = _list_images(root)
+    images: dict[int, list[Record]] = {}
+    sizes: dict[str, int] = {}
+    for camera in CAMERAS:
+        for identity, names in list_people(root, f"cam{camera}", faults).items():
+            images.setdefault(identity, []).extend(
+                Record(identity, camera, name, camera in INFRARED_CAMERAS) for name in names
+            )
+            sizes |= names
     arrays: Mapping[str, np.ndarray] = {}
     source: list[object] = []
     if train_arrays:
@@ -76,7 +82,7 @@ def inspect(folder: epath.PathLike, train_arrays: bool = False) -> tuple[Layout,
         records = [r for identity in lists[split] for r in images.get(identity, ())]
         if split == "test" or not train_arrays:  # the arrays' labels are checked on their own
             lacking_modality(f"{root}: exp/{split}_id.txt", lists[split], records, faults)
-    unlisted = len(images.keys() - set().union(*lists.values()))
+    unlisted = images.keys() - set().union(*lists.values())
     splits = {
         split: sorted(record for identity in lists[split] for record in images.get(identity, ()))
         for split in SPLITS
@@ -93,10 +99,7 @@ def inspect(folder: epath.PathLike, train_arrays: bool = False) -> tuple[Layout,
         images=splits,
         published=PUBLISHED,
         notes=(
-            [
-                f"{count(range(unlisted), 'more identity is', 'more identities are')} in no list:"
-                " ignored"
-            ]
+            [f"{count(unlisted, 'more identity is', 'more identities are')} in no list: ignored"]
             if unlisted
             else []
         ),
@@ -107,22 +110,6 @@ def inspect(folder: epath.PathLike, train_arrays: bool = False) -> tuple[Layout,
         ),
     )
     return layout, faults
-
-
-def _list_images(root: epath.Path) -> tuple[dict[int, list[Record]], dict[str, int]]:
-    """Images of each identity that has a folder, and each image's size in bytes."""
-    images: dict[int, list[Record]] = {}
-    sizes: dict[str, int] = {}
-    for camera in CAMERAS:
-        for person in (root / f"cam{camera}").iterdir():
-            if not re.fullmatch(r"[0-9]{1,9}", person.name) or not person.is_dir():
-                continue
-            records = images.setdefault(int(person.name), [])
-            for path in image_files(person):
-                name = f"cam{camera}/{person.name}/{path.name}"
-                records.append(Record(int(person.name), camera, name, camera in INFRARED_CAMERAS))
-                sizes[name] = path.stat().length
-    return images, sizes
 
 
 def _draws(path: epath.Path, test: list[Record], faults: list[str]) -> dict[str, list[list[int]]]:
