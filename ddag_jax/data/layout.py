@@ -90,7 +90,10 @@ class Layout:
     @property
     def rehearsal(self) -> bool:
         """Whether our drawings stand for the whole dataset, image for image."""
-        return self.rendered and (self.folder / RENDERED).read_text().startswith(REHEARSAL)
+        if not _is_file(self.folder / RENDERED):
+            return False
+        with (self.folder / RENDERED).open("rb") as file:  # a stranger's may be of any size
+            return file.read(len(REHEARSAL)) == REHEARSAL.encode()
 
     def image(self, record: Record) -> "epath.Path | UInt8[np.ndarray, 'h w 3']":
         """Where the image is, or itself."""

@@ -124,8 +124,13 @@ def test_a_trial_that_differs_has_a_row_of_its_own(source: Path) -> None:
     assert rows["train_4"] == ["3", "5", "5"]
 
 
-def test_drawn_images_are_not_compared_with_the_published_counts(source: Path) -> None:
-    (source / RENDERED).write_text("")
+@pytest.mark.parametrize("note", [b"", b"\xff\xfe", b"drawn\n", None])
+def test_drawn_images_are_not_compared_with_the_published_counts(
+    source: Path, note: bytes | None
+) -> None:
+    (source / RENDERED).write_bytes(note or b"")
+    if note is None:
+        os.truncate(source / RENDERED, 2**40)  # takes no room: it is all hole
     code, out, _ = call("check", "regdb", "--from", source)
     assert code == 0
     assert "warning" not in out

@@ -5,7 +5,7 @@ from ddag_jax.data.regdb import layout
 
 
 class Regdb(ImageFolderBuilder):
-    """RegDB: one stored split, `everyone`; the ten trials' `train_1`, `test_1` ... are subsets of it."""
+    """RegDB: one stored split, `everyone`; each trial has subsets of it, `train_1` and `test_1`."""
 
     DESCRIPTION = "People seen by a visible camera (1) and a thermal one (2), ten images each."
     HOMEPAGE = "http://dm.dongguk.edu/link.html"
