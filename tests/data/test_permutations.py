@@ -1,6 +1,7 @@
 """rand_perm_cam.mat: the authors' own, small ones like it, and broken ones."""
 
 import json
+import struct
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -127,6 +128,21 @@ def one_cell(matrix: np.ndarray) -> np.ndarray:
     return value
 
 
+def without_checksum(path: Path) -> None:
+    content = whole(path)
+    size = len(content) - 128 - 8 - 4
+    path.write_bytes(content[:128] + struct.pack("<II", 15, size) + content[136:-4])
+
+
+def reshaped(path: Path, shape: tuple[int, int], other: tuple[int, int]) -> None:
+    """With another shape in the place of the first of a shape."""
+    scipy.io.savemat(path, {"rand_perm_cam": cells(TREE)})
+    old, new = (struct.pack("<IIii", 5, 8, *pair) for pair in (shape, other))
+    content = path.read_bytes()
+    assert old in content
+    path.write_bytes(content.replace(old, new, 1))
+
+
 DAMAGE: dict[str, Callable[[Path], object]] = {
     "empty": lambda path: path.write_bytes(b""),
     "text": lambda path: path.write_text("404 not found\n" * 20),
@@ -141,6 +157,10 @@ DAMAGE: dict[str, Callable[[Path], object]] = {
     "matrices in cameras": lambda path: write(path, cells(TREE)[0, 0]),
     "words in cells": lambda path: write(path, one_cell(np.array(["1", "2"]))),
     "nine trials": lambda path: write(path, one_cell(np.tile([1, 2], (9, 1)))),
+    "without its checksum": without_checksum,
+    "a camera less than it says": lambda path: reshaped(path, (6, 1), (7, 1)),
+    "more cameras than memory": lambda path: reshaped(path, (6, 1), (2**30, 2**30)),
+    "a shape below nought": lambda path: reshaped(path, (10, 2), (-1, 2)),
     "a folder": lambda path: path.mkdir(),
 }
 

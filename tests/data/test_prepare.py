@@ -433,6 +433,23 @@ def test_all_faults_at_once(make_tree: MakeTree, tmp_path: Path) -> None:
     assert rest[13] == "... and 2 more images that cannot be read"
 
 
+@pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
+def test_a_mistyped_option_is_one_line_on_any_terminal(encoding: str) -> None:
+    """tyro draws its box as the terminal allows."""
+    done = subprocess.run(
+        [sys.executable, "-m", "ddag_jax.data", "check", "sysu_mm01", "--frm", "x"],
+        env={**os.environ, "PYTHONIOENCODING": encoding, "COLUMNS": "80"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert done.stderr == (
+        "error: Missing from python -m ddag_jax.data check: --from STR; Unrecognized options:"
+        " --frm x; For full helptext, run: python -m ddag_jax.data check --help\n"
+    )
+
+
 def test_prepare_names_all_bad_images(make_tree: MakeTree, tmp_path: Path) -> None:
     """Its lists are in order, so that it begins to write before it meets the first."""
     source = make_tree()

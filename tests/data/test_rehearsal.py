@@ -208,6 +208,17 @@ def test_folders_hold_what_the_permutations_say(exp: Path) -> None:
     assert "warning: train: 1 identities, 12 visible and 9 infrared images; published are" in out
 
 
+def test_identities_take_the_people_in_turn(exp: Path) -> None:
+    assert rehearse(exp, "--distinct", 2, "--height", 32)[0] == 0
+    first, second, fourth = (
+        {path.read_bytes() for path in (exp.parent / "tree" / "cam6" / folder).iterdir()}
+        for folder in ("0001", "0002", "0004")
+    )
+    assert len(first) == 4  # six files
+    assert not first & second
+    assert second == fourth
+
+
 def test_the_same_again(exp: Path) -> None:
     tree = exp.parent / "tree"
     contents = []

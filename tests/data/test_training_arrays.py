@@ -116,10 +116,9 @@ def test_other_arrays_are_another_source(source: Path, tmp_path: Path, what: str
 
 def test_the_images_stay_on_disk(source: Path) -> None:
     layout = read_layout("sysu_mm01", source, train_arrays=True)
-    image = next(iter(layout.arrays.values()))
-    while image.base is not None and not isinstance(image, np.memmap):
-        image = image.base
-    assert isinstance(image, np.memmap)
+    for image in layout.arrays.values():
+        assert isinstance(image, np.memmap)
+        assert image._mmap is not None  # a copy in memory has none
 
 
 def test_only_sysu_mm01_has_them(tmp_path: Path) -> None:
@@ -238,6 +237,8 @@ def test_all_at_once(source: Path, tmp_path: Path) -> None:
     FAULTS["no labels"][0](source)
     FAULTS["float images"][0](source)
     (source / "cam1" / "0006" / "0001.jpg").write_bytes(b"")
+    (source / "cam1" / "0001").mkdir()
+    (source / "cam1" / "0001" / "0001.jpg").write_bytes(b"")  # not asked for
     error = fails("sysu_mm01", source, tmp_path / "data", "--train-arrays")
     assert error.startswith("error: 3 faults:\n")
     assert "cam1/0006/0001.jpg: is empty" in error

@@ -110,8 +110,8 @@ def _variable(file: bytes) -> _Matrix:
 
 def _cells(matrix: _Matrix) -> Iterator[_Matrix]:
     """What is in a cell array, in MATLAB's order."""
-    kinds = [kind for kind, _ in matrix.content]
-    if matrix.kind != _CELL or kinds != [_MATRIX] * math.prod(matrix.shape):
+    whole = len(matrix.content) == math.prod(matrix.shape)
+    if matrix.kind != _CELL or not whole or any(kind != _MATRIX for kind, _ in matrix.content):
         raise ValueError("no cells of cells")
     for _, data in matrix.content:
         yield _matrix(data)
@@ -139,7 +139,8 @@ def _matrix(data: memoryview) -> _Matrix:
 
 
 def _elements(data: memoryview) -> list[tuple[int, memoryview]]:
-    """What lies one after the other: what kind it is of, and its content."""
+    """What lies one after the other: what kind it is of, and its content, which is shorter than
+    it should be where the file is cut; then it does not fit its shape."""
     elements = []
     at = 0
     while at < len(data):
@@ -150,7 +151,5 @@ def _elements(data: memoryview) -> list[tuple[int, memoryview]]:
         else:
             start = at + 8
             at = start + size + (0 if kind == _COMPRESSED else -size % 8)
-        if start + size > len(data):
-            raise ValueError("cut short")
         elements.append((kind, data[start : start + size]))
     return elements
