@@ -71,6 +71,8 @@ class ImageFolderBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):  
     """
 
     VERSION = tfds.core.Version(VERSION)
+    BUILDER_CONFIGS: ClassVar = [ImageSize.of(288, 144)]
+    """The published size, which stands where none is named; any other may be given."""
     DESCRIPTION: ClassVar[str]
     HOMEPAGE: ClassVar[str]
     CITATION: ClassVar[str]
@@ -78,7 +80,7 @@ class ImageFolderBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):  
     def __init__(
         self,
         *,
-        config: ImageSize,
+        config: ImageSize | str | None = None,
         layout: Layout | None = None,
         file_format: str = "array_record",
         **kwargs: Any,

@@ -561,3 +561,10 @@ def test_run_gives_exit_codes(capsys: pytest.CaptureFixture[str]) -> None:
     capsys.readouterr()
     assert run(faulty) == 2
     assert capsys.readouterr().err == "error: x: is wrong; mend it\n"
+
+
+@pytest.mark.parametrize("dataset", ["sysu_mm01", "regdb", "llcm"])
+def test_tfds_knows_the_published_size_by_the_name_alone(dataset: str, tmp_path: Path) -> None:
+    builder = tfds.builder(dataset, data_dir=tmp_path)
+    assert builder.info.features["image"].shape == (288, 144, 3)
+    assert builder.data_path == tmp_path / dataset / "288x144" / VERSION
