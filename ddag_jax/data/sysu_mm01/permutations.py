@@ -110,8 +110,7 @@ def _variable(file: bytes) -> _Matrix:
 
 def _cells(matrix: _Matrix) -> Iterator[_Matrix]:
     """What is in a cell array, in MATLAB's order."""
-    whole = len(matrix.content) == math.prod(matrix.shape)
-    if matrix.kind != _CELL or not whole or any(kind != _MATRIX for kind, _ in matrix.content):
+    if matrix.kind != _CELL or len(matrix.content) != math.prod(matrix.shape):
         raise ValueError("no cells of cells")
     for _, data in matrix.content:
         yield _matrix(data)
