@@ -42,6 +42,11 @@ class ImageSize(tfds.core.BuilderConfig):
         )
 
 
+PUBLISHED_SIZE = ImageSize.of(288, 144)
+"""Stands where none is named. It is none of TFDS's BUILDER_CONFIGS, since TFDS would then refuse an
+equal one, and leave a file behind where preparing fails."""
+
+
 class _Uncompressed(tfds.core.ExampleWriter):
     """Writes ArrayRecord without compression, where TFDS has it on.
 
@@ -71,8 +76,6 @@ class ImageFolderBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):  
     """
 
     VERSION = tfds.core.Version(VERSION)
-    BUILDER_CONFIGS: ClassVar = [ImageSize.of(288, 144)]
-    """The published size, which stands where none is named; any other may be given."""
     DESCRIPTION: ClassVar[str]
     HOMEPAGE: ClassVar[str]
     CITATION: ClassVar[str]
@@ -80,14 +83,14 @@ class ImageFolderBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):  
     def __init__(
         self,
         *,
-        config: ImageSize | str | None = None,
+        config: ImageSize | None = None,
         layout: Layout | None = None,
         file_format: str = "array_record",
         **kwargs: Any,
     ):
         """`layout` is what to build from, where it is known already; else `manual_dir` is read."""
         self._layout = layout
-        super().__init__(config=config, file_format=file_format, **kwargs)
+        super().__init__(config=config or PUBLISHED_SIZE, file_format=file_format, **kwargs)
 
     @staticmethod
     def inspect(folder: epath.PathLike) -> tuple[Layout, list[str]]:

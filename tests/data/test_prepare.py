@@ -568,3 +568,11 @@ def test_tfds_knows_the_published_size_by_the_name_alone(dataset: str, tmp_path:
     builder = tfds.builder(dataset, data_dir=tmp_path)
     assert builder.info.features["image"].shape == (288, 144, 3)
     assert builder.data_path == tmp_path / dataset / "288x144" / VERSION
+
+
+def test_the_published_size_is_the_default(tree: Path, tmp_path: Path) -> None:
+    assert call("prepare", "sysu_mm01", "--from", tree, "--to", tmp_path)[0] == 0
+    assert open_split(tmp_path, "sysu_mm01", (288, 144), "val").image_size == (288, 144)
+    builder = tfds.builder("sysu_mm01", data_dir=tmp_path)
+    assert builder.is_prepared()
+    assert builder.as_data_source("val")[0]["image"].shape == (288, 144, 3)
