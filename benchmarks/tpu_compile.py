@@ -9,7 +9,7 @@ What is compiled is what train.py and evaluate.py run, at 1 and at 8 identities 
 convolutions in bfloat16. It needs libtpu, which brings the compiler (pip install "jax[tpu]"), no
 TPU and no network. Prints what the compiler tells of each program and, last, chips, memory and
 collectives; writes results/tpu_compile.json, or tpu_scaling.json. A full-size step takes the
-compiler two to three minutes on two CPU cores.
+compiler two minutes on two idle CPU cores, --scaling an hour on busy ones.
 
 Nothing here is measured on a TPU. A step's time is the compiler's own estimate of its operations in
 cycles, which leaves some out (a gradient of pooling, a loop over the crops), and after them all
@@ -66,6 +66,7 @@ ENVIRONMENT = {
     "TPU_WORKER_HOSTNAMES": "localhost",
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # no TPU is there to be kept for one process
     "TPU_LOG_DIR": "disabled",
+    "JAX_ENABLE_COMPILATION_CACHE": "false",  # what is compiled for a slice cannot be read back
 }
 
 
@@ -218,32 +219,21 @@ def collectives(hlo: str, purpose: Purpose) -> list[Collective]:
         for dtype, sizes in _TENSOR.findall(match["type"]):
             shape = f"{dtype}[{sizes}]"
             width = 1 if dtype == "pred" else int(dtype.lstrip("bsuf")) // 8
-            size = width * math.prod(map(int, sizes.split(","))) if sizes else width
-            tensors.append((shape, size, purpose(kind, shape, named[1] if named else "")))
+            what = purpose(kind, shape, named[1] if named else "")
+            tensors.append((shape, width * _count(shape), what))
         found.append(Collective(kind, tuple(tensors)))
     return found
 
 
 STATISTICS, GRADIENTS, FEATURES = "BN statistics", "gradients", "pooled features"
-FEATURE_GRADIENTS, LABELS, LOSSES = "feature gradients", "labels", "losses"
-EMBEDDINGS = "embeddings"
-PURPOSES = (STATISTICS, GRADIENTS, FEATURES, FEATURE_GRADIENTS, LABELS, LOSSES, EMBEDDINGS)
+LABELS, LOSSES, EMBEDDINGS = "labels", "losses", "embeddings"
+PURPOSES = (STATISTICS, GRADIENTS, FEATURES, LABELS, LOSSES, EMBEDDINGS)
 UNKNOWN = "unknown"
 
 
-def _spelled(*shape: int) -> str:
-    return f"f32[{','.join(map(str, shape))}]"
-
-
-def _gathered(images: int, width: int) -> set[str]:
-    """How the rows of all images may be spelled: the compiler may gather along an axis of its own
-    and merge the two afterwards."""
-    chips = [number for number in range(1, images) if images % number == 0]
-    return {_spelled(images, width), *(_spelled(n, images // n, width) for n in chips)}
-
-
 def train_purposes(state: "TrainState", images: int) -> Purpose:
-    """What the collectives of a train step carry.
+    """What the collectives of a train step carry; statistics and pooled features once forward and,
+    with their gradients, once backward.
 
     Args:
         state: of the step; shapes will do.
@@ -251,30 +241,38 @@ def train_purposes(state: "TrainState", images: int) -> Purpose:
     """
     import jax
 
-    width = state.batch_stats["neck"]["mean"].shape[0]
-    features = _gathered(images, width)
-    averaged = {_spelled(*leaf.shape): GRADIENTS for leaf in jax.tree.leaves(state.params)}
-    averaged["f32[]"] = LOSSES
-    summed = {_spelled(2, leaf.shape[0]): STATISTICS for leaf in jax.tree.leaves(state.batch_stats)}
-    summed[_spelled(images, width)] = FEATURE_GRADIENTS
-    summed[f"s32[{images}]"] = LABELS
+    def spelled(*sizes: int) -> str:
+        return f"f32[{','.join(map(str, sizes))}]"
+
+    parameters = {spelled(*leaf.shape) for leaf in jax.tree.leaves(state.params)}
+    statistics = {spelled(2, leaf.shape[0]) for leaf in jax.tree.leaves(state.batch_stats)}
+    features = images * state.batch_stats["neck"]["mean"].shape[0]
 
     def purpose(kind: str, shape: str, name: str) -> str:
-        if kind == "all-gather":
-            return FEATURES if shape in features else UNKNOWN
-        # A parameter may have the shape of the pooled features: the step's own average tells.
-        first, second = (
-            (averaged, summed) if name.endswith("shard_map/psum") else (summed, averaged)
+        # The compiler may gather along an axis of its own, or by a sum of what is zero elsewhere;
+        # and a parameter may be as large as the features: the step's own average tells.
+        if shape == "f32[]":
+            return LOSSES
+        if shape in parameters and (name.endswith("shard_map/psum") or _count(shape) != features):
+            return GRADIENTS
+        if shape in statistics:
+            return STATISTICS
+        return {("f32", features): FEATURES, ("s32", images): LABELS}.get(
+            (shape.split("[")[0], _count(shape)), UNKNOWN
         )
-        return first.get(shape) or second.get(shape) or UNKNOWN
 
     return purpose
 
 
 def embed_purposes(state: "TrainState", images: int) -> Purpose:
     """The same of the embedding of `images`: every process gets all rows."""
-    rows = _gathered(images, state.batch_stats["neck"]["mean"].shape[0])
-    return lambda kind, shape, name: EMBEDDINGS if shape in rows else UNKNOWN
+    rows = images * state.batch_stats["neck"]["mean"].shape[0]
+    return lambda kind, shape, name: EMBEDDINGS if _count(shape) == rows else UNKNOWN
+
+
+def _count(shape: str) -> int:
+    """Elements of "f32[2,64]"."""
+    return math.prod(map(int, re.findall(r"\d+", shape.split("[")[1])))
 
 
 def sent_bytes(collective: Collective, chips: int) -> float:
@@ -486,6 +484,8 @@ def _milliseconds(seconds: float) -> str:
 
 
 def _size(size: float) -> str:
+    if size < 1e3:
+        return f"{size:.0f} B"
     return f"{size / 1e6:,.1f} MB" if size >= 1e5 else f"{size / 1e3:,.1f} kB"
 
 

@@ -122,10 +122,9 @@ def test_a_slice_is_compiled(tmp_path: Path) -> None:
     stats = sum(leaf.size for leaf in jax.tree.leaves(state.batch_stats))
     width = state.batch_stats["neck"]["mean"].size
     assert carried(train) == {
-        "BN statistics": 4 * 2 * stats,  # forward and backward
+        "BN statistics": 2 * 4 * stats,  # forward and backward
         "gradients": 4 * summed,
-        "pooled features": 4 * width * 64,
-        "feature gradients": 4 * width * 64,
+        "pooled features": 2 * 4 * width * 64,  # and their gradients
         "labels": 4 * 64,
         "losses": 4 * 7,
     }
