@@ -174,9 +174,11 @@ def _bytes_read() -> int:
 def measure_preparing(size: Size, scratch: Path) -> dict[str, Any]:
     """Draws JPEGs, prepares them to `scratch`/data, loads from there: speed and memory."""
     source, data = scratch / "source", scratch / "data"
-    write_tree(tree(size), source, distinct=2, heights=size.heights, seed=0, note="benchmark")
+    jpegs = tree(size)
+    # Files of their own, as a dataset's are.
+    write_tree(jpegs, source, distinct=2, heights=size.heights, seed=0, note="", linked=False)
     total = size.images + TESTED
-    jpegs = sum(path.stat().st_size for path in source.rglob("*.jpg"))
+    jpeg_bytes = sum(path.stat().st_size for path in source.rglob("*.jpg"))
     seconds = scratch / "seconds.json"
     preparing = measure.peak_memory(
         functools.partial(prepare_timed, source, data, size.stored, seconds)
@@ -185,7 +187,7 @@ def measure_preparing(size: Size, scratch: Path) -> dict[str, Any]:
     taken = json.loads(seconds.read_text())
     return {
         "images": total,
-        "jpeg_bytes": jpegs / total,
+        "jpeg_bytes": jpeg_bytes / total,
         "stored_bytes": sum(p.stat().st_size for p in data.rglob("*.array_record*")) / total,
         **taken,
         "images_per_s": total / taken["preparing_s"],

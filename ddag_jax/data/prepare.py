@@ -243,7 +243,8 @@ class RehearseCommand:
     """Draw a folder of exactly a dataset's shape: its layout, lists and counts.
 
     To rehearse everything before the real images are there. A few rendered people stand for all
-    identities, so that it takes seconds: pictures for counts, not for training.
+    identities, so that it takes seconds: pictures for counts, not for training. An image is one
+    read-only file with many names, where the file system allows: replace it, do not write into it.
     """
 
     dataset: tyro.conf.Positional[Dataset]

@@ -219,6 +219,31 @@ def test_identities_take_the_people_in_turn(exp: Path) -> None:
     assert second == fourth
 
 
+def test_an_image_is_one_file_with_many_names(exp: Path) -> None:
+    assert rehearse(exp, "--distinct", 2, "--height", 32)[0] == 0
+    files = list((exp.parent / "tree").rglob("*.jpg"))
+    assert len(files) == 4 * (1 + 2 + 3 + 4 + 5 + 6)
+    assert len({path.stat().st_ino for path in files}) <= 2 * 6 * 4
+    assert not any(path.stat().st_mode & 0o222 for path in files)
+
+
+def test_where_there_are_no_links_it_writes_copies(
+    exp: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert rehearse(exp, "--distinct", 2, "--height", 32)[0] == 0
+    tree = exp.parent / "tree"
+    linked = {path: path.read_bytes() for path in tree.rglob("*.jpg")}
+    shutil.rmtree(tree)
+
+    def refuse(path: Path, target: Path) -> None:
+        raise OSError(31, "Too many links")
+
+    monkeypatch.setattr(Path, "hardlink_to", refuse)
+    assert rehearse(exp, "--distinct", 2, "--height", 32)[0] == 0
+    assert {path: path.read_bytes() for path in tree.rglob("*.jpg")} == linked
+    assert len({path.stat().st_ino for path in linked}) == len(linked)
+
+
 def test_the_same_again(exp: Path) -> None:
     tree = exp.parent / "tree"
     contents = []
