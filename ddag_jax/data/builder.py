@@ -50,7 +50,8 @@ equal one, and leave a file behind where preparing fails."""
 class _Uncompressed(tfds.core.ExampleWriter):
     """Writes ArrayRecord without compression, where TFDS has it on.
 
-    Compressed, our rendered people take half the space and three times as long to read.
+    Compressed, our rendered people take half the space and more than twice as long to read
+    (benchmarks/data.py).
     ArrayRecord's checksums stay.
     """
 
