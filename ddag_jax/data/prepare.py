@@ -254,7 +254,7 @@ class RehearseCommand:
     """sysu_mm01: folder with the dataset's published train_id.txt, val_id.txt, test_id.txt and
     rand_perm_cam.mat, which say how many images each folder has."""
     scale: float = 1.0
-    """llcm: share of its identities and images, above 0 up to 1."""
+    """llcm: share of its identities and images, 0.01 to 1."""
     distinct: int = 8
     """People to draw; identities take their images in turn."""
     height: int = 64

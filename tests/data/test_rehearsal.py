@@ -169,6 +169,15 @@ def test_llcm_has_the_published_counts() -> None:
             assert sorted({int(line.split()[1]) for line in lines}) == list(range(713))
 
 
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_the_least_llcm_is_sound(tmp_path: Path, seed: int) -> None:
+    options = ("--scale", 0.01, "--seed", seed, "--distinct", 1, "--height", 32)
+    code, out, error = call("rehearse", "llcm", "--to", tmp_path / "tree", *options)
+    assert (code, error) == (0, "")
+    assert "train                    7       166       137" in out
+    assert "test                     4        99        82" in out
+
+
 # --- Small ones ------------------------------------------------------------------------------
 
 
