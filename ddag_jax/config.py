@@ -199,9 +199,20 @@ class TrainingConfig:
     """Steps between two log lines."""
     eval_every: int = 2
     """Epochs between two evaluations; the last epoch is always evaluated."""
+    on_nonfinite: Literal["stop", "skip"] = "stop"
+    """What a step does whose loss or gradient is not finite, beside leaving the state as it was:
+    stop the run, or be skipped."""
+    nonfinite_limit: int = 10
+    """With on_nonfinite=skip: this many such steps in a row stop the run all the same."""
 
     def __post_init__(self) -> None:
-        for field in ("epochs", "images_per_identity", "log_every", "eval_every"):
+        for field in (
+            "epochs",
+            "images_per_identity",
+            "log_every",
+            "eval_every",
+            "nonfinite_limit",
+        ):
             _check(getattr(self, field) >= 1, f"training.{field}: must be at least 1")
         _check(
             self.identities_per_batch >= 2,

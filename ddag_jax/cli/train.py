@@ -9,11 +9,11 @@ from ddag_jax.cli.options import load_config, override
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Trains; the exit code is 0, or 2 where the input is at fault."""
+    """Trains; the exit code is 0, 2 where the input is at fault, 130 after Ctrl-C."""
     return run(lambda: _train(arguments))
 
 
-def _train(arguments: Sequence[str] | None) -> None:
+def _train(arguments: Sequence[str] | None) -> int:
     parser = argparse.ArgumentParser(
         prog="train.py",
         description="Train DDAG on a prepared dataset.",
@@ -40,7 +40,7 @@ def _train(arguments: Sequence[str] | None) -> None:
     environment.prepare(options)
     from ddag_jax.training.loop import train
 
-    train(
+    return train(
         config,
         options.workdir,
         resume=options.resume,
