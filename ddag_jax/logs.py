@@ -20,7 +20,7 @@ and, by kind,
 ``note``
     ``text``
 
-Numbers are finite, at full precision, never null. The same figures are TensorBoard scalars under
+Numbers are at full precision; one that is not finite is null. The same figures are TensorBoard scalars under
 ``train/NAME``, ``epoch/NAME`` and ``SPLIT/MODE/FEATURE/NAME``. A line is in the file when the call
 returns; TensorBoard's follow within seconds, so a killed run may have lost its last ones there.
 """
@@ -202,13 +202,19 @@ class RunLog:
                 self._events.add_scalar(f"{group}/{name}", value, step)
 
     def _write(self, kind: str, step: int, epoch: int, fields: Mapping[str, Any]) -> None:
-        finite = {
-            name: None if isinstance(value, float) and not math.isfinite(value) else value
-            for name, value in fields.items()
-        }
-        line = {"kind": kind, "step": step, "epoch": epoch, "time": time.time(), **finite}
+        about = {"kind": kind, "step": step, "epoch": epoch, "time": time.time()}
+        line = {**about, **_finite_or_null(fields)}
         self._file.write(json.dumps(line, allow_nan=False) + "\n")
         self._file.flush()
+
+
+def _finite_or_null(value: Any) -> Any:
+    """As JSON can hold it."""
+    if isinstance(value, Mapping):
+        return {name: _finite_or_null(inner) for name, inner in value.items()}
+    if isinstance(value, list):
+        return [_finite_or_null(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _lines_until(path: epath.Path, step: int) -> tuple[list[str], int | None]:

@@ -55,6 +55,7 @@ def make_step(model: Linear, **options: Any) -> Step:
         "graph_reduction": "mean",
         "dynamic_weight": True,
         "steps_per_epoch": STEPS_PER_EPOCH,
+        "nonfinite_limit": 3,
         "padding": 2,
         "flip": True,
     }
