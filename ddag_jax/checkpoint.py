@@ -26,6 +26,7 @@ from etils import epath
 from orbax.checkpoint import checkpoint_managers
 
 import ddag_jax
+from ddag_jax.bounded import read_json
 from ddag_jax.config import Config, differences, from_dict
 from ddag_jax.errors import InputError
 from ddag_jax.optimizer import BACKBONE
@@ -62,7 +63,7 @@ def read_meta(folder: epath.PathLike) -> Meta:
     """What the checkpoint in `folder` says of itself. Raises InputError where it cannot be read."""
     path = epath.Path(folder) / "meta" / "metadata"
     try:
-        stored = json.loads(path.read_text())
+        stored = read_json(path)
         if "backbone" not in stored:
             return Meta(
                 from_dict(stored["config"]),
@@ -70,12 +71,12 @@ def read_meta(folder: epath.PathLike) -> Meta:
                 str(stored["data"]),
                 str(stored["version"]),
             )
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, OverflowError) as error:
         raise Damaged(
             f"{folder}: no checkpoint that this version ({ddag_jax.__version__}) can read: {error}"
         ) from None
     raise InputError(
-        f"{folder}: holds a {stored['backbone']} backbone without heads, which is only to start a"
+        f"{folder}: holds a {str(stored['backbone'])[:40]} backbone without heads, which is only to start a"
         " training from (train.py --init)"
     )
 
@@ -187,7 +188,7 @@ def _restore(checkpoint: epath.Path, item: str, like: Any) -> Any:
 def _check_content(checkpoint: epath.Path, item: str, found: Any) -> None:
     """Raises Damaged where an item is not what was saved: neither files nor arrays tell it all."""
     try:
-        stored = json.loads((checkpoint / "meta" / "metadata").read_text())
+        stored = read_json(checkpoint / "meta" / "metadata")
         expected = stored["checksums"][item]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise Damaged(_damaged(checkpoint / "meta", f"no checksums: {error!r}")) from None
@@ -395,9 +396,14 @@ def find_checkpoint(folder: epath.PathLike) -> epath.Path:
 
 
 def saved_score(workdir: epath.PathLike, step: int) -> float | None:
-    """The score of a checkpoint, None for none."""
+    """The score of a checkpoint, None for none. Raises InputError where it cannot be read."""
     path = _score_file(workdir, step)
-    return float(json.loads(path.read_text())["score"]) if path.exists() else None
+    if not path.exists():
+        return None
+    try:
+        return float(read_json(path)["score"])
+    except (OSError, ValueError, KeyError, TypeError, OverflowError):
+        raise InputError(f"{path}: is no score; remove this file") from None
 
 
 def _score_file(workdir: epath.PathLike, step: int) -> epath.Path:

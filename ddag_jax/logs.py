@@ -38,10 +38,14 @@ from etils import epath
 from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
+from ddag_jax.bounded import parse_json, read_bytes
 from ddag_jax.errors import InputError
 from ddag_jax.evaluation.protocols import label
 
 Split = Literal["held_out", "test"]
+
+_LONGEST = 2**30
+"""Bytes; a line has a few hundred."""
 
 
 class RunLog:
@@ -219,12 +223,15 @@ def _finite_or_null(value: Any) -> Any:
 
 def _lines_until(path: epath.Path, step: int) -> tuple[list[str], int | None]:
     """A log's lines but those of steps after this one, and the step of the last evaluation."""
-    lines = path.read_text().splitlines() if path.exists() else []
+    try:
+        lines = read_bytes(path, _LONGEST).decode().splitlines() if path.exists() else []
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: cannot be read ({error}); mend or remove the file") from None
     kept = []
     last_evaluation = None
     for number, line in enumerate(lines, start=1):
         try:
-            read = json.loads(line)
+            read = parse_json(line)
             later, evaluated = read["step"] > step, read["kind"] == "evaluation"
         except (ValueError, KeyError, TypeError):
             if number == len(lines):  # torn by the kill

@@ -43,6 +43,13 @@ def prepare(options: argparse.Namespace | None = None) -> None:
         join_processes(options.coordinator, options.process_id, options.processes)
 
 
+def make_deterministic() -> None:
+    """Has XLA use only operations, and choices among them, that give the same bits each time on a
+    GPU. To be called before jax computes anything."""
+    flags = os.environ.get("XLA_FLAGS", "")
+    os.environ["XLA_FLAGS"] = f"{flags} --xla_gpu_deterministic_ops=true".strip()
+
+
 def _keep_freed_memory() -> None:
     """Keeps glibc from returning memory to the system after every step and asking for it anew,
     which takes a tenth to a fifth of a step on a CPU."""

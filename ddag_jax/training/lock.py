@@ -6,12 +6,14 @@ import os
 import socket
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from etils import epath
 
+from ddag_jax.bounded import read_json
 from ddag_jax.errors import InputError
 
 NAME = "lock.json"
@@ -39,24 +41,17 @@ class RunLock:
 
     def __enter__(self) -> "RunLock":
         self._me = {"machine": _machine(), "process": os.getpid(), "started": _started(os.getpid())}
-        owner = self._owner()
-        if owner is not None:
-            if alive(owner):
-                raise InputError(
-                    f"{self._path.parent}: process {owner['process']} on {owner['host']} is writing"
-                    " this run; wait for it, stop it, or name another --workdir"
-                )
-            gone = f"process {owner['process']} on {owner['host']}"
-            self.note = f"took over the lock of {gone}, which is no more"
-        self._write()
-        # Of two that took it over at once the last to write has it, and both look again.
-        time.sleep(0.05 if owner is not None else 0)
-        owner = self._owner()
-        if owner is None or {key: owner[key] for key in self._me} != self._me:
-            raise InputError(
-                f"{self._path.parent}: another process took this run at the same moment; name"
-                " another --workdir"
-            )
+        with self._one_at_a_time():
+            owner = self._owner()
+            if owner is not None:
+                who = f"process {owner['process']} on {owner['host']}"
+                if alive(owner):
+                    raise InputError(
+                        f"{self._path.parent}: {who} is writing this run; wait for it, stop it, or"
+                        " name another --workdir"
+                    )
+                self.note = f"took over the lock of {who}, which is no more"
+            self._write()
         self._thread = threading.Thread(target=self._renew, daemon=True)
         self._thread.start()
         return self
@@ -71,6 +66,18 @@ class RunLock:
         self._thread.join()
         self._path.unlink(missing_ok=True)
 
+    @contextlib.contextmanager
+    def _one_at_a_time(self) -> Iterator[None]:
+        """Nobody else looks at the lock and takes it meanwhile, where the file system knows locks
+        of its own; those end with their process."""
+        with contextlib.ExitStack() as stack:
+            with contextlib.suppress(ImportError, OSError):
+                import fcntl
+
+                guard = stack.enter_context(open(self._path.with_name(f".{NAME}.guard"), "a"))
+                fcntl.flock(guard, fcntl.LOCK_EX)
+            yield
+
     def _renew(self) -> None:
         while not self._stop.wait(_RENEWED):
             with contextlib.suppress(OSError):  # a full disk, say: the checkpoint will tell
@@ -79,29 +86,18 @@ class RunLock:
     def _write(self) -> None:
         host = socket.gethostname()
         content = json.dumps({**self._me, "host": host, "seen": time.time()}) + "\n"
-        if not self._path.exists():
-            # Whole at once, and only if nobody else was first.
-            temporary = self._path.with_name(f".{NAME}.{os.getpid()}")
-            temporary.write_text(content)
-            try:
-                os.link(temporary, self._path)
-                return
-            except OSError:  # somebody was first, or a file system without links
-                pass
-            finally:
-                temporary.unlink(missing_ok=True)
-            if self._path.exists():
-                return
         temporary = self._path.with_name(f".{NAME}.{os.getpid()}")
         temporary.write_text(content)
         temporary.replace(self._path)
 
     def _owner(self) -> dict[str, Any] | None:
         try:
-            owner = json.loads(self._path.read_text())
+            owner = read_json(self._path)
             kinds = {"machine": str, "process": int, "host": str, "seen": float}
             if all(isinstance(owner[key], kind) for key, kind in kinds.items()):
-                return {"started": None, **owner}
+                known = -1 < owner["process"] < 2**63 and len(owner["host"]) < 256
+                if known and owner["host"].isprintable():
+                    return {"started": None, **owner}
         except FileNotFoundError:
             return None
         except (OSError, ValueError, KeyError, TypeError):

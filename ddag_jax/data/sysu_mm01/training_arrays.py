@@ -58,6 +58,8 @@ def _load(path: epath.Path) -> np.ndarray:
             f"{path}: no such file; it is made by the reference's pre_process_sysu.py (without"
             " --train-arrays, the images are taken from cam1 ... cam6)"
         )
+    if not path.is_file():
+        raise InputError(f"{path}: is no regular file; write it again with pre_process_sysu.py")
     try:
         array = np.lib.format.open_memmap(path, mode="r")
     except Exception as error:  # what NumPy raises on a damaged header is not bounded
