@@ -9,6 +9,7 @@ code 1 where one does not.
 """
 
 import argparse
+import functools
 import json
 import os
 import random
@@ -17,6 +18,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 from benchmarks.debug_runs import (
@@ -30,6 +32,7 @@ from benchmarks.debug_runs import (
 
 EPOCHS, STEPS = 10, 4
 _WORDS = ("--training.epochs", str(EPOCHS), "--training.steps-per-epoch", str(STEPS))
+_WRITING = "of these while a checkpoint was being written"
 _HANGS = 600.0
 """Seconds after which a process that should have ended or come to an event counts as hung."""
 
@@ -52,8 +55,8 @@ def kill_and_resume(run: Path, data: Path, kills: int, seed: int) -> Counter[str
         before = time.time()
         process = start_training(run, data, "--resume", *_WORDS)
         event, delay = _draw(rng)
-        if fell.total() < kills:
-            _wait(lambda: _has_come(event, run, before), process)
+        if _total(fell) < kills:
+            _wait(functools.partial(_has_come, event, run, before), process)
             time.sleep(delay)
         else:
             _wait(lambda: False, process)
@@ -63,7 +66,13 @@ def kill_and_resume(run: Path, data: Path, kills: int, seed: int) -> Counter[str
             return fell
         if code != -signal.SIGKILL:
             raise RuntimeError(f"{run}: exit code {code}: {output(run)[-2000:]}")
-        fell[_where(run, before)] += 1
+        where, writing = _where(run, before)
+        fell[where] += 1
+        fell[_WRITING] += writing
+
+
+def _total(fell: Counter[str]) -> int:
+    return fell.total() - fell[_WRITING]
 
 
 def _draw(rng: random.Random) -> tuple[str, float]:
@@ -85,16 +94,15 @@ def _is_writing(run: Path) -> bool:
     return any((run / "checkpoints").glob("*tmp*"))
 
 
-def _where(run: Path, since: float) -> str:
+def _where(run: Path, since: float) -> tuple[str, bool]:
+    """In what, and whether in the middle of writing a checkpoint, which goes on beside all else."""
     new = [line["kind"] for line in log_lines(run) if line["time"] > since]
     if "train" not in new:
-        return "start"
-    if _is_writing(run):
-        return "writing"
-    return "evaluating" if new[-1] == "epoch" else "step"
+        return "start", False
+    return "evaluating" if new[-1] == "epoch" else "step", _is_writing(run)
 
 
-def _wait(come, process: int) -> None:  # type: ignore[no-untyped-def]
+def _wait(come: Callable[[], bool], process: int) -> None:
     """Until something has come to pass or the process has ended."""
     deadline = time.monotonic() + _HANGS
     while not come():
@@ -112,9 +120,9 @@ def _lane(folder: Path, data: Path, kills: int, seed: int) -> None:
     folder.mkdir()
     fell: Counter[str] = Counter()
     runs = 0
-    while fell.total() < kills:
+    while _total(fell) < kills:
         fell += kill_and_resume(
-            folder / f"run{runs}", data, kills - fell.total(), seed * 1000 + runs
+            folder / f"run{runs}", data, kills - _total(fell), seed * 1000 + runs
         )
         runs += 1
     (folder / "done.json").write_text(json.dumps({"runs": runs, "fell": fell}))
@@ -165,7 +173,7 @@ def main() -> int:
                 run = lane / f"run{number}"
                 faults += [f"{lane.name}/{run.name}: {what}" for what in differences(run, twin)]
     print(
-        f"{fell.total()} kills in {sum(lane['runs'] for lane in told)} runs of {EPOCHS * STEPS}"
+        f"{_total(fell)} kills in {sum(lane['runs'] for lane in told)} runs of {EPOCHS * STEPS}"
         f" steps ({', '.join(f'{where} {times}' for where, times in sorted(fell.items()))}),"
         f" {time.perf_counter() - start:.0f} s: "
         + ("every run ended exactly like its twin" if not faults else "DIFFERENCES")

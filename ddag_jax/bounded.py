@@ -16,17 +16,18 @@ def read_bytes(path: epath.PathLike, limit: int) -> bytes:
             bytes.
     """
     path = epath.Path(path)
-    if path.exists() and not _is_file(path):
+    if path.exists() and not is_file(path):
         raise ValueError("is no regular file")
     with path.open("rb") as file:
-        content: bytes = file.read(limit + 1)
-    if len(content) > limit:
-        raise ValueError(f"is longer than {limit:,} bytes")
+        if file.seek(0, os.SEEK_END) > limit:
+            raise ValueError(f"is longer than {limit:,} bytes")
+        file.seek(0)
+        content: bytes = file.read()
     return content
 
 
-def _is_file(path: epath.Path) -> bool:
-    # epath takes a pipe for a file.
+def is_file(path: epath.Path) -> bool:
+    """Whether this is a regular file; epath itself takes a pipe for one."""
     name = os.fspath(path)
     return path.is_file() if "://" in name else os.path.isfile(name)
 

@@ -76,8 +76,8 @@ def read_meta(folder: epath.PathLike) -> Meta:
             f"{folder}: no checkpoint that this version ({ddag_jax.__version__}) can read: {error}"
         ) from None
     raise InputError(
-        f"{folder}: holds a {str(stored['backbone'])[:40]} backbone without heads, which is only to start a"
-        " training from (train.py --init)"
+        f"{folder}: holds a {str(stored['backbone'])[:40]} backbone without heads, which is only"
+        " to start a training from (train.py --init)"
     )
 
 

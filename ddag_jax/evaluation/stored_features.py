@@ -20,6 +20,7 @@ import numpy as np
 from etils import epath
 from jaxtyping import Bool, Float
 
+from ddag_jax.bounded import is_file
 from ddag_jax.errors import InputError
 from ddag_jax.evaluation.protocols import QUERY_CAMERAS, TITLES, Dataset, Images, Search
 
@@ -130,7 +131,7 @@ def load_features(
 
 def _read(source: epath.Path) -> dict[str, np.ndarray]:
     wanted = {f"{side}_{column}" for side in _SIDES for column in _COLUMNS}
-    if source.exists() and not source.is_file():
+    if source.exists() and not is_file(source):
         raise InputError(f"{source}: is no regular file")
     try:
         with source.open("rb") as file:

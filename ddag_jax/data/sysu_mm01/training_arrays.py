@@ -11,6 +11,7 @@ import numpy as np
 from etils import epath
 from jaxtyping import UInt8
 
+from ddag_jax.bounded import is_file
 from ddag_jax.data.layout import Record
 from ddag_jax.errors import InputError
 
@@ -58,7 +59,7 @@ def _load(path: epath.Path) -> np.ndarray:
             f"{path}: no such file; it is made by the reference's pre_process_sysu.py (without"
             " --train-arrays, the images are taken from cam1 ... cam6)"
         )
-    if not path.is_file():
+    if not is_file(path):
         raise InputError(f"{path}: is no regular file; write it again with pre_process_sysu.py")
     try:
         array = np.lib.format.open_memmap(path, mode="r")
