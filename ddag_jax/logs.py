@@ -21,8 +21,9 @@ and, by kind,
     ``text``
 
 Numbers are at full precision; one that is not finite is null. The same figures are TensorBoard
-scalars under ``train/NAME``, ``epoch/NAME`` and ``SPLIT/MODE/FEATURE/NAME``. A line is in the file when the call
-returns; TensorBoard's follow within seconds, so a killed run may have lost its last ones there.
+scalars under ``train/NAME``, ``epoch/NAME`` and ``SPLIT/MODE/FEATURE/NAME``. A line is in the file
+when the call returns; TensorBoard's follow within seconds, so a killed run may have lost its last
+ones there.
 """
 
 import json
