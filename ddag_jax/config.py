@@ -285,8 +285,8 @@ class Config:
                 value = getattr(values, name)
                 _check(
                     _is_of(value, kind),
-                    f"{section.name}.{name}: {repr(value)[:80]} is not of the kind {kind}, or beyond"
-                    " all bounds",
+                    f"{section.name}.{name}: {repr(value)[:80]} is not of the kind {kind}, or"
+                    " beyond all bounds",
                 )
         dataset, evaluation = self.data.dataset, self.evaluation
         if dataset == "sysu_mm01":

@@ -21,7 +21,7 @@ SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp")
 ImageFile: TypeAlias = epath.Path | UInt8[np.ndarray, "h w 3"]
 """An image as a file, or as its pixels."""
 
-_FORMATS = ("JPEG", "MPO", "PNG", "BMP", "DIB")
+_FORMATS = ("JPEG", "PNG", "BMP", "DIB")
 """Of Pillow's decoders, those that a file of such an ending may need."""
 
 _LONGEST = 256 * 2**20
