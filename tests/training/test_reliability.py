@@ -51,19 +51,22 @@ def copy(run: Path, to: Path, without: tuple[int, ...] = ()) -> Path:
     return to
 
 
-# --- 1. Exact resume --------------------------------------------------------------------------
-
-
-def test_killed_thirty_times_a_run_ends_as_if_it_had_not_been() -> None:
-    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}  # one device
-    ended = subprocess.run(
-        [sys.executable, "-m", "benchmarks.kill_resume", "--kills", "30"],
+def benchmark(name: str, *words: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, "-m", f"benchmarks.{name}", *words],
         cwd=ROOT,
-        env=environment,
+        env={**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""},  # one device
         capture_output=True,
         text=True,
         timeout=LIMIT,
     )
+
+
+# --- 1. Exact resume --------------------------------------------------------------------------
+
+
+def test_killed_thirty_times_a_run_ends_as_if_it_had_not_been() -> None:
+    ended = benchmark("kill_resume", "--kills", "30")
     assert ended.returncode == 0, ended.stdout + ended.stderr[-3000:]
     assert ended.stdout.startswith("30 kills in ")
 
@@ -533,3 +536,12 @@ def test_a_checkpoint_says_what_wrote_it(finished: Path) -> None:
     assert meta.config.training.epochs == 3
     assert len(meta.data) == 64
     np.testing.assert_equal(meta.classes, 14)
+
+
+# --- 9. Long runs -----------------------------------------------------------------------------
+
+
+def test_memory_is_flat() -> None:
+    ended = benchmark("memory", "--steps", "200")
+    assert ended.returncode == 0, ended.stdout + ended.stderr[-3000:]
+    assert "200 steps, 10 evaluations and checkpoints" in ended.stdout
