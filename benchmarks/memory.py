@@ -66,7 +66,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as temporary:
         data = prepared_people(Path(temporary) / "people")
         samples = watch(Path(temporary) / "run", data, steps)
-    # Medians over an epoch each: what an evaluation or a checkpoint takes for a moment is no growth.
+    # Medians over an epoch each: what a checkpoint takes for a moment is no growth.
     first = statistics.median(size for step, size in samples if step <= 2 * EPOCH)
     last = statistics.median(size for step, size in samples if step > steps - EPOCH)
     slope = np.polyfit(*zip(*samples, strict=True), 1)[0] * 100

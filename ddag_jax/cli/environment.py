@@ -35,7 +35,8 @@ def prepare(options: argparse.Namespace | None = None) -> None:
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ddag_jax"
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache))
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
-    absl.logging.set_verbosity("error")  # orbax warns of what it takes for granted
+    # orbax warns of what it takes for granted, and logs what it raises.
+    absl.logging.set_verbosity("fatal")
     _keep_freed_memory()
     if options is not None:
         from ddag_jax.parallel import join_processes
