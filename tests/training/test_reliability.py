@@ -3,7 +3,6 @@
 import json
 import math
 import os
-import resource
 import shutil
 import signal
 import subprocess
@@ -161,10 +160,15 @@ def test_a_full_disk_ends_the_run_and_spares_the_last_checkpoint(
     run = copy(finished, tmp_path / "run", without=(12,))
     room = largest_file(run / "checkpoints" / "8").stat().st_size // 2
     words = ["train.py", "debug", "--workdir", run, "--data.dir", debug_data, "--resume"]
+    program = (
+        "import resource, runpy, sys\n"
+        f"resource.setrlimit(resource.RLIMIT_FSIZE, ({room}, {room}))\n"
+        "sys.argv = sys.argv[1:]\n"
+        "runpy.run_path('train.py', run_name='__main__')\n"
+    )
     ended = subprocess.run(
-        [sys.executable, *map(str, words)],
+        [sys.executable, "-c", program, *map(str, words)],
         cwd=ROOT,
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (room, room)),
         capture_output=True,
         text=True,
         timeout=LIMIT,
@@ -358,7 +362,7 @@ def test_a_step_that_is_not_finite_stops_the_run(
         patch.setattr(loop, "build_train_step", poisoned(6))
         assert run_debug(run, "--training.log-every", "4") == 2
     error = capsys.readouterr().err
-    assert error.startswith("error: step 6: graph_weight, total is not finite"), error
+    assert error.startswith("error: step 6: total, graph_weight is not finite"), error
     told = json.loads((run / "failed_step.json").read_text())
     assert (told["step"], told["epoch"], told["total"]) == (6, 1, None)
     assert math.isfinite(told["identity"])
