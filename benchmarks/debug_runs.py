@@ -93,10 +93,10 @@ def differences(run: Path, twin: Path) -> list[str]:
         if saved_score(run, step) != saved_score(twin, step):
             found.append(f"score of step {step}")
         for item in ("variables", "progress"):
-            ours, theirs = (arrays(r / "checkpoints" / str(step) / item) for r in (run, twin))
-            if ours.keys() != theirs.keys():
+            mine, other = (arrays(r / "checkpoints" / str(step) / item) for r in (run, twin))
+            if mine.keys() != other.keys():
                 found.append(f"names of step {step}'s {item}")
-            found += [f"step {step}: {name}" for name in ours if ours[name] != theirs.get(name)]
+            found += [f"step {step}: {name}" for name in mine if mine[name] != other.get(name)]
     return found
 
 

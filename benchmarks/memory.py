@@ -69,7 +69,7 @@ def main() -> int:
     # Medians over an epoch each: what a checkpoint takes for a moment is no growth.
     first = statistics.median(size for step, size in samples if step <= 2 * EPOCH)
     last = statistics.median(size for step, size in samples if step > steps - EPOCH)
-    slope = np.polyfit(*zip(*samples, strict=True), 1)[0] * 100
+    slope = np.polyfit([step for step, _ in samples], [size for _, size in samples], 1)[0] * 100
     print(
         f"{steps} steps, {steps // EPOCH} evaluations and checkpoints: {first:.0f} MiB after the"
         f" first evaluation, {last:.0f} MiB at the end ({last / first - 1:+.1%}), slope"

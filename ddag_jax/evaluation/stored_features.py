@@ -14,6 +14,7 @@ with the sides in turn.
 """
 
 import re
+import zipfile
 from pathlib import PurePosixPath
 
 import numpy as np
@@ -145,7 +146,7 @@ def _read(source: epath.Path) -> dict[str, np.ndarray]:
                     " {query,gallery}_{features,ids,cameras,names}"
                 )
             # What a packed file unpacks to, before any of it is: a bomb is small.
-            unpacked = sum(entry.file_size for entry in archive.zip.infolist())
+            unpacked = sum(entry.file_size for entry in zipfile.ZipFile(file).infolist())
             if unpacked > _LONGEST:
                 raise InputError(f"{source}: unpacks to {unpacked:,} bytes, too many for features")
             return {name: archive[name] for name in wanted}
