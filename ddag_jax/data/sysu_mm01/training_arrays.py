@@ -60,7 +60,10 @@ def _load(path: epath.Path) -> np.ndarray:
             " --train-arrays, the images are taken from cam1 ... cam6)"
         )
     if not is_file(path):
-        raise InputError(f"{path}: is no regular file; write it again with pre_process_sysu.py")
+        raise InputError(
+            f"{path}: cannot be read as an array (is no regular file); write it again with the"
+            " reference's pre_process_sysu.py"
+        )
     try:
         array = np.lib.format.open_memmap(path, mode="r")
     except Exception as error:  # what NumPy raises on a damaged header is not bounded
