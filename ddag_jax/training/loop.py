@@ -225,7 +225,7 @@ class _Run:
 
     def go_on(self, state: TrainState, resume: bool) -> int:
         """Steps to the end, or until asked to stop. Returns the exit code."""
-        if resume and self.first < self.total:
+        if 0 < self.first < self.total:
             self.note(f"going on after step {self.first} of {self.total}")
         if self.first and self.first % self.per_epoch == 0:
             self._evaluate(state, self.first)
