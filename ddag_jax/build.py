@@ -107,9 +107,16 @@ def build_train_step(
         graph_reduction=config.loss.graph_reduction,
         dynamic_weight=config.loss.graph_weight is None,
         steps_per_epoch=steps_per_epoch,
+        nonfinite_limit=nonfinite_limit(config),
         padding=config.augment.padding,
         flip=config.augment.flip,
     )
+
+
+def nonfinite_limit(config: Config) -> int:
+    """How many steps in a row, not finite, end a run."""
+    training = config.training
+    return 1 if training.on_nonfinite == "stop" else training.nonfinite_limit
 
 
 def build_embed(

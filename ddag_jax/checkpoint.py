@@ -4,14 +4,20 @@ A checkpoint is a folder of two or three items, whole or absent:
 
 ``variables``  parameters and running statistics: all that evaluation needs
 ``progress``   the rest of the train state; only in a run's checkpoints
-``meta``       JSON: what wrote it, the resolved configuration, the number of classes; or, of a
-               backbone converted from ImageNet, its name alone
+``meta``       JSON: what wrote it, the resolved configuration, the number of classes, which data;
+               or, of a backbone converted from ImageNet, its name alone; and the checksums of the
+               other items' content
 
-A run keeps its own under ``RUN/checkpoints/STEP``; a converted one is such a folder by itself.
+A run keeps its own under ``RUN/checkpoints/STEP``; a converted one is such a folder by itself. The
+checkpoint of an evaluated step has its score beside the items, in ``score.json``.
 """
 
+import contextlib
 import dataclasses
 import json
+import threading
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -21,6 +27,7 @@ from etils import epath
 from orbax.checkpoint import checkpoint_managers
 
 import ddag_jax
+from ddag_jax.bounded import read_json
 from ddag_jax.config import Config, differences, from_dict
 from ddag_jax.errors import InputError
 from ddag_jax.optimizer import BACKBONE
@@ -32,6 +39,10 @@ _VARIABLES = ("params", "batch_stats")
 _FREE_ON_RESUME = ("data.dir", "training.mapping", "training.log_every", "evaluation.batch_size")
 
 
+class Damaged(InputError):
+    """A checkpoint that is not as it was written."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Meta:
     """What a checkpoint says of itself."""
@@ -39,6 +50,8 @@ class Meta:
     config: Config
     classes: int
     """Training identities, the width of the classifier."""
+    data: str = ""
+    """Fingerprint of the prepared dataset; empty for converted weights."""
     version: str = ddag_jax.__version__
     """Of ddag_jax, when it was written."""
 
@@ -51,16 +64,21 @@ def read_meta(folder: epath.PathLike) -> Meta:
     """What the checkpoint in `folder` says of itself. Raises InputError where it cannot be read."""
     path = epath.Path(folder) / "meta" / "metadata"
     try:
-        stored = json.loads(path.read_text())
+        stored = read_json(path)
         if "backbone" not in stored:
-            return Meta(from_dict(stored["config"]), int(stored["classes"]), stored["version"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(
+            return Meta(
+                from_dict(stored["config"]),
+                int(stored["classes"]),
+                str(stored["data"]),
+                str(stored["version"]),
+            )
+    except (OSError, ValueError, KeyError, TypeError, OverflowError) as error:
+        raise Damaged(
             f"{folder}: no checkpoint that this version ({ddag_jax.__version__}) can read: {error}"
         ) from None
     raise InputError(
-        f"{folder}: holds a {stored['backbone']} backbone without heads, which is only to start a"
-        " training from (train.py --init)"
+        f"{folder}: holds a {str(stored['backbone'])[:40]} backbone without heads, which is only"
+        " to start a training from (train.py --init)"
     )
 
 
@@ -74,7 +92,7 @@ def restore_variables(folder: epath.PathLike, like: Any) -> Any:
     Raises:
         InputError: its variables are not those of `like`; names all that differ.
     """
-    return _restore(_absolute(folder) / "variables", like)
+    return _restore(_absolute(folder), "variables", like)
 
 
 def read_variables(folder: epath.PathLike) -> dict[str, Any]:
@@ -85,10 +103,15 @@ def read_variables(folder: epath.PathLike) -> dict[str, Any]:
     """
     path = _absolute(folder) / "variables"
     handler = ocp.PyTreeCheckpointHandler()
-    as_numpy = jax.tree.map(
-        lambda _: ocp.RestoreArgs(restore_type=np.ndarray), handler.metadata(path).tree
-    )
-    return handler.restore(path, args=ocp.args.PyTreeRestore(restore_args=as_numpy))
+    try:
+        as_numpy = jax.tree.map(
+            lambda _: ocp.RestoreArgs(restore_type=np.ndarray), handler.metadata(path).tree
+        )
+        found = handler.restore(path, args=ocp.args.PyTreeRestore(restore_args=as_numpy))
+    except Exception as error:  # orbax and tensorstore raise whatever they meet
+        raise Damaged(_damaged(path, str(error).partition("\n")[0])) from None
+    _check_content(_absolute(folder), "variables", found)
+    return found
 
 
 def restore_backbone(folder: epath.PathLike, state: TrainState) -> dict[str, Any]:
@@ -117,6 +140,8 @@ def check_same_run(saved: Meta, now: Meta, workdir: epath.PathLike) -> None:
     }
     if saved.classes != now.classes:
         fields["training identities"] = (saved.classes, now.classes)
+    if saved.data != now.data:
+        fields["the prepared dataset's fingerprint"] = (saved.data[:12], now.data[:12])
     if fields:
         raise InputError(
             f"{workdir}: a run of another configuration, which cannot go on as this one: "
@@ -125,16 +150,61 @@ def check_same_run(saved: Meta, now: Meta, workdir: epath.PathLike) -> None:
         )
 
 
-def _restore(folder: epath.Path, like: Any) -> Any:
+def restore_state(folder: epath.PathLike, like: TrainState) -> TrainState:
+    """A run's whole state from one of its checkpoints.
+
+    Args:
+        folder: of the checkpoint.
+        like: abstract, with shardings.
+
+    Raises:
+        Damaged: it is not as it was written.
+        InputError: it is of another network.
+    """
+    variables, progress = (
+        _restore(_absolute(folder), name, part)
+        for name, part in zip(("variables", "progress"), _split(like), strict=True)
+    )
+    return like.replace(**variables, **progress)
+
+
+def _restore(checkpoint: epath.Path, item: str, like: Any) -> Any:
+    folder = checkpoint / item
     handler = ocp.Checkpointer(ocp.StandardCheckpointHandler())
-    stored = handler.metadata(folder).item_metadata
+    try:
+        stored = handler.metadata(folder).item_metadata
+    except Exception as error:  # orbax and tensorstore raise whatever they meet
+        raise Damaged(_damaged(folder, str(error).partition("\n")[0])) from None
     if stored is None:
-        raise InputError(_damaged(folder, "no description of its arrays can be read"))
+        raise Damaged(_damaged(folder, "no description of its arrays can be read"))
     _compare(folder, stored.tree, like)
     try:
-        return handler.restore(folder, args=ocp.args.StandardRestore(like))
-    except Exception as error:  # orbax and tensorstore raise whatever they meet
-        raise InputError(_damaged(folder, str(error).partition("\n")[0])) from None
+        found = handler.restore(folder, args=ocp.args.StandardRestore(like))
+    except Exception as error:
+        raise Damaged(_damaged(folder, str(error).partition("\n")[0])) from None
+    _check_content(checkpoint, item, found)
+    return found
+
+
+def _check_content(checkpoint: epath.Path, item: str, found: Any) -> None:
+    """Raises Damaged where an item is not what was saved: neither files nor arrays tell it all."""
+    try:
+        stored = read_json(checkpoint / "meta" / "metadata")
+        expected = stored["checksums"][item]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise Damaged(_damaged(checkpoint / "meta", f"no checksums: {error!r}")) from None
+    if checksum(found) != expected:
+        raise Damaged(_damaged(checkpoint / item, "its content is not what was saved"))
+
+
+def checksum(tree: Any) -> int:
+    """CRC-32 of a tree's names, types, shapes and values."""
+    value = 0
+    for name, array in sorted(_named(tree)):
+        array = np.ascontiguousarray(array)
+        value = zlib.crc32(f"{name} {array.dtype} {array.shape}".encode(), value)
+        value = zlib.crc32(array.reshape(-1).view(np.uint8).data, value)
+    return value
 
 
 def _damaged(folder: epath.Path, why: str) -> str:
@@ -157,14 +227,15 @@ def _compare(folder: epath.Path, checkpoint: Any, network: Any) -> None:
 
 def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
     """Name and shape of every array of a tree; orbax spells attributes and indices as keys."""
+    return {name: tuple(array.shape) for name, array in _named(tree)}
+
+
+def _named(tree: Any) -> Iterator[tuple[str, Any]]:
     named, _ = jax.tree_util.tree_flatten_with_path(tree, is_leaf=lambda x: hasattr(x, "shape"))
-    return {
-        "/".join(str(getattr(k, "key", getattr(k, "name", getattr(k, "idx", k)))) for k in path): (
-            tuple(array.shape)
-        )
-        for path, array in named
-        if hasattr(array, "shape")
-    }
+    for path, array in named:
+        if hasattr(array, "shape"):
+            keys = (getattr(k, "key", getattr(k, "name", getattr(k, "idx", k))) for k in path)
+            yield "/".join(map(str, keys)), array
 
 
 def save_weights(folder: epath.PathLike, variables: Any, meta: dict[str, Any]) -> None:
@@ -173,7 +244,8 @@ def save_weights(folder: epath.PathLike, variables: Any, meta: dict[str, Any]) -
         checkpointer.save(
             _absolute(folder),
             ocp.args.Composite(
-                variables=ocp.args.StandardSave(variables), meta=ocp.args.JsonSave(meta)
+                variables=ocp.args.StandardSave(variables),
+                meta=ocp.args.JsonSave(meta | {"checksums": {"variables": checksum(variables)}}),
             ),
         )
 
@@ -181,66 +253,119 @@ def save_weights(folder: epath.PathLike, variables: Any, meta: dict[str, Any]) -
 class RunCheckpoints:
     """The checkpoints of one run: the last two, and the best where evaluations chose one.
 
-    Written in the background, each whole or absent; the best is never pruned.
+    Written in the background, each whole or absent; the best is never pruned. Leaving waits for
+    what is still being written.
+
+    Raises, from every method, `InputError` where a checkpoint cannot be written: the disk is full,
+    say. Those before it stay.
     """
 
     def __init__(self, workdir: epath.PathLike, meta: Meta) -> None:
+        self._workdir = epath.Path(workdir)
         self._meta = meta
-        policies = checkpoint_managers
+        self._scores = {
+            step: score
+            for step in saved_steps(workdir)
+            if (score := saved_score(workdir, step)) is not None
+        }
         self._manager = ocp.CheckpointManager(
             _absolute(workdir) / "checkpoints",
             options=ocp.CheckpointManagerOptions(
-                best_fn=_score,  # the policy below decides; this makes orbax store the score
-                best_mode="max",
-                preservation_policy=policies.AnyPreservationPolicy(
-                    [
-                        policies.LatestN(_KEPT_LATEST),
-                        policies.BestN(
-                            get_metric_fn=_score, n=1, keep_checkpoints_without_metrics=False
-                        ),
-                    ]
+                preservation_policy=_LatestAndBest(self._scores),
+                cleanup_tmp_directories=True,  # what a killed process left half-written
+            ),
+        )
+
+    def save(self, step: int, state: TrainState) -> None:
+        """Saves the state after `step` steps."""
+        items = dict(zip(("variables", "progress"), _split(state), strict=True))
+        checksums = {name: checksum(item) for name, item in items.items()}
+        meta = self._meta.to_json() | {"checksums": checksums}
+        with self._told():
+            self._manager.save(
+                step,
+                args=ocp.args.Composite(
+                    **{name: ocp.args.StandardSave(item) for name, item in items.items()},
+                    meta=ocp.args.JsonSave(meta),
                 ),
-            ),
-        )
+            )
 
-    def save(self, step: int, state: TrainState, score: float | None) -> None:
-        """Saves the state after `step` steps; `score` is what the best is chosen by, if any."""
-        variables, progress = _split(state)
-        self._manager.save(
-            step,
-            args=ocp.args.Composite(
-                variables=ocp.args.StandardSave(variables),
-                progress=ocp.args.StandardSave(progress),
-                meta=ocp.args.JsonSave(self._meta.to_json()),
-            ),
-            metrics=None if score is None else {"score": score},
-        )
+    def wait(self) -> None:
+        """Returns when everything is written."""
+        with self._told():
+            self._manager.wait_until_finished()
 
-    def restore(self, step: int, like: TrainState) -> TrainState:
-        """The state after `step` steps, `like` being abstract, with shardings."""
-        folder = epath.Path(self._manager.directory) / str(step)
-        variables, progress = (
-            _restore(folder / name, part)
-            for name, part in zip(("variables", "progress"), _split(like), strict=True)
-        )
-        return like.replace(**variables, **progress)
+    def scored(self, step: int, score: float, *, write: bool) -> None:
+        """What the best is chosen by, of a step that was saved; one process is to `write` it."""
+        self.wait()
+        self._scores[step] = score
+        if write:
+            path = _score_file(self._workdir, step)
+            temporary = path.with_name(path.name + ".tmp")
+            temporary.write_text(json.dumps({"score": score}) + "\n")
+            temporary.replace(path)
+
+    @contextlib.contextmanager
+    def _told(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:  # orbax and tensorstore raise whatever they meet
+            whole = saved_steps(self._workdir)
+            last = f"that of step {whole[-1]} is whole" if whole else "there is none before it"
+            why = str(error).partition("\n")[0]
+            raise InputError(
+                f"{self._workdir}: a checkpoint cannot be written ({why}); {last}: make room, then"
+                " go on with --resume"
+            ) from error
 
     def __enter__(self) -> "RunCheckpoints":
+        before = self._hook_before = threading.excepthook
+
+        def hook(failed: threading.ExceptHookArgs) -> None:
+            # What orbax's own threads meet is raised here, too, by the next call.
+            if not type(failed.thread).__module__.startswith("orbax."):
+                before(failed)
+
+        threading.excepthook = hook
         return self
 
-    def __exit__(self, *_: object) -> None:
-        """Waits for what is still being written."""
-        self._manager.close()
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        try:
+            if kind is None:
+                self.wait()
+            self._manager.close()
+        finally:
+            threading.excepthook = self._hook_before
+
+
+class _LatestAndBest(checkpoint_managers.PreservationPolicy):
+    """Orbax asks it which checkpoints to keep when another one has been written."""
+
+    def __init__(self, scores: Mapping[int, float]) -> None:
+        self._scores = scores
+
+    def should_preserve(
+        self,
+        checkpoints: Sequence[checkpoint_managers.PolicyCheckpointInfo],
+        *,
+        context: checkpoint_managers.PreservationContext,
+    ) -> Sequence[bool]:
+        """True for each that stays."""
+        steps = [checkpoint.step for checkpoint in checkpoints]
+        latest = sorted(steps)[-_KEPT_LATEST:]
+        best = best_step({step: self._scores[step] for step in steps if step in self._scores})
+        return [step in latest or step == best for step in steps]
+
+
+def best_step(scores: Mapping[int, float]) -> int | None:
+    """The step with the highest score, the later of equals."""
+    return max(scores, key=lambda step: (scores[step], step), default=None)
 
 
 def _split(state: TrainState) -> tuple[dict[str, Any], dict[str, Any]]:
     fields = {field.name: getattr(state, field.name) for field in dataclasses.fields(state)}
     variables = {name: fields.pop(name) for name in _VARIABLES}
     return variables, fields
-
-
-def _score(metrics: dict[str, float]) -> float:
-    return metrics["score"]
 
 
 def _absolute(path: epath.PathLike) -> epath.Path:
@@ -278,11 +403,20 @@ def find_checkpoint(folder: epath.PathLike) -> epath.Path:
             " --workdir of a train.py that saved one, or what convert_weights.py wrote"
         )
     scores = {step: saved_score(folder, step) for step in steps}
-    best = max(steps, key=lambda step: (scores[step] is not None, scores[step] or 0.0, step))
-    return step_folder(folder, best)
+    best = best_step({step: score for step, score in scores.items() if score is not None})
+    return step_folder(folder, steps[-1] if best is None else best)
 
 
 def saved_score(workdir: epath.PathLike, step: int) -> float | None:
-    """The score that a checkpoint was saved with, None for none."""
-    path = step_folder(workdir, step) / "metrics" / "metrics"
-    return float(json.loads(path.read_text())["score"]) if path.exists() else None
+    """The score of a checkpoint, None for none. Raises InputError where it cannot be read."""
+    path = _score_file(workdir, step)
+    if not path.exists():
+        return None
+    try:
+        return float(read_json(path)["score"])
+    except (OSError, ValueError, KeyError, TypeError, OverflowError):
+        raise InputError(f"{path}: is no score; remove this file") from None
+
+
+def _score_file(workdir: epath.PathLike, step: int) -> epath.Path:
+    return step_folder(workdir, step) / "score.json"

@@ -5,6 +5,8 @@ published numbers, and the comment says so. `(n)` after a field is its symbol or
 """
 
 import dataclasses
+import types
+import typing
 from collections.abc import Iterable
 from typing import Any, Literal
 
@@ -199,9 +201,20 @@ class TrainingConfig:
     """Steps between two log lines."""
     eval_every: int = 2
     """Epochs between two evaluations; the last epoch is always evaluated."""
+    on_nonfinite: Literal["stop", "skip"] = "stop"
+    """What a step does whose loss or gradient is not finite, beside leaving the state as it was:
+    stop the run, or be skipped."""
+    nonfinite_limit: int = 10
+    """With on_nonfinite=skip: this many such steps in a row stop the run all the same."""
 
     def __post_init__(self) -> None:
-        for field in ("epochs", "images_per_identity", "log_every", "eval_every"):
+        for field in (
+            "epochs",
+            "images_per_identity",
+            "log_every",
+            "eval_every",
+            "nonfinite_limit",
+        ):
             _check(getattr(self, field) >= 1, f"training.{field}: must be at least 1")
         _check(
             self.identities_per_batch >= 2,
@@ -266,6 +279,15 @@ class Config:
     evaluation: EvaluationConfig = dataclasses.field(default_factory=EvaluationConfig)
 
     def __post_init__(self) -> None:
+        for section in dataclasses.fields(self):
+            values = getattr(self, section.name)
+            for name, kind in typing.get_type_hints(type(values)).items():
+                value = getattr(values, name)
+                _check(
+                    _is_of(value, kind),
+                    f"{section.name}.{name}: {repr(value)[:80]} is not of the kind {kind}, or"
+                    " beyond all bounds",
+                )
         dataset, evaluation = self.data.dataset, self.evaluation
         if dataset == "sysu_mm01":
             _check(
@@ -283,6 +305,26 @@ class Config:
             f"evaluation.feature: {evaluation.feature}, but the network has no part feature"
             " (model.part_attention is off)",
         )
+
+
+def _is_of(value: Any, kind: Any) -> bool:
+    """Whether a value is of a field's kind; numbers finite, whole ones of 32 bits, text short."""
+    if typing.get_origin(kind) in (typing.Union, types.UnionType):
+        return any(_is_of(value, one) for one in typing.get_args(kind))
+    if typing.get_origin(kind) is Literal:
+        return isinstance(value, str) and value in typing.get_args(kind)
+    if typing.get_origin(kind) is tuple:
+        inner = typing.get_args(kind)[0]
+        return (
+            isinstance(value, tuple) and len(value) < 1000 and all(_is_of(v, inner) for v in value)
+        )
+    if kind is float:
+        return type(value) in (int, float) and -1e300 < value < 1e300
+    if kind is int:
+        return type(value) is int and abs(value) < 2**31
+    if kind is str:
+        return isinstance(value, str) and len(value) < 4096
+    return isinstance(value, kind)
 
 
 def from_dict(values: dict[str, Any]) -> Config:

@@ -20,9 +20,10 @@ and, by kind,
 ``note``
     ``text``
 
-Numbers are finite, at full precision, never null. The same figures are TensorBoard scalars under
-``train/NAME``, ``epoch/NAME`` and ``SPLIT/MODE/FEATURE/NAME``. A line is in the file when the call
-returns; TensorBoard's follow within seconds, so a killed run may have lost its last ones there.
+Numbers are at full precision; one that is not finite is null. The same figures are TensorBoard
+scalars under ``train/NAME``, ``epoch/NAME`` and ``SPLIT/MODE/FEATURE/NAME``. A line is in the file
+when the call returns; TensorBoard's follow within seconds, so a killed run may have lost its last
+ones there.
 """
 
 import json
@@ -38,10 +39,14 @@ from etils import epath
 from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
+from ddag_jax.bounded import parse_json, read_bytes
 from ddag_jax.errors import InputError
 from ddag_jax.evaluation.protocols import label
 
 Split = Literal["held_out", "test"]
+
+_LONGEST = 2**30
+"""Bytes; a line has a few hundred."""
 
 
 class RunLog:
@@ -76,17 +81,22 @@ class RunLog:
         images_per_step: int,
         silent: bool = False,
     ) -> None:
-        folder = epath.Path(workdir)
+        folder = self.folder = epath.Path(workdir)
         path = folder / "log.jsonl"
         if not silent:
             folder.mkdir(parents=True, exist_ok=True)
         self._silent = silent
+        self.last_evaluation: int | None = None
+        """Step of the last evaluation in the log."""
+        kept: list[str] = []
+        if resume_step is not None:
+            kept, self.last_evaluation = _lines_until(path, resume_step)
         if silent:
             self._file = epath.Path(os.devnull).open("w")
-        elif resume_step is None:
-            self._file = path.open("w")
         else:
-            _drop_later_lines(path, resume_step)
+            temporary = path.with_name(path.name + ".tmp")
+            temporary.write_text("".join(kept))
+            temporary.replace(path)
             self._file = path.open("a")
         self._events = SummaryWriter(
             str(folder / "tensorboard"),
@@ -124,17 +134,13 @@ class RunLog:
         self._file.close()
 
     def train(self, step: int, epoch: int, figures: Mapping[str, SupportsFloat]) -> None:
-        """Logs a training step.
-
-        Raises `InputError` where a figure is not finite, before anything of it is written.
-        """
-        values = _finite(figures, step)
+        """Logs a training step; a figure that is not finite is null."""
+        values = {name: float(value) for name, value in figures.items()}
         seconds = time.perf_counter() - self._clock
         steps = step - self._clock_step
         speed = steps * self._images_per_step / seconds
         self._write("train", step, epoch, {**values, "images_per_second": speed})
-        for name, value in {**values, "images_per_second": speed}.items():
-            self._events.add_scalar(f"train/{name}", value, step)
+        self._scalars("train", step, {**values, "images_per_second": speed})
 
         shown = [f"{name} {value:.4g}" for name, value in values.items()]
         shown.append(f"{speed:.1f} images/s")
@@ -151,11 +157,10 @@ class RunLog:
         self._restart_clock(step)
 
     def epoch(self, step: int, epoch: int, figures: Mapping[str, SupportsFloat]) -> None:
-        """Logs an epoch's figures after its last step. Raises as `train` does."""
-        values = _finite(figures, step)
+        """Logs an epoch's figures after its last step."""
+        values = {name: float(value) for name, value in figures.items()}
         self._write("epoch", step, epoch, values)
-        for name, value in values.items():
-            self._events.add_scalar(f"epoch/{name}", value, step)
+        self._scalars("epoch", step, values)
 
     def evaluation(
         self,
@@ -168,21 +173,17 @@ class RunLog:
 
         The time it took does not count in the next line's images a second.
         """
-        scores = [
-            _finite({name: v for name, v in record.items() if isinstance(v, float)}, step)
-            for record in records
-        ]
         self._write("evaluation", step, epoch, {"split": split, "records": list(records)})
-        for record, score in zip(records, scores, strict=True):
+        for record in records:
             search = record["mode"] or record["direction"]
-            for name, value in score.items():
-                tag = f"{split}/{search}/{record['feature']}/{name}"
-                self._events.add_scalar(tag, value, step)
+            figures = {name: v for name, v in record.items() if isinstance(v, float)}
+            self._scalars(f"{split}/{search}/{record['feature']}", step, figures)
             self._say(
                 f"epoch {epoch} step {step}  {split} {label(record['direction'], record['mode'])}"
                 f" {record['feature']}:"
                 f"  rank-1 {record['rank1']:.2f}  mAP {record['mAP']:.2f}"
             )
+        self.last_evaluation = step
         self._restart_clock(step)
 
     def note(self, step: int, epoch: int, text: str) -> None:
@@ -200,30 +201,39 @@ class RunLog:
     def _restart_clock(self, step: int) -> None:
         self._clock, self._clock_step = time.perf_counter(), step
 
+    def _scalars(self, group: str, step: int, figures: Mapping[str, float]) -> None:
+        for name, value in figures.items():
+            if math.isfinite(value):
+                self._events.add_scalar(f"{group}/{name}", value, step)
+
     def _write(self, kind: str, step: int, epoch: int, fields: Mapping[str, Any]) -> None:
-        line = {"kind": kind, "step": step, "epoch": epoch, "time": time.time(), **fields}
+        about = {"kind": kind, "step": step, "epoch": epoch, "time": time.time()}
+        line = {**about, **_finite_or_null(fields)}
         self._file.write(json.dumps(line, allow_nan=False) + "\n")
         self._file.flush()
 
 
-def _finite(figures: Mapping[str, SupportsFloat], step: int) -> dict[str, float]:
-    values = {name: float(value) for name, value in figures.items()}
-    for name, value in values.items():
-        if not math.isfinite(value):
-            raise InputError(
-                f"step {step}: {name} is {value}; training has diverged, lower"
-                " optimizer.learning_rate and start again or from an earlier checkpoint"
-            )
-    return values
+def _finite_or_null(value: Any) -> Any:
+    """As JSON can hold it."""
+    if isinstance(value, Mapping):
+        return {name: _finite_or_null(inner) for name, inner in value.items()}
+    if isinstance(value, list):
+        return [_finite_or_null(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _drop_later_lines(path: epath.Path, step: int) -> None:
-    """Rewrites the log without the lines of steps after this one, all at once or not at all."""
-    lines = path.read_text().splitlines() if path.exists() else []
+def _lines_until(path: epath.Path, step: int) -> tuple[list[str], int | None]:
+    """A log's lines but those of steps after this one, and the step of the last evaluation."""
+    try:
+        lines = read_bytes(path, _LONGEST).decode().splitlines() if path.exists() else []
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: cannot be read ({error}); mend or remove the file") from None
     kept = []
+    last_evaluation = None
     for number, line in enumerate(lines, start=1):
         try:
-            later = json.loads(line)["step"] > step
+            read = parse_json(line)
+            later, evaluated = read["step"] > step, read["kind"] == "evaluation"
         except (ValueError, KeyError, TypeError):
             if number == len(lines):  # torn by the kill
                 break
@@ -232,6 +242,6 @@ def _drop_later_lines(path: epath.Path, step: int) -> None:
             ) from None
         if not later:
             kept.append(line + "\n")
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text("".join(kept))
-    temporary.replace(path)
+            if evaluated:
+                last_evaluation = read["step"]
+    return kept, last_evaluation

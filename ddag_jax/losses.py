@@ -97,6 +97,8 @@ class Losses(NamedTuple):
     total: Float[Array, ""]
     graph_weight: Float[Array, ""]
     """The coefficient w of the graph loss in the total."""
+    skipped_in_row: Int[Array, ""] | int = 0
+    """No term: steps, up to this one, that were not finite and changed nothing; the step's."""
 
 
 def ddag_losses(

@@ -96,6 +96,11 @@ def as_first_process(value: float) -> float:
     return float(multihost_utils.broadcast_one_to_all(np.float64(value)))
 
 
+def stop_agreed(step: int) -> bool:
+    """Whether some process got SIGTERM and this is the step that all agreed to stop after."""
+    return bool(multihost_utils.reached_preemption_sync_point(step))
+
+
 def my_part(rows: np.ndarray) -> np.ndarray:
     """This process's share of rows that are sharded over all devices."""
     return np.split(rows, jax.process_count())[jax.process_index()]

@@ -80,20 +80,9 @@ def split_dir(pytestconfig: pytest.Config) -> Path:
 @pytest.fixture(scope="session")
 def debug_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A few rendered people, prepared at the size that the configuration `debug` wants."""
-    from ddag_jax.data.people import People, write_people
-    from ddag_jax.data.prepare import check, prepare
+    from benchmarks.debug_runs import prepared_people
 
-    folder = tmp_path_factory.mktemp("debug")
-    people = People(
-        train_identities=14,
-        val_identities=6,
-        test_identities=6,
-        images_per_camera=2,
-        height=64,
-    )
-    write_people(people, folder / "people", workers=1, progress=False)
-    prepare("sysu_mm01", check("sysu_mm01", folder / "people"), folder / "data", 32, 16)
-    return folder / "data"
+    return prepared_people(tmp_path_factory.mktemp("debug"))
 
 
 @pytest.fixture(scope="session")

@@ -46,6 +46,7 @@ def run(mesh: Mesh, dtype: type, mapping: str = "shard_map") -> Run:
             graph_reduction="mean",
             dynamic_weight=True,
             steps_per_epoch=2,
+            nonfinite_limit=1,
             padding=3,
             flip=True,
         )

@@ -16,6 +16,7 @@ def together(
     devices: int,
     words: Callable[[list[object]], Sequence[object]],
     environment: dict[str, str] | None = None,
+    meanwhile: Callable[[list[subprocess.Popen]], None] | None = None,
 ) -> list[subprocess.CompletedProcess]:
     """Runs Python in so many processes, each with so many CPU devices, until all have ended.
 
@@ -25,6 +26,7 @@ def together(
         words: the command line after `python`, given [HOST:PORT, process, processes]; of a process
             that is alone, given [].
         environment: further variables.
+        meanwhile: what to do while they run, given them.
     """
     with socket.socket() as free:
         free.bind(("localhost", 0))
@@ -48,6 +50,8 @@ def together(
             )
         )
     try:
+        if meanwhile is not None:
+            meanwhile(started)
         ended = [(process, *process.communicate(timeout=LIMIT)) for process in started]
     finally:
         for process in started:

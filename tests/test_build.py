@@ -83,6 +83,7 @@ def test_train_step(weight: float | None, monkeypatch: pytest.MonkeyPatch) -> No
         "graph_reduction": "sum",
         "dynamic_weight": weight is None,
         "steps_per_epoch": 11,
+        "nonfinite_limit": 1,
         "padding": 3,
         "flip": False,
     }

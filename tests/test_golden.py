@@ -186,6 +186,7 @@ class Run:
                 graph_reduction="mean",
                 dynamic_weight=True,
                 steps_per_epoch=case["steps_per_epoch"],
+                nonfinite_limit=1,
             )
         )
         state = new_state(self.variables, optimizer, graph_weight=0.0, seed=0)

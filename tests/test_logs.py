@@ -153,15 +153,18 @@ def test_a_new_log_starts_empty(tmp_path):
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), jnp.float32(jnp.nan)])
-def test_a_figure_that_is_not_finite_is_an_error(tmp_path, bad):
+def test_a_figure_that_is_not_finite_is_null(tmp_path, bad):
     with open_log(tmp_path) as log:
-        with pytest.raises(InputError, match=r"step 3: triplet is (nan|inf); .*learning_rate"):
-            log.train(3, 0, {"identity": 1, "triplet": bad})
-        with pytest.raises(InputError, match="L_P"):
-            log.epoch(3, 0, {"L_P": bad})
-        with pytest.raises(InputError, match="mAP"):
-            log.evaluation(3, 0, "test", [{**RECORD, "mAP": float(bad)}])
-    assert lines(tmp_path) == []
+        log.train(3, 0, {"identity": 1, "triplet": bad})
+        log.epoch(3, 0, {"L_P": bad})
+        log.evaluation(3, 0, "test", [{**RECORD, "mAP": float(bad)}])
+    train, epoch, evaluation = lines(tmp_path)
+    assert (train["identity"], train["triplet"]) == (1, None)
+    assert epoch["L_P"] is None
+    assert evaluation["records"] == [{**RECORD, "mAP": None}]
+    drawn = {tag for tag, _ in scalars(tmp_path)}
+    assert "train/identity" in drawn
+    assert not drawn & {"train/triplet", "epoch/L_P", "test/all/part/mAP"}
 
 
 def test_null_is_an_error(tmp_path):

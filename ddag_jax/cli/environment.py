@@ -35,12 +35,20 @@ def prepare(options: argparse.Namespace | None = None) -> None:
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ddag_jax"
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache))
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
-    absl.logging.set_verbosity("error")  # orbax warns of what it takes for granted
+    # orbax warns of what it takes for granted, and logs what it raises.
+    absl.logging.set_verbosity("fatal")
     _keep_freed_memory()
     if options is not None:
         from ddag_jax.parallel import join_processes
 
         join_processes(options.coordinator, options.process_id, options.processes)
+
+
+def make_deterministic() -> None:
+    """Has XLA use only operations, and choices among them, that give the same bits each time on a
+    GPU. To be called before jax computes anything."""
+    flags = os.environ.get("XLA_FLAGS", "")
+    os.environ["XLA_FLAGS"] = f"{flags} --xla_gpu_deterministic_ops=true".strip()
 
 
 def _keep_freed_memory() -> None:

@@ -9,11 +9,11 @@ from ddag_jax.cli.options import load_config, override
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Trains; the exit code is 0, or 2 where the input is at fault."""
+    """Trains; the exit code is 0, 2 where the input is at fault, 130 after Ctrl-C."""
     return run(lambda: _train(arguments))
 
 
-def _train(arguments: Sequence[str] | None) -> None:
+def _train(arguments: Sequence[str] | None) -> int:
     parser = argparse.ArgumentParser(
         prog="train.py",
         description="Train DDAG on a prepared dataset.",
@@ -33,14 +33,30 @@ def _train(arguments: Sequence[str] | None) -> None:
     parser.add_argument(
         "--init", metavar="CHECKPOINT", help="start from its backbone (see convert_weights.py)"
     )
+    parser.add_argument(
+        "--on-nonfinite",
+        choices=("stop", "skip"),
+        help="what to do about a step whose loss or gradient is not finite; short for"
+        " --training.on-nonfinite",
+    )
+    parser.add_argument(
+        "--deterministic",
+        action="store_true",
+        help="on a GPU: the same bits each time, slower (XLA's deterministic operations); on a CPU"
+        " they are the same anyway",
+    )
     environment.add_process_options(parser)
     options, fields = parser.parse_known_args(arguments)
+    if options.on_nonfinite:
+        fields += ["--training.on-nonfinite", options.on_nonfinite]
     config = override(load_config(options.config), fields, parser.prog)
 
+    if options.deterministic:
+        environment.make_deterministic()
     environment.prepare(options)
     from ddag_jax.training.loop import train
 
-    train(
+    return train(
         config,
         options.workdir,
         resume=options.resume,

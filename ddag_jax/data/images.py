@@ -12,6 +12,7 @@ import PIL.Image
 from etils import epath
 from jaxtyping import UInt8
 
+from ddag_jax.bounded import read_bytes
 from ddag_jax.errors import InputError
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp")
@@ -19,6 +20,15 @@ SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp")
 
 ImageFile: TypeAlias = epath.Path | UInt8[np.ndarray, "h w 3"]
 """An image as a file, or as its pixels."""
+
+_FORMATS = ("JPEG", "PNG", "BMP", "DIB")
+"""Of Pillow's decoders, those that a file of such an ending may need."""
+
+_LONGEST = 256 * 2**20
+"""Bytes of a file."""
+
+_MOST_PIXELS = 50_000_000
+"""Of an image; decoded, it takes 150 MB."""
 
 _MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA")
 
@@ -30,24 +40,31 @@ def read_image(path: ImageFile, height: int, width: int) -> UInt8[np.ndarray, "h
     is resized only.
 
     Raises:
-      InputError: the file is no image, is cut short, or is in a colour space (CMYK, 16 bits, ...)
-        whose conversion to RGB would be a guess.
+      InputError: the file is no image (nor a file: a pipe, say), is cut short, has more pixels than
+        any camera, or is in a colour space (CMYK, 16 bits, ...) whose conversion to RGB would be a
+        guess.
     """
     if isinstance(path, np.ndarray):
         ready = PIL.Image.fromarray(np.ascontiguousarray(path))
         return np.asarray(ready.resize((width, height), PIL.Image.Resampling.LANCZOS))
     try:
-        content = path.read_bytes()
+        content = read_bytes(path, _LONGEST)
         if not content:
             raise InputError(f"{path}: is empty (0 bytes); copy it again from the original")
-        with PIL.Image.open(io.BytesIO(content)) as image:
+        with PIL.Image.open(io.BytesIO(content), formats=_FORMATS) as image:
+            if image.width * image.height > _MOST_PIXELS:  # the header's word, before decoding
+                raise InputError(
+                    f"{path}: {image.width} x {image.height} pixels are more than any camera's;"
+                    " remove it or scale it down"
+                )
             if image.mode not in _MODES:
                 raise InputError(f"{path}: is a {image.mode} image; convert it to RGB or grey")
             small = image.convert("RGB").resize((width, height), PIL.Image.Resampling.LANCZOS)
     except PIL.UnidentifiedImageError as error:
         raise InputError(f"{path}: is no image; copy it again from the original") from error
-    # Pillow's decoders let these through on broken files; OSError covers a truncated one.
-    except (OSError, SyntaxError, IndexError, PIL.Image.DecompressionBombError) as error:
+    except InputError:
+        raise
+    except Exception as error:  # Pillow's decoders let anything through on broken files
         raise InputError(
             f"{path}: cannot be read as an image ({error}); copy it again from the original"
         ) from error

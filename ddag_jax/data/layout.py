@@ -13,6 +13,7 @@ import numpy as np
 from etils import epath
 from jaxtyping import UInt8
 
+from ddag_jax.bounded import is_file
 from ddag_jax.data.images import SUFFIXES
 from ddag_jax.errors import InputError
 
@@ -90,7 +91,7 @@ class Layout:
     @property
     def rehearsal(self) -> bool:
         """Whether our drawings stand for the whole dataset, image for image."""
-        if not _is_file(self.folder / RENDERED):
+        if not is_file(self.folder / RENDERED):
             return False
         with (self.folder / RENDERED).open("rb") as file:  # a stranger's may be of any size
             return file.read(len(REHEARSAL)) == REHEARSAL.encode()
@@ -269,18 +270,13 @@ def _is_local(path: epath.Path) -> bool:
     return "://" not in os.fspath(path)
 
 
-def _is_file(path: epath.Path) -> bool:
-    # epath takes a pipe for a file, and reading one waits for ever.
-    return os.path.isfile(path) if _is_local(path) else path.is_file()
-
-
 def _read_list(path: epath.Path) -> str:
     """Text of a list of identities or images.
 
     Raises:
       InputError: it is not there, is no text, or is too long for a list.
     """
-    if not _is_file(path):
+    if not is_file(path):
         raise InputError(f"{path}: no such file")
     try:
         with path.open("rb") as file:
@@ -300,7 +296,7 @@ def _read_list(path: epath.Path) -> str:
 
 def read_identities(path: epath.Path, faults: list[str]) -> set[int]:
     """Identities of a file that lists them separated by commas; what is wrong goes to `faults`."""
-    if not _is_file(path):
+    if not is_file(path):
         faults.append(f"{path}: no such file; it lists identities separated by commas")
         return set()
     try:
@@ -369,7 +365,7 @@ def read_image_lists(
     absent: dict[str, str] = {}
     wrong: dict[str, list[str]] = {kind: [] for kind in _LINE_FAULTS}
     for list_name, top in lists.items():
-        if not _is_file(root / list_name):
+        if not is_file(root / list_name):
             missing.append(list_name)
             continue
         try:

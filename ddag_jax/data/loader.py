@@ -13,7 +13,7 @@ from tensorflow_datasets.proto import tf_example_pb2
 
 from ddag_jax.config import DataConfig
 from ddag_jax.data.builder import VERSION
-from ddag_jax.data.layout import Record
+from ddag_jax.data.layout import Record, fingerprint
 from ddag_jax.data.sampler import IdentitySampler
 from ddag_jax.errors import InputError
 from ddag_jax.typing import Batch
@@ -38,6 +38,8 @@ class ImageSource:
     """Height and width, pixels."""
     folder: epath.Path
     """Of the prepared dataset."""
+    fingerprint: str
+    """Of the folder: what it was made from, and its files' names and sizes."""
     rendered: bool
     """Whether the images are our own drawings in the dataset's layout."""
     draws: dict[str, list[list[int]]]
@@ -145,6 +147,10 @@ def open_split(
         names=columns["name"][keys].tolist(),
         image_size=image_size,
         folder=folder,
+        fingerprint=fingerprint(
+            metadata["source"],
+            sorted((path.name, path.stat().length) for path in folder.iterdir()),
+        ),
         rendered=metadata["rendered"],
         draws=metadata["draws"],
         _records=builder.as_data_source(

@@ -16,12 +16,17 @@ EmbedFn = Callable[[UInt8[np.ndarray, "b h w 3"], Modality], Embeddings]
 ReadFn = Callable[[Int[np.ndarray, " b"]], UInt8[np.ndarray, "b h w 3"]]
 
 
+class GaveUp(Exception):
+    """Asked to end before everything is embedded."""
+
+
 def embed(
     embed_fn: EmbedFn,
     read_images: ReadFn,
     infrared: Bool[np.ndarray, " N"],
     batch_size: int,
     progress: str | None = None,
+    give_up: Callable[[], bool] = lambda: False,
 ) -> dict[str, Float[np.ndarray, "N d"]]:
     """Embeds images 0 ... N - 1, each through its own modality's stem.
 
@@ -36,11 +41,13 @@ def embed(
         batch_size: images embedded at once; the last batch of a modality repeats its last image to
             the full size, and the repetitions are dropped.
         progress: label of a progress bar, shown on a terminal; None for no bar.
+        give_up: asked before each batch.
 
     Returns:
         `global` and, where the network has it, `part`: float32 rows in the images' order.
 
     Raises:
+        GaveUp: `give_up` said so.
         InputError: there is no image, or an embedding is not finite (named by the image's index).
     """
     if not len(infrared):
@@ -88,6 +95,8 @@ def embed(
         computing: tuple[np.ndarray, Modality, Embeddings] | None = None
         for i, (modality, indices) in enumerate(batches):
             images = ahead.result()
+            if give_up():
+                raise GaveUp
             if i + 1 < len(batches):
                 ahead = reader.submit(read, batches[i + 1][1])
             embeddings = embed_fn(images, modality)

@@ -1,6 +1,7 @@
 """A network's figures on one set of images: embed each once, then the protocol."""
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -29,9 +30,14 @@ class Evaluator:
         self.images = Images(source.identities, source.cameras, source.infrared, source.names)
         self.searches = searches(config.data.dataset, self.images, config.evaluation, source.draws)
 
-    def embed(self, variables: Any, progress: str | None = None) -> dict[str, np.ndarray]:
+    def embed(
+        self,
+        variables: Any,
+        progress: str | None = None,
+        give_up: Callable[[], bool] = lambda: False,
+    ) -> dict[str, np.ndarray]:
         """Features "global" and, where P is on, "part", float32 [images, d], of `variables`,
-        {"params", "batch_stats"}, replicated over the mesh."""
+        {"params", "batch_stats"}, replicated over the mesh. Raises `GaveUp` as `embed` does."""
 
         def embed_batch(images: Any, modality: Modality) -> Embeddings:
             return self._embed(variables, shard(images, self._mesh), modality)
@@ -43,6 +49,7 @@ class Evaluator:
             source.infrared,
             -(-self._config.evaluation.batch_size // size) * size,
             progress if is_first_process() else None,
+            give_up,
         )
 
     def judge(self, features: dict[str, np.ndarray]) -> list[Record]:

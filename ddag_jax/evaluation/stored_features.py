@@ -15,18 +15,20 @@ with the sides in turn.
 
 import re
 import zipfile
-import zlib
 from pathlib import PurePosixPath
 
 import numpy as np
 from etils import epath
 from jaxtyping import Bool, Float
 
+from ddag_jax.bounded import is_file
 from ddag_jax.errors import InputError
 from ddag_jax.evaluation.protocols import QUERY_CAMERAS, TITLES, Dataset, Images, Search
 
 _SIDES = ("query", "gallery")
 _COLUMNS = ("features", "ids", "cameras", "names")
+_LONGEST = 16 * 2**30
+"""Bytes; SYSU-MM01's test images, 2048 channels each, take 80 million."""
 
 
 def save_features(
@@ -130,6 +132,8 @@ def load_features(
 
 def _read(source: epath.Path) -> dict[str, np.ndarray]:
     wanted = {f"{side}_{column}" for side in _SIDES for column in _COLUMNS}
+    if source.exists() and not is_file(source):
+        raise InputError(f"{source}: is no regular file")
     try:
         with source.open("rb") as file:
             archive = np.load(file, allow_pickle=False)
@@ -141,12 +145,16 @@ def _read(source: epath.Path) -> dict[str, np.ndarray]:
                     f"{source}: has no {', '.join(missing)}; it needs"
                     " {query,gallery}_{features,ids,cameras,names}"
                 )
+            # What a packed file unpacks to, before any of it is: a bomb is small.
+            unpacked = sum(entry.file_size for entry in zipfile.ZipFile(file).infolist())
+            if unpacked > _LONGEST:
+                raise InputError(f"{source}: unpacks to {unpacked:,} bytes, too many for features")
             return {name: archive[name] for name in wanted}
     except InputError:
         raise
     except FileNotFoundError:
         raise InputError(f"{source}: no such file") from None
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+    except Exception as error:  # damaged or hostile bytes make the parsers raise anything
         raise InputError(
             f"{source}: cannot be read as a NumPy archive ({error}); write it again with np.savez,"
             " text as text and not as objects"
@@ -174,7 +182,10 @@ def _check_side(
                 f" row of {side}_features"
             )
     features = features.astype(np.float32)
-    names = names.astype(str) if names.dtype.kind == "U" else np.char.decode(names, "utf-8")
+    try:
+        names = names.astype(str) if names.dtype.kind == "U" else np.char.decode(names, "utf-8")
+    except UnicodeDecodeError:
+        raise InputError(f"{source}: {side}_names are no text in UTF-8") from None
     length = np.linalg.norm(features, axis=1, keepdims=True)
     broken = ~np.isfinite(length[:, 0]) | (length[:, 0] == 0)
     if broken.any():

@@ -1,5 +1,8 @@
 """Reads state dicts from files that strangers wrote: tensors come in, code never runs."""
 
+import contextlib
+import pickletools
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +15,7 @@ import torch
 from ddag_jax.errors import InputError
 
 _ENCLOSING = ("net", "state_dict", "model")
+_LONGEST_NAME = 1000
 _WRAPPER = "module."  # torch.nn.DataParallel's
 
 
@@ -59,6 +63,7 @@ def _load(path: Path) -> Any:
     try:
         if path.suffix == ".safetensors":
             return safetensors.torch.load_file(path)
+        _check_names(path)
         with torch.serialization.safe_globals(_numpy_names()):
             return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # damaged or hostile bytes make the parsers raise anything
@@ -66,8 +71,25 @@ def _load(path: Path) -> Any:
         refused = [line for line in reason if "Unsupported" in line or "GLOBAL" in line]
         raise InputError(
             f"{path}: refused: not weights that can be read safely, or damaged:"
-            f" {(refused or reason)[0].strip()}"
+            f" {(refused or reason)[0].strip()[:300]}"
         ) from None
+
+
+def _check_names(path: Path) -> None:
+    """Raises ValueError where a pickle holds a name without end: PyTorch searches its own message
+    about it in a time that grows with the square of the length."""
+    with path.open("rb") as file, contextlib.ExitStack() as stack:
+        if zipfile.is_zipfile(file):
+            archive = stack.enter_context(zipfile.ZipFile(file))
+            names = [name for name in archive.namelist() if name.endswith("data.pkl")]
+            pickles = [stack.enter_context(archive.open(name)) for name in names]
+        else:  # older: a magic number, a version, the system, the state dict, the storages' keys
+            file.seek(0)
+            pickles = [file] * 5
+        for stream in pickles:
+            for _, word, _ in pickletools.genops(stream):
+                if isinstance(word, str | bytes) and len(word) > _LONGEST_NAME:
+                    raise ValueError(f"a name of {len(word):,} characters")
 
 
 def _numpy_names() -> list[Any]:

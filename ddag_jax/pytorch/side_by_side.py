@@ -136,6 +136,7 @@ def _differences(
         graph_reduction=loss.graph_reduction,
         dynamic_weight=False,
         steps_per_epoch=1,
+        nonfinite_limit=1,
     )
 
     @jax.jit

@@ -1,13 +1,18 @@
 """Training from the first step to the last: the only place where things happen.
 
-The order never varies. At the end of an epoch: log it, evaluate if that is due, save. Then the
-next batch, the next step. So a checkpoint holds the state after a whole number of epochs, and the
-log has everything up to it.
+The order never varies. After a step: log it if that is due. At the end of an epoch: log it, save,
+evaluate if that is due. Then, if the run was asked to stop, save and stop; else the next batch, the
+next step. So the log has everything up to any checkpoint, and a resumed run first makes up for an
+evaluation that its last checkpoint's epoch still lacks.
 """
 
+import contextlib
+import dataclasses
 import fnmatch
-from collections.abc import Iterator
-from typing import Any
+import json
+import math
+from collections.abc import Sequence
+from typing import NoReturn
 
 import jax
 from etils import epath
@@ -18,6 +23,7 @@ from ddag_jax.build import (
     build_schedule,
     build_train_step,
     for_devices,
+    nonfinite_limit,
 )
 from ddag_jax.checkpoint import (
     Meta,
@@ -26,13 +32,15 @@ from ddag_jax.checkpoint import (
     find_checkpoint,
     read_meta,
     restore_backbone,
+    restore_state,
     saved_steps,
     step_folder,
 )
 from ddag_jax.config import Config
-from ddag_jax.data.loader import evaluation_split, training_batches, training_split
+from ddag_jax.data.loader import ImageSource, evaluation_split, training_batches, training_split
 from ddag_jax.data.sampler import IdentitySampler, steps_per_epoch
 from ddag_jax.errors import InputError
+from ddag_jax.evaluation.embed import GaveUp
 from ddag_jax.evaluation.evaluator import Evaluator, reported_feature, while_training
 from ddag_jax.evaluation.protocols import selection_figure
 from ddag_jax.logs import RunLog, Split
@@ -51,11 +59,24 @@ from ddag_jax.parallel import (
     shard,
     wait_for_all,
 )
+from ddag_jax.training.lock import NAME as LOCK
+from ddag_jax.training.lock import RunLock
+from ddag_jax.training.preemption import StopRequest
 from ddag_jax.training.state import TrainState, new_state
 from ddag_jax.training.step import Step
-from ddag_jax.typing import Batch
 
-_RUN_FILES = ("checkpoints", "log.jsonl", "tensorboard", "evaluation*.json", "ranked_lists*.png")
+_RUN_FILES = (
+    "checkpoints",
+    "damaged_checkpoint_*",
+    "evaluation*.json",
+    "failed_step.json*",
+    "lock.json",
+    ".lock.json.*",
+    "log.jsonl",
+    "log.jsonl.tmp",
+    "ranked_lists*.png",
+    "tensorboard",
+)
 """What a run's folder may hold, as patterns."""
 
 
@@ -66,24 +87,29 @@ def train(
     resume: bool = False,
     overwrite: bool = False,
     init: epath.PathLike | None = None,
-) -> None:
+) -> int:
     """Trains as `config` says and leaves checkpoints and a log in `workdir`.
 
-    Everything that can be wrong with the input is found before `workdir` is touched.
+    Everything that can be wrong with the input is found before `workdir` is touched. SIGTERM and
+    SIGINT end the run after the step under way, with a checkpoint of it.
 
     Args:
         config: the experiment.
         workdir: the run's folder, which must not exist, unless one of the next two is given.
-        resume: go on from the last checkpoint there; start where there is none.
+        resume: go on from the last whole checkpoint there; start where there is none.
         overwrite: remove the run that is there and start anew.
         init: a checkpoint whose backbone to start from (ImageNet weights, say).
 
+    Returns:
+        The exit code: 0, or 130 after SIGINT.
+
     Raises:
-        InputError: `workdir` exists, or holds a run of another configuration; data or weights are
-            missing or do not fit; the batch does not divide over the devices; a loss is not finite.
+        InputError: `workdir` exists, or holds a run of another configuration or of other data, or
+            one that is being written; data or weights are missing or do not fit; the batch does not
+            divide over the devices; a loss or gradient is not finite; something cannot be written.
     """
     folder = epath.Path(workdir)
-    restored = _check_workdir(folder, resume, overwrite)
+    _check_workdir(folder, resume, overwrite)
     mesh = device_mesh()
     config = for_devices(config, mesh.size)
     settings = config.training
@@ -101,10 +127,6 @@ def train(
         settings.identities_per_batch,
         settings.images_per_identity,
     )
-    meta = Meta(config, images.classes)
-    if restored is not None:
-        check_same_run(read_meta(step_folder(folder, restored)), meta, folder)
-
     model = build_model(config, images.classes, AXIS)
     optimizer = build_optimizer(config, per_epoch)
     size = (config.data.image_height, config.data.image_width)
@@ -123,110 +145,252 @@ def train(
         weight = config.loss.graph_weight
         return new_state(variables, optimizer, graph_weight=weight or 0.0, seed=settings.seed)
 
-    state = None
-    if restored is None:
+    meta = Meta(config, images.classes, images.fingerprint)
+    state: TrainState | None = None
+    damaged: list[int] = []
+    if resume:
+        like = replicated_shapes(jax.eval_shape(start), mesh)
+        state, damaged = _last_whole_state(folder, meta, like)
+    restored = None if state is None else int(state.step)
+    if state is None:
         state = start()
         if init is not None:
             state = state.replace(**restore_backbone(find_checkpoint(init), state))
         state = replicate(state, mesh)
 
-    total = settings.epochs * per_epoch
     wait_for_all("before the workdir is touched")  # what others found there still stands
-    if is_first_process():
-        _make_workdir(folder, overwrite)
-    wait_for_all("the workdir is there")
-    log = RunLog(
-        folder,
-        restored,
-        total_steps=total,
-        images_per_step=2 * settings.identities_per_batch * settings.images_per_identity,
-        silent=not is_first_process(),
-    )
-    with log, RunCheckpoints(folder, meta) as checkpoints:
-        if state is None:
-            assert restored is not None
-            state = checkpoints.restore(restored, replicated_shapes(jax.eval_shape(start), mesh))
-        first = int(state.step)
-        if resume and first == total:
+    with contextlib.ExitStack() as stack:
+        notes = []
+        try:
             if is_first_process():
-                print(f"{folder}: finished already, after step {total}")
-        elif resume:
-            log.note(first, first // per_epoch, f"going on after step {first} of {total}")
+                notes = _take_workdir(folder, overwrite, damaged, stack)
+            wait_for_all("the workdir is there")
+            log = RunLog(
+                folder,
+                restored,
+                total_steps=settings.epochs * per_epoch,
+                images_per_step=2 * settings.identities_per_batch * settings.images_per_identity,
+                silent=not is_first_process(),
+            )
+            run = _Run(
+                config=config,
+                per_epoch=per_epoch,
+                first=restored or 0,
+                step=step,
+                mesh=mesh,
+                images=images,
+                sampler=sampler,
+                evaluator=evaluator,
+                split=split,
+                log=stack.enter_context(log),
+                checkpoints=stack.enter_context(RunCheckpoints(folder, meta)),
+                stop=stack.enter_context(StopRequest()),
+            )
+            for note in notes:
+                run.note(note)
+            return run.go_on(state, resume)
+        except OSError as error:
+            raise InputError(
+                f"{folder}: cannot be written ({error}); mend it or make room, then go on with"
+                " --resume, or name another --workdir"
+            ) from error
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Run:
+    """A run under way."""
+
+    config: Config
+    per_epoch: int
+    first: int
+    """Steps that were taken already."""
+    step: Step
+    mesh: Mesh
+    images: ImageSource
+    sampler: IdentitySampler
+    evaluator: Evaluator
+    split: Split
+    log: RunLog
+    checkpoints: RunCheckpoints
+    stop: StopRequest
+
+    @property
+    def total(self) -> int:
+        """Steps of the whole run."""
+        return self.config.training.epochs * self.per_epoch
+
+    def note(self, text: str) -> None:
+        """Logs a sentence before the first step."""
+        self.log.note(self.first, self.first // self.per_epoch, text)
+
+    def go_on(self, state: TrainState, resume: bool) -> int:
+        """Steps to the end, or until asked to stop. Returns the exit code."""
+        if 0 < self.first < self.total:
+            self.note(f"going on after step {self.first} of {self.total}")
+        if self.first and self.first % self.per_epoch == 0:
+            self._evaluate(state, self.first)
         batches = training_batches(
-            images,
-            sampler,
-            steps_per_epoch=per_epoch,
-            first_step=first,
-            last_step=total,
+            self.images,
+            self.sampler,
+            steps_per_epoch=self.per_epoch,
+            first_step=self.first,
+            last_step=self.total,
             **process_share(),
         )
-        for epoch in range(first // per_epoch, settings.epochs):
-            state = _epoch(config, epoch, per_epoch, state, step, batches, mesh, log)
-            done = (epoch + 1) * per_epoch
-            score = None
-            if (epoch + 1) % settings.eval_every == 0 or done == total:
-                variables = {"params": state.params, "batch_stats": state.batch_stats}
-                features = evaluator.embed(variables, progress=f"epoch {epoch}: embedding")
-                records = evaluator.judge(features)
-                log.evaluation(done, epoch, split, records)
-                if split == "held_out":
-                    figure = selection_figure(records, reported_feature(config))
-                    score = as_first_process(figure)
-            checkpoints.save(done, state, score)
+        unread: list[tuple[int, Losses]] = []
+        for number in range(self.first + 1, self.total + 1):
+            state, losses = self.step(state, shard(next(batches), self.mesh))
+            # Only now, with the next step under way, so that the device does not wait.
+            if unread and self._logged(unread[-1][0]):
+                self._read(unread)
+            unread.append((number, losses))
+            ends, stopping = number % self.per_epoch == 0, self.stop.after(number)
+            if ends or stopping:
+                self._read(unread)
+                if ends:
+                    self._log_epoch(state, number)
+                self.checkpoints.save(number, state)
+            if ends and not stopping:
+                stopping = not self._evaluate(state, number)
+            if stopping and number < self.total:
+                self.checkpoints.wait()
+                text = f"stopped after step {number} of {self.total}; go on with --resume"
+                self.log.note(number, (number - 1) // self.per_epoch, text)
+                return self.stop.exit_code
+        if resume and self.first == self.total and is_first_process():
+            print(f"finished already, after step {self.total}")
+        return self.stop.exit_code
+
+    def _logged(self, number: int) -> bool:
+        return number == 1 or number % self.config.training.log_every == 0
+
+    def _read(self, unread: list[tuple[int, Losses]]) -> None:
+        """Looks at what the device gave for these steps: stops where they failed, logs the last one
+        if that is due."""
+        number, losses = unread[-1]
+        limit = nonfinite_limit(self.config)
+        if int(losses.skipped_in_row) >= limit:  # which only grows then
+            self._fail(*next(step for step in unread if int(step[1].skipped_in_row) >= limit))
+        if self._logged(number):
+            self.log.train(number, (number - 1) // self.per_epoch, self._figures(number, losses))
+        unread.clear()
+
+    def _figures(self, number: int, losses: Losses) -> dict[str, float]:
+        figures = {name: float(value) for name, value in losses._asdict().items()}
+        if not figures["skipped_in_row"]:
+            del figures["skipped_in_row"]
+        rate = build_schedule(self.config, self.per_epoch)(number - 1)
+        return {**figures, "learning_rate": float(rate)}
+
+    def _log_epoch(self, state: TrainState, number: int) -> None:
+        self.log.epoch(
+            number,
+            number // self.per_epoch - 1,
+            {"loss_without_graph": state.epoch_loss, "next_graph_weight": state.graph_weight},
+        )
+
+    def _evaluate(self, state: TrainState, number: int) -> bool:
+        """Evaluates after an epoch if that is due; False where it was asked to stop meanwhile."""
+        epoch = number // self.per_epoch - 1
+        due = (epoch + 1) % self.config.training.eval_every == 0 or number == self.total
+        if not due or self.log.last_evaluation == number:
+            return True
+        variables = {"params": state.params, "batch_stats": state.batch_stats}
+        try:
+            features = self.evaluator.embed(
+                variables, progress=f"epoch {epoch}: embedding", give_up=self.stop.asked_alone
+            )
+        except GaveUp:
+            return False
+        records = self.evaluator.judge(features)
+        if self.split == "held_out":
+            figure = selection_figure(records, reported_feature(self.config))
+            self.checkpoints.scored(number, as_first_process(figure), write=is_first_process())
+        self.log.evaluation(number, epoch, self.split, records)
+        return True
+
+    def _fail(self, number: int, losses: Losses) -> NoReturn:
+        """Says which step was not finite, on which images."""
+        sample = self.sampler.sample(*divmod(number - 1, self.per_epoch))
+        figures = self._figures(number, losses)
+        content = {
+            "step": number,
+            "epoch": (number - 1) // self.per_epoch,
+            **{name: value if math.isfinite(value) else None for name, value in figures.items()},
+            "visible": [self.images.names[i] for i in sample.visible.reshape(-1).tolist()],
+            "infrared": [self.images.names[i] for i in sample.infrared.reshape(-1).tolist()],
+        }
+        path = self.log.folder / "failed_step.json"
+        if is_first_process():
+            temporary = path.with_name(path.name + ".tmp")
+            temporary.write_text(json.dumps(content, indent=2) + "\n")
+            temporary.replace(path)
+        broken = [name for name, value in content.items() if value is None]
+        raise InputError(
+            f"step {number}: {', '.join(broken) or 'a gradient'} is not finite; training has"
+            f" diverged. {path} has the step's losses and images. The last checkpoint is whole:"
+            " go on from it with a lower --optimizer.learning-rate in another --workdir (--init),"
+            " or skip such steps with --training.on-nonfinite skip"
+        )
 
 
-def _epoch(
-    config: Config,
-    epoch: int,
-    per_epoch: int,
-    state: TrainState,
-    step: Step,
-    batches: Iterator[Batch],
-    mesh: Mesh,
-    log: RunLog,
-) -> TrainState:
-    """One epoch's steps and its log."""
-    schedule = build_schedule(config, per_epoch)
-    pending: tuple[int, Losses] | None = None
+def _last_whole_state(
+    folder: epath.Path, meta: Meta, like: TrainState
+) -> tuple[TrainState | None, list[int]]:
+    """The state of the last checkpoint that is as it was written, if there is any checkpoint, and
+    the steps of those after it that are not.
 
-    def flush() -> None:
-        nonlocal pending
-        if pending is not None:
-            number, losses = pending
-            figures: dict[str, Any] = losses._asdict()
-            figures["learning_rate"] = schedule(number - 1)
-            log.train(number, epoch, figures)
-            pending = None
-
-    for number in range(epoch * per_epoch + 1, (epoch + 1) * per_epoch + 1):
-        state, losses = step(state, shard(next(batches), mesh))
-        flush()  # only now, with the next step under way, so that the device does not wait
-        if number == 1 or number % config.training.log_every == 0:
-            pending = number, losses
-    flush()
-    log.epoch(
-        number,
-        epoch,
-        {"loss_without_graph": state.epoch_loss, "next_graph_weight": state.graph_weight},
-    )
-    return state
+    Raises:
+        InputError: it is of another run, or none is whole.
+    """
+    faults: dict[int, str] = {}
+    for found in reversed(saved_steps(folder)):
+        try:
+            saved = read_meta(step_folder(folder, found))
+        except InputError as error:
+            faults[found] = str(error)
+            continue
+        check_same_run(saved, meta, folder)
+        try:
+            return restore_state(step_folder(folder, found), like), list(faults)
+        except InputError as error:  # the run is the same, so that no difference is meant
+            faults[found] = str(error)
+    if faults:
+        raise InputError(
+            f"{folder}: none of its checkpoints is whole; start anew with --overwrite, or name"
+            " another --workdir. " + " ".join(faults.values())
+        )
+    return None, []
 
 
-def _make_workdir(folder: epath.Path, overwrite: bool) -> None:
-    try:
-        if overwrite and folder.exists():
-            folder.rmtree()
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"{folder}: cannot be made ({error}); name another --workdir") from None
+def _take_workdir(
+    folder: epath.Path, overwrite: bool, damaged: Sequence[int], stack: contextlib.ExitStack
+) -> list[str]:
+    """Makes the folder this run's: its lock, room for the checkpoints to come. Returns what is
+    worth a note."""
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = stack.enter_context(RunLock(folder))
+    notes = [lock.note] if lock.note else []
+    if overwrite:
+        for path in folder.iterdir():
+            if path.is_dir():
+                path.rmtree()
+            elif path.name != LOCK:
+                path.unlink()
+    for step in damaged:
+        aside = folder / f"damaged_checkpoint_{step}"
+        if aside.exists():
+            aside.rmtree()
+        step_folder(folder, step).rename(aside)
+        notes.append(f"warning: the checkpoint of step {step} is damaged; it is now {aside}")
+    return notes
 
 
-def _check_workdir(folder: epath.Path, resume: bool, overwrite: bool) -> int | None:
-    """The step to resume after, if any."""
+def _check_workdir(folder: epath.Path, resume: bool, overwrite: bool) -> None:
     if resume and overwrite:
         raise InputError("--resume and --overwrite contradict each other; give one of them")
     if not folder.exists():
-        return None
+        return
     if not folder.is_dir():
         raise InputError(f"{folder}: is a file; name another --workdir")
     if not (resume or overwrite):
@@ -244,4 +408,3 @@ def _check_workdir(folder: epath.Path, resume: bool, overwrite: bool) -> int | N
             f"{folder}: not a run's folder: it holds {strangers[0]}, which no run wrote; name"
             " another --workdir"
         )
-    return max(saved_steps(folder), default=None) if resume else None

@@ -23,6 +23,10 @@ class TrainState(flax.struct.PyTreeNode):
     """Sum of L_P over the steps of this epoch so far."""
     epoch_loss: Float[Array, ""]
     """Mean of L_P over the last whole epoch; 0 in the first."""
+    steps_counted: Int[Array, ""]
+    """Steps of this epoch that `loss_sum` holds: all that were not skipped."""
+    skipped_in_row: Int[Array, ""]
+    """Steps, up to the last, whose loss or gradient was not finite: they changed nothing."""
     key: UInt32[Array, " 2"]
     """Base of all random numbers of the run; a step folds its own number in."""
 
@@ -45,5 +49,7 @@ def new_state(
         graph_weight=jnp.asarray(graph_weight, dtype),
         loss_sum=jnp.zeros((), dtype),
         epoch_loss=jnp.zeros((), dtype),
+        steps_counted=jnp.zeros((), jnp.int32),
+        skipped_in_row=jnp.zeros((), jnp.int32),
         key=jax.random.key_data(jax.random.key(seed)),
     )

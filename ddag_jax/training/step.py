@@ -41,9 +41,13 @@ def make_update(
     graph_reduction: str,
     dynamic_weight: bool,
     steps_per_epoch: int,
+    nonfinite_limit: int,
 ) -> Callable[..., tuple[TrainState, Losses, Any]]:
     """The part of a step after augmentation: images and labels in, new state, losses and gradients
     (averaged over the devices, before weight decay) out.
+
+    A step whose loss or gradient is not finite changes nothing but the counts of steps; after
+    `nonfinite_limit` of them in a row, no step does.
 
     The axis that losses, gradients and batch statistics span is the model's `axis_name`.
     """
@@ -81,21 +85,35 @@ def make_update(
         gradients, (losses, batch_stats) = jax.grad(loss, has_aux=True)(state.params)
         gradients, losses = over_devices(gradients), over_devices(losses)
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
-        step, loss_sum = state.step + 1, state.loss_sum + losses.without_graph
+        finite = jnp.isfinite(losses.total)
+        for gradient in jax.tree.leaves(gradients):
+            finite &= jnp.isfinite(gradient).all()
+        counts = finite & (state.skipped_in_row < nonfinite_limit)
+        losses = losses._replace(skipped_in_row=jnp.where(counts, 0, state.skipped_in_row + 1))
+
+        step, steps_counted = state.step + 1, state.steps_counted + counts
+        loss_sum = state.loss_sum + jnp.where(counts, losses.without_graph, 0)
         epoch_ends = step % steps_per_epoch == 0
-        epoch_loss = jnp.where(epoch_ends, loss_sum / steps_per_epoch, state.epoch_loss)
+        mean = loss_sum / jnp.maximum(steps_counted, 1)
+        epoch_loss = jnp.where(epoch_ends, mean, state.epoch_loss)
         graph_weight = state.graph_weight
         if dynamic_weight:
             next_weight = dynamic_graph_weight(epoch_loss)
             graph_weight = jnp.where(epoch_ends, next_weight, graph_weight)
+
+        def unless_skipped(new: Any, old: Any) -> Any:
+            return jax.tree.map(lambda new, old: jnp.where(counts, new, old), new, old)
+
         new_state = state.replace(
             step=step,
-            params=optax.apply_updates(state.params, updates),
-            batch_stats=batch_stats,
-            opt_state=opt_state,
+            params=unless_skipped(optax.apply_updates(state.params, updates), state.params),
+            batch_stats=unless_skipped(batch_stats, state.batch_stats),
+            opt_state=unless_skipped(opt_state, state.opt_state),
             graph_weight=graph_weight,
             loss_sum=jnp.where(epoch_ends, 0, loss_sum),
             epoch_loss=epoch_loss,
+            steps_counted=jnp.where(epoch_ends, 0, steps_counted),
+            skipped_in_row=losses.skipped_in_row,
         )
         return new_state, losses, gradients
 
@@ -110,6 +128,7 @@ def make_train_step(
     graph_reduction: str,
     dynamic_weight: bool,
     steps_per_epoch: int,
+    nonfinite_limit: int,
     padding: int,
     flip: bool,
 ) -> Step:
@@ -122,6 +141,7 @@ def make_train_step(
         graph_reduction=graph_reduction,
         dynamic_weight=dynamic_weight,
         steps_per_epoch=steps_per_epoch,
+        nonfinite_limit=nonfinite_limit,
     )
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Losses]:

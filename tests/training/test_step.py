@@ -55,6 +55,7 @@ def make_step(model: Linear, **options: Any) -> Step:
         "graph_reduction": "mean",
         "dynamic_weight": True,
         "steps_per_epoch": STEPS_PER_EPOCH,
+        "nonfinite_limit": 3,
         "padding": 2,
         "flip": True,
     }
@@ -184,3 +185,42 @@ def test_image_keys_do_not_depend_on_devices(devices: int) -> None:
     np.testing.assert_array_equal(np.concatenate(shares, axis=1), whole)
     assert whole.shape[:3] == (2, n, m)
     assert len(np.unique(np.asarray(whole).reshape(2 * n * m, -1), axis=0)) == 2 * n * m
+
+
+class Broken(Linear):
+    """Where the first pixel of the batch is white, the loss is as it should be and one gradient is
+    not finite: a square root at zero."""
+
+    def __call__(
+        self, visible: jax.Array, infrared: jax.Array, labels: jax.Array, keys: Any
+    ) -> TrainingOutput:
+        output = super().__call__(visible, infrared, labels, keys)
+        broken = visible[0, 0, 0, 0] > 1  # normalised
+        zero = jnp.sqrt(jnp.where(broken, 0 * jnp.abs(self.kernel).sum(), 1)) - ~broken
+        return output._replace(global_logits=output.global_logits + zero)
+
+
+def test_a_step_whose_gradient_is_not_finite_changes_nothing() -> None:
+    """But the counts; others go on from there; after three in a row none does."""
+    model = Broken(tiny.CLASSES)
+    step, state = make_step(model, padding=0, flip=False, steps_per_epoch=100), start(model)
+    sound, broken = tiny.batch(), tiny.batch()
+    sound.visible[0, 0, 0, 0], broken.visible[0, 0, 0, 0] = 0, 255
+    state, _ = step(state, sound)
+    rounds = (([broken, broken, sound], [1, 2, 0]), ([broken] * 3 + [sound], [1, 2, 3, 4]))
+    for order, counted in rounds:
+        for batch, expected in zip(order, counted, strict=True):
+            before = state
+            state, losses = step(state, batch)
+            assert np.isfinite(losses.total)
+            assert state.skipped_in_row == losses.skipped_in_row == expected
+            assert state.step == before.step + 1
+            for name in ("params", "opt_state", "loss_sum", "steps_counted", "batch_stats"):
+                pairs = zip(
+                    jax.tree.leaves(getattr(before, name)),
+                    jax.tree.leaves(getattr(state, name)),
+                    strict=True,
+                )
+                same = all(np.array_equal(one, other) for one, other in pairs)
+                constant = expected > 0 or name == "batch_stats"
+                assert same == constant, (name, expected)

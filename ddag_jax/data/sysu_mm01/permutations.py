@@ -18,11 +18,12 @@ from typing import NamedTuple
 import numpy as np
 from etils import epath
 
+from ddag_jax.bounded import read_bytes
 from ddag_jax.errors import InputError
 
 TRIALS = 10
 
-_LONGEST = 64 * 2**20
+_LONGEST = 16 * 2**20
 """Bytes; the authors' file unpacks to less than one million."""
 
 # MATLAB's numbers for what an element holds, and for what kind of array a matrix is.
@@ -60,8 +61,8 @@ def read_permutations(path: epath.PathLike) -> Permutations:
     path = epath.Path(path)
     again = "copy it again from the dataset's exp folder"
     try:
-        content = path.read_bytes()
-    except OSError as error:
+        content = read_bytes(path, _LONGEST)
+    except (OSError, ValueError) as error:
         raise InputError(f"{path}: cannot be read ({error}); {again}") from None
     matrices: dict[str, np.ndarray] = {}
     try:
@@ -110,7 +111,8 @@ def _variable(file: bytes) -> _Matrix:
 
 def _cells(matrix: _Matrix) -> Iterator[_Matrix]:
     """What is in a cell array, in MATLAB's order."""
-    if matrix.kind != _CELL or len(matrix.content) != math.prod(matrix.shape):
+    is_whole = len(matrix.content) == math.prod(matrix.shape)
+    if matrix.kind != _CELL or not is_whole or any(k != _MATRIX for k, _ in matrix.content):
         raise ValueError("no cells of cells")
     for _, data in matrix.content:
         yield _matrix(data)

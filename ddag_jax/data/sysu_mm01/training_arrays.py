@@ -11,6 +11,7 @@ import numpy as np
 from etils import epath
 from jaxtyping import UInt8
 
+from ddag_jax.bounded import is_file
 from ddag_jax.data.layout import Record
 from ddag_jax.errors import InputError
 
@@ -57,6 +58,11 @@ def _load(path: epath.Path) -> np.ndarray:
         raise InputError(
             f"{path}: no such file; it is made by the reference's pre_process_sysu.py (without"
             " --train-arrays, the images are taken from cam1 ... cam6)"
+        )
+    if not is_file(path):
+        raise InputError(
+            f"{path}: cannot be read as an array (is no regular file); write it again with the"
+            " reference's pre_process_sysu.py"
         )
     try:
         array = np.lib.format.open_memmap(path, mode="r")
