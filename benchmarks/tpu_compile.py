@@ -9,7 +9,7 @@ What is compiled is what train.py and evaluate.py run, at 1 and at 8 identities 
 convolutions in bfloat16. It needs libtpu, which brings the compiler (pip install "jax[tpu]"), no
 TPU and no network. Prints what the compiler tells of each program and, last, chips, memory and
 collectives; writes results/tpu_compile.json, or tpu_scaling.json. A full-size step takes the
-compiler two minutes on two idle CPU cores, --scaling an hour on busy ones.
+compiler two to three minutes on two idle cores, --scaling an hour on busy ones.
 
 Nothing here is measured on a TPU. A step's time is the compiler's own estimate of its operations in
 cycles, which leaves some out (a gradient of pooling, a loop over the crops), and after them all
