@@ -276,9 +276,9 @@ def _count(shape: str) -> int:
 
 
 def sent_bytes(collective: Collective, chips: int) -> float:
-    """What each chip must send at the least: a gather all but its own share, a sum twice that."""
-    times = 2 if collective.kind == "all-reduce" else 1
-    return times * collective.bytes * (chips - 1) / chips
+    """What each chip must send at the least: of a gather all but what stays, of a sum twice that."""
+    whole = {"all-reduce": 2, "reduce-scatter": chips}.get(collective.kind, 1) * collective.bytes
+    return whole * (chips - 1) / chips
 
 
 # ----------------------------------------------------------------------------------- compiling
