@@ -276,7 +276,7 @@ def _count(shape: str) -> int:
 
 
 def sent_bytes(collective: Collective, chips: int) -> float:
-    """What each chip must send at the least: of a gather all but what stays, of a sum twice that."""
+    """What each chip must send at the least: all but its own share once, for a sum twice."""
     whole = {"all-reduce": 2, "reduce-scatter": chips}.get(collective.kind, 1) * collective.bytes
     return whole * (chips - 1) / chips
 
