@@ -4,7 +4,9 @@ import argparse
 import ctypes
 import os
 import sys
+import threading
 from pathlib import Path
+from types import TracebackType
 
 import absl.logging
 
@@ -37,11 +39,27 @@ def prepare(options: argparse.Namespace | None = None) -> None:
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
     # orbax warns of what it takes for granted, and logs what it raises.
     absl.logging.set_verbosity("fatal")
+    threading.excepthook = _unless_orbax
+    sys.excepthook = _unless_native
     _keep_freed_memory()
     if options is not None:
         from ddag_jax.parallel import join_processes
 
         join_processes(options.coordinator, options.process_id, options.processes)
+
+
+def _unless_orbax(failed: threading.ExceptHookArgs) -> None:
+    """Prints what ends a thread; what ends orbax's own is raised where the checkpoint is saved."""
+    if not type(failed.thread).__module__.startswith("orbax."):
+        threading.__excepthook__(failed)
+
+
+def _unless_native(
+    kind: type[BaseException], error: BaseException, trace: TracebackType | None
+) -> None:
+    """The same of tensorstore's threads, which are none of Python's; those do not come here."""
+    if threading.current_thread() is threading.main_thread():
+        sys.__excepthook__(kind, error, trace)
 
 
 def make_deterministic() -> None:
