@@ -6,7 +6,6 @@ import os
 import sys
 import threading
 from pathlib import Path
-from types import TracebackType
 
 import absl.logging
 
@@ -40,7 +39,7 @@ def prepare(options: argparse.Namespace | None = None) -> None:
     # orbax warns of what it takes for granted, and logs what it raises.
     absl.logging.set_verbosity("fatal")
     threading.excepthook = _unless_orbax
-    sys.excepthook = _unless_native
+    sys.unraisablehook = _unless_native
     _keep_freed_memory()
     if options is not None:
         from ddag_jax.parallel import join_processes
@@ -54,12 +53,10 @@ def _unless_orbax(failed: threading.ExceptHookArgs) -> None:
         threading.__excepthook__(failed)
 
 
-def _unless_native(
-    kind: type[BaseException], error: BaseException, trace: TracebackType | None
-) -> None:
-    """The same of tensorstore's threads, which are none of Python's; those do not come here."""
-    if threading.current_thread() is threading.main_thread():
-        sys.__excepthook__(kind, error, trace)
+def _unless_native(failed: "sys.UnraisableHookArgs") -> None:
+    """The same of what tensorstore's native threads, which belong to no Python object, meet."""
+    if failed.object is not None or threading.current_thread() is threading.main_thread():
+        sys.__unraisablehook__(failed)
 
 
 def make_deterministic() -> None:
