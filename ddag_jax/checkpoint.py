@@ -15,7 +15,6 @@ checkpoint of an evaluated step has its score beside the items, in ``score.json`
 import contextlib
 import dataclasses
 import json
-import threading
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -319,23 +318,12 @@ class RunCheckpoints:
             ) from error
 
     def __enter__(self) -> "RunCheckpoints":
-        before = self._hook_before = threading.excepthook
-
-        def hook(failed: threading.ExceptHookArgs) -> None:
-            # What orbax's own threads meet is raised here, too, by the next call.
-            if not type(failed.thread).__module__.startswith("orbax."):
-                before(failed)
-
-        threading.excepthook = hook
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        try:
-            if kind is None:
-                self.wait()
-            self._manager.close()
-        finally:
-            threading.excepthook = self._hook_before
+        if kind is None:
+            self.wait()
+        self._manager.close()
 
 
 class _LatestAndBest(checkpoint_managers.PreservationPolicy):

@@ -161,7 +161,7 @@ def test_nothing_unpickles() -> None:
 
 
 def test_a_name_without_end_is_refused_at_once(tmp_path: Path) -> None:
-    """PyTorch alone takes ten seconds for 15,000 characters, and 100 times that for 150,000."""
+    """PyTorch alone takes ten seconds for 15,000 characters, growing with their square."""
     torch = pytest.importorskip("torch")
     from ddag_jax.pytorch.reading import read_state_dict
 

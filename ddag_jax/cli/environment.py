@@ -4,6 +4,7 @@ import argparse
 import ctypes
 import os
 import sys
+import threading
 from pathlib import Path
 
 import absl.logging
@@ -37,11 +38,25 @@ def prepare(options: argparse.Namespace | None = None) -> None:
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
     # orbax warns of what it takes for granted, and logs what it raises.
     absl.logging.set_verbosity("fatal")
+    threading.excepthook = _unless_orbax
+    sys.unraisablehook = _unless_native
     _keep_freed_memory()
     if options is not None:
         from ddag_jax.parallel import join_processes
 
         join_processes(options.coordinator, options.process_id, options.processes)
+
+
+def _unless_orbax(failed: threading.ExceptHookArgs) -> None:
+    """Prints what ends a thread; what ends orbax's own is raised where the checkpoint is saved."""
+    if not type(failed.thread).__module__.startswith("orbax."):
+        threading.__excepthook__(failed)
+
+
+def _unless_native(failed: "sys.UnraisableHookArgs") -> None:
+    """The same of what tensorstore's native threads, which belong to no Python object, meet."""
+    if failed.object is not None or threading.current_thread() is threading.main_thread():
+        sys.__unraisablehook__(failed)
 
 
 def make_deterministic() -> None:
