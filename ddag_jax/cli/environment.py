@@ -2,6 +2,7 @@
 
 import argparse
 import ctypes
+import logging
 import os
 import sys
 import threading
@@ -38,6 +39,7 @@ def prepare(options: argparse.Namespace | None = None) -> None:
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
     # orbax warns of what it takes for granted, and logs what it raises.
     absl.logging.set_verbosity("fatal")
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)
     threading.excepthook = _unless_orbax
     sys.unraisablehook = _unless_native
     _keep_freed_memory()
