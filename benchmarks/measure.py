@@ -95,9 +95,54 @@ def peak_memory(work: Callable[[], object]) -> float | None:
 
 def _peak_after(work: Callable[[], object]) -> float | None:
     work()
+    return peak_of("self")
+
+
+def peak_of(process: int | str) -> float | None:
+    """MiB that a running process has held at the most, by its number; None as above."""
     # Not getrusage: there, a process starts from the peak of the one that started it.
-    found = re.search(r"^VmHWM:\s*(\d+) kB", _read("/proc/self/status"), re.MULTILINE)
+    found = re.search(r"^VmHWM:\s*(\d+) kB", _read(f"/proc/{process}/status"), re.MULTILINE)
     return int(found[1]) / 1024 if found else None
+
+
+def compared(
+    times: Mapping[str, Times], peaks: Mapping[str, float | None], amount: int, unit: str
+) -> dict[str, Any]:
+    """Prints two variants, ours and another, side by side; gives the record to write.
+
+    Args:
+        times: ours first.
+        peaks: MiB, by the same names.
+        amount: of `unit` in a run, for a rate.
+    """
+    ours, other = times
+    record = {
+        "times": times,
+        f"{unit}_per_s": {name: amount / taken.median for name, taken in times.items()},
+        "ratio": times[other].median / times[ours].median,
+        "peak_mib": peaks,
+        "memory_ratio": None,
+    }
+    mine, theirs = peaks[ours], peaks[other]
+    if mine is not None and theirs is not None:
+        record["memory_ratio"] = mine / theirs
+    rows = [
+        [
+            name,
+            str(taken),
+            f"{amount / taken.median:,.2f}",
+            "unknown" if peaks[name] is None else f"{peaks[name]:,.0f} MiB",
+        ]
+        for name, taken in times.items()
+    ]
+    print(table(["", "median (lowest to highest)", f"{unit}/s", "peak memory"], rows))
+    memory = record["memory_ratio"]
+    print(
+        f"{other} takes {record['ratio']:.3f} times as long; {ours} has"
+        f" {'unknown' if memory is None else f'{memory:.3f} times'} the memory",
+        flush=True,
+    )
+    return record
 
 
 def machine() -> dict[str, Any]:

@@ -1,0 +1,402 @@
+"""One GPU: our training step and PyTorch's, in every way that matters, checked and timed.
+
+    python -m benchmarks.gpu            the published network, 64 and 256 images a step
+    python -m benchmarks.gpu --quick    a few channels and pixels, on whatever device there is
+
+Needs jax with CUDA and PyTorch with CUDA in one environment; beside them only numpy, flax, optax,
+jaxtyping and absl-py. Each way has a process of its own, so that neither side's memory pool is in
+the other's way. First all take a step without augmentation and dropout, from the same random
+weights: in float32 both sides must give the same losses, in TF32 and bfloat16 nearly the same. Then
+they take turns, a block of steps at a time, all ways of one batch size.
+
+Our step is train.py's, augmentation and normalisation included. PyTorch's (torch_ddag.py) has its
+images normalised beforehand. "As the reference" also computes the triplet loss anchor by anchor and
+reads every loss after every step, as the reference's loop does; "eager" does neither. Both have
+what PyTorch sets by itself, TF32 in convolutions and float32 in matrix products, and cuDNN's
+benchmark mode, as the reference sets it. "compiled" is torch.compile in bfloat16 autocast and
+channels_last, with a fused optimiser.
+
+Prints tables and writes results/gpu.json. Without a GPU it says so and writes rows that are not
+measured. Takes about ten minutes, most of them compiling.
+"""
+
+import argparse
+import contextlib
+import dataclasses
+import functools
+import multiprocessing
+import os
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from benchmarks import measure, workload
+from ddag_jax.config import Config
+
+REPEATS = 5
+LOSSES = ("identity", "triplet", "part", "graph", "total")
+NOT_MEASURED = "not measured"
+STEPS = 50
+"""In a block."""
+EXACT = 1e-4
+"""Relative, of a loss: how far two sides in float32 may be apart, by rounding alone."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Way:
+    """How a step is taken."""
+
+    name: str
+    ours: bool
+    bfloat16: bool = False
+    compiled: bool = False
+    reference: bool = False
+    """As the reference's loop does, see `torch_ddag.Style`."""
+
+    @property
+    def tolerance(self) -> float:
+        """Relative, of a first loss beside that in float32. bfloat16 keeps 8 bits of a number and
+        TF32 11; over fifty layers, and in the small differences of large numbers that distances
+        are, the first digit is left in one, the second in the other."""
+        return 0.1 if self.bfloat16 else 0.02
+
+    @property
+    def exact(self) -> bool:
+        """Whether it also takes a step in float32 proper, to hold the others against."""
+        return not (self.bfloat16 or self.reference)
+
+
+OURS = Way("ours, bfloat16", True, bfloat16=True)
+OURS_FLOAT32 = Way("ours, float32/TF32", True)
+REFERENCE = Way("PyTorch float32/TF32, as the reference", False, reference=True)
+EAGER = Way("PyTorch float32/TF32, eager", False)
+COMPILED = Way("PyTorch bfloat16, compiled", False, bfloat16=True, compiled=True)
+WAYS = {64: (OURS, OURS_FLOAT32, REFERENCE, EAGER, COMPILED), 256: (OURS, COMPILED)}
+"""By images a step. The smaller batch is the one that is checked."""
+CHECKED = 64
+
+Facts = dict[str, Any]
+
+# ------------------------------------------------------------------- in a process with one way
+
+_step: Callable[[int], Any] | None = None
+"""Takes so many steps and waits for them."""
+
+
+def jax_device() -> str | None:
+    """The GPU that jax sees."""
+    _take_memory_as_needed()
+    import jax
+
+    device = jax.devices()[0]
+    return str(device.device_kind) if device.platform == "gpu" else None
+
+
+def torch_device() -> str | None:
+    """The GPU that PyTorch sees."""
+    import torch
+
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else None
+
+
+def _take_memory_as_needed() -> None:
+    """Else jax takes three quarters of the GPU's at once."""
+    os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"
+
+
+def weights(config: Config) -> dict[str, Any]:
+    """PyTorch's random ones, for our side."""
+    os.environ["JAX_PLATFORMS"] = "cpu"  # this process has both, and leaves the GPU alone
+    from benchmarks import torch_ddag
+
+    return torch_ddag.variables(torch_ddag.network(config))
+
+
+def build_ours(way: Way, config: Config, variables: dict[str, Any], check: bool) -> Facts:
+    """Makes a way of ours this process's and takes a step; what is known of it."""
+    _take_memory_as_needed()
+    from ddag_jax.cli import environment
+
+    environment.prepare()
+    import jax
+
+    from benchmarks import jax_ddag, roofline
+
+    if way.bfloat16:
+        model = dataclasses.replace(config.model, compute_dtype="bfloat16")
+        config = dataclasses.replace(config, model=model)
+    noise = workload.noise(config)
+
+    def first_losses() -> dict[str, float]:
+        side = jax_ddag.Training(workload.deterministic(config), variables, noise)
+        losses = side()._asdict()
+        return {name: float(losses[name]) for name in LOSSES}
+
+    facts: Facts = {}
+    if check:
+        facts["losses"] = first_losses()
+        if way.exact:
+            with jax.default_matmul_precision("highest"):
+                facts["exact losses"] = first_losses()
+    start = time.perf_counter()
+    side = jax_ddag.Training(config, variables, noise)
+    side()
+    facts["first_step_s"] = time.perf_counter() - start
+    costs = side.step.lower(side.state, side.batch).compile().cost_analysis() or {}
+    facts["compiler"] = {name: costs.get(name) for name in ("flops", "bytes accessed")}
+    work = roofline.training_step(config)
+    facts |= {"flops": sum(one.flops for one in work), "bytes": sum(one.bytes for one in work)}
+    chip = roofline.CHIPS.get(jax.devices()[0].device_kind)
+    if way.bfloat16 and chip is not None:
+        facts["least_s"] = sum(one.seconds(chip) for one in work)
+        facts["stated_s"] = roofline.stated_seconds(workload.images(config), chip)
+    _become(side)
+    return facts
+
+
+def build_pytorch(way: Way, config: Config, check: bool) -> Facts:
+    """Makes a way of PyTorch's this process's and takes a step; what is known of it."""
+    import torch
+
+    from benchmarks import torch_ddag
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    torch.backends.cudnn.benchmark = True
+    if device == "cpu":  # where this was written, oneDNN in bfloat16 gave NaN now and then
+        torch.backends.mkldnn.enabled = False  # type: ignore[assignment]
+    style = torch_ddag.Style(reference=way.reference, bfloat16=way.bfloat16, compiled=way.compiled)
+    noise = workload.noise(config)
+
+    def first_losses() -> dict[str, float]:
+        side = torch_ddag.Training(workload.deterministic(config), noise, style, device)
+        return {name: loss.item() for name, loss in side().items()}
+
+    facts: Facts = {}
+    if check:
+        facts["losses"] = first_losses()
+        if way.exact:
+            torch.backends.cudnn.allow_tf32 = False
+            facts["exact losses"] = first_losses()
+            torch.backends.cudnn.allow_tf32 = True
+    if device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    start = time.perf_counter()
+    side = torch_ddag.Training(config, noise, style, device)
+    side()
+    facts["first_step_s"] = time.perf_counter() - start
+    _become(side)
+    return facts
+
+
+def _become(side: Callable[[int], Any]) -> None:
+    global _step
+    _step = side
+
+
+def take(steps: int) -> None:
+    assert _step is not None
+    _step(steps)
+
+
+def peak(way: Way) -> float | None:
+    """MiB of GPU memory that this process has held at the most."""
+    if way.ours:
+        import jax
+
+        statistics = jax.devices()[0].memory_stats()
+        return statistics["peak_bytes_in_use"] / 2**20 if statistics else None
+    import torch
+
+    return torch.cuda.max_memory_allocated() / 2**20 if torch.cuda.is_available() else None
+
+
+# ------------------------------------------------------------------------ in the process that asks
+
+
+class Process:
+    """One that stays, and does what it is asked."""
+
+    def __init__(self) -> None:
+        self._pool = ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"))
+
+    def __enter__(self) -> "Process":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._pool.shutdown()
+
+    def __call__(self, work: Callable[..., Any], *arguments: Any) -> Any:
+        return self._pool.submit(work, *arguments).result()
+
+
+def ask_once(work: Callable[..., Any], *arguments: Any) -> Any:
+    with Process() as process:
+        return process(work, *arguments)
+
+
+def run_ways(
+    ways: Sequence[Way], config: Config, steps: int, check: bool
+) -> tuple[dict[str, Facts], dict[str, measure.Times]]:
+    """What is known of each way by its name, with "failed" where it did not run; seconds a step."""
+    if not ways:
+        return {}, {}
+    variables = ask_once(weights, config)
+    facts: dict[str, Facts] = {}
+
+    def attempt(way: Way, work: Callable[..., Any], *arguments: Any) -> Any:
+        """In the way's process. A way that fails, of memory say, leaves the others."""
+        if "failed" in facts.setdefault(way.name, {}):
+            return None
+        try:
+            return processes[way.name](work, *arguments)
+        except Exception as error:
+            facts[way.name] = {"failed": f"{type(error).__name__}: {error}".splitlines()[0]}
+
+    with contextlib.ExitStack() as stack:
+        processes = {way.name: stack.enter_context(Process()) for way in ways}
+        for way in ways:
+            print(f"building: {way.name}, {workload.images(config)} images", flush=True)
+            if way.ours:
+                known = attempt(way, build_ours, way, config, variables, check)
+            else:
+                known = attempt(way, build_pytorch, way, config, check)
+            facts[way.name] |= known or {}
+        blocks = {way.name: functools.partial(attempt, way, take, steps) for way in ways}
+        times = measure.interleaved(blocks, REPEATS)
+        for way in ways:
+            facts[way.name]["peak_mib"] = attempt(way, peak, way)
+    return facts, {
+        name: measure.Times(tuple(taken / steps for taken in block.seconds))
+        for name, block in times.items()
+        if "failed" not in facts[name]
+    }
+
+
+def differences(ways: Sequence[Way], facts: Mapping[str, Facts]) -> dict[str, tuple[float, float]]:
+    """Of each way's first losses, the largest relative difference, and how large it may be: from
+    PyTorch's in float32 proper, or from ours where PyTorch did not run. Of two in float32 proper,
+    ours is listed beside PyTorch's as "float32"."""
+    exact = {
+        way.ours: facts[way.name]["exact losses"]
+        for way in ways
+        if "exact losses" in facts.get(way.name, {})
+    }
+    found: dict[str, tuple[float, float]] = {}
+    if not exact:
+        return found
+    standard = exact[min(exact)]
+
+    def largest(losses: Mapping[str, float]) -> float:
+        each = [abs(losses[name] - standard[name]) / abs(standard[name]) for name in LOSSES]
+        return float("nan") if any(one != one for one in each) else max(each)
+
+    if len(exact) == 2:
+        found["float32"] = largest(exact[True]), EXACT
+    for way in ways:
+        if "losses" in facts.get(way.name, {}):
+            found[way.name] = largest(facts[way.name]["losses"]), way.tolerance
+    return found
+
+
+def ratios(times: Mapping[int, Mapping[str, measure.Times]]) -> dict[str, float]:
+    """How many times as long as ours in bfloat16 the others take."""
+    return {
+        f"{name}, {images} images": taken.median / of_batch[OURS.name].median
+        for images, of_batch in times.items()
+        if OURS.name in of_batch
+        for name, taken in of_batch.items()
+        if name != OURS.name
+    }
+
+
+def row(way: Way, images: int, facts: Facts | None, times: measure.Times | None) -> list[str]:
+    """Of the table of times."""
+    if facts is None or times is None:
+        said = NOT_MEASURED if facts is None else f"failed: {facts['failed']}"
+        return [way.name, str(images), said, "", "", "", "", ""]
+    shares = [f"{facts[bound] / times.median:.0%}" if bound in facts else "" for bound in BOUNDS]
+    held = facts["peak_mib"]
+    return [
+        way.name,
+        str(images),
+        f"{1e3 * times.median:.2f} ms ({1e3 * times.min:.2f} to {1e3 * times.max:.2f})",
+        f"{images / times.median:,.0f}",
+        *shares,
+        "unknown" if held is None else f"{held / 1024:.1f} GiB",
+        f"{facts['first_step_s']:.0f} s",
+    ]
+
+
+BOUNDS = ("stated_s", "least_s")
+HEAD = ["", "images", "a step", "images/s", "of stated", "of least", "memory", "first step"]
+
+
+def main(arguments: Sequence[str] | None = None, folder: Path = measure.RESULTS) -> int:
+    """The command; results go to `folder`. The exit code is 1 where losses differ by more than
+    rounding explains."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.gpu",
+        description="One GPU: our training step and PyTorch's, in every way that matters",
+    )
+    parser.add_argument(
+        "--quick", action="store_true", help="a few channels and pixels, on any device"
+    )
+    quick = parser.parse_args(arguments).quick
+    devices = {"ours": ask_once(jax_device), "PyTorch": ask_once(torch_device)}
+    print(measure.describe(measure.machine()))
+    print("GPU:", ", ".join(f"{side} {gpu or 'none'}" for side, gpu in devices.items()), flush=True)
+    if not quick and not any(devices.values()):
+        print("neither jax nor PyTorch sees a GPU: nothing is measured")
+
+    checked: dict[str, tuple[float, float]] = {}
+    results: dict[int, dict[str, Facts]] = {}
+    times: dict[int, dict[str, measure.Times]] = {}
+    rows = []
+    for images, ways in WAYS.items():
+        config, steps = workload.published(images // (2 * workload.IMAGES_PER_IDENTITY)), STEPS
+        if quick:
+            config, steps = workload.tiny(2), 1
+            images = workload.images(config)
+        present = [way for way in ways if quick or devices["ours" if way.ours else "PyTorch"]]
+        check = not results
+        results[images], times[images] = run_ways(present, config, steps, check)
+        if check:
+            checked = differences(present, results[images])
+        rows += [
+            row(way, images, results[images].get(way.name), times[images].get(way.name))
+            for way in ways
+        ]
+        if quick:
+            break
+
+    print("\nlargest relative difference of a first loss from float32 proper")
+    cells = [[name, f"{is_:.1g}", f"{may_be:g}"] for name, (is_, may_be) in checked.items()]
+    print(measure.table(["", "is", "may be"], cells) if cells else NOT_MEASURED)
+    print("\na step: median (lowest to highest), share of the stated and of the least time")
+    print(measure.table(HEAD, rows))
+    found = ratios(times)
+    for name, ratio in found.items():
+        print(f"{name}: {ratio:.2f} times as long as ours in bfloat16")
+    print("targets: 3, aim 5, of PyTorch in float32/TF32; 1.0, aim 1.3, of it compiled;")
+    print("50 %, aim 70 %, of the stated time at 64 and 256 images")
+    result = {
+        "devices": devices,
+        "quick": quick,
+        "differences": checked,
+        "ways": results,
+        "times": times,
+        "ratios": found,
+        "table": [HEAD, *rows],
+    }
+    print("written:", measure.write("gpu", result, folder))
+    wrong = [name for name, (is_, may_be) in checked.items() if not is_ <= may_be]
+    if wrong:
+        print("losses differ by more than rounding explains:", ", ".join(wrong))
+    return bool(wrong)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,109 @@
+"""What a device must do for a training step, and the least time that takes: for each operation its
+arithmetic at the device's peak or its memory traffic at the device's bandwidth, whichever takes
+longer.
+
+Counted, in the compute dtype, is a network whose every operation runs by itself:
+
+- A convolution reads its input and its kernel and writes its output, forward; as much again for
+  the gradient of its input, and for that of its kernel. Images have no gradient.
+- A batch normalisation needs the statistics before it can normalise: its input is read twice and
+  its output written, forward; backward, input and gradient are read twice and a gradient written.
+  ReLU and the addition of a shortcut ride along; a shortcut is read, in both directions.
+- The optimiser reads parameter, gradient and momentum and writes two of them, in float32.
+
+Pools, augmentation, heads and losses are left out: together a few hundredths.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Any
+from unittest import mock
+
+import jax
+import jax.numpy as jnp
+
+from benchmarks.workload import CLASSES
+from ddag_jax.build import build_model
+from ddag_jax.config import Config
+from ddag_jax.models import layers, resnet
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+    """Peak rates, from its maker's data sheet."""
+
+    flops: float
+    """A second, dense, in bfloat16."""
+    bandwidth: float
+    """Bytes a second."""
+
+
+CHIPS = {"NVIDIA H200": Chip(989e12, 4.8e12), "NVIDIA H100 80GB HBM3": Chip(989e12, 3.35e12)}
+"""By the name that the device gives itself."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Work:
+    """Of an operation."""
+
+    flops: float
+    bytes: float
+
+    def seconds(self, chip: Chip) -> float:
+        return max(self.flops / chip.flops, self.bytes / chip.bandwidth)
+
+
+def training_step(config: Config) -> list[Work]:
+    """The operations of a step, in no order."""
+    found: list[Work] = []
+    model = build_model(config, CLASSES)
+    width = jnp.dtype(config.model.compute_dtype).itemsize
+
+    def convolution(x: Any, kernel: Any, *, stride: int, padding: int) -> jax.Array:
+        y: jax.Array = original(x, kernel, stride=stride, padding=padding)
+        work = Work(
+            2 * y.size * math.prod(kernel.shape[:3]), (x.size + kernel.size + y.size) * width
+        )
+        passes = 2 if x.shape[-1] == 3 else 3
+        found.extend([work] * passes)
+        return y
+
+    def normalisation(x: Any, *others: Any) -> Any:
+        if x.ndim == 4:
+            found.extend([Work(0, 3 * x.size * width), Work(0, 5 * x.size * width)])
+        return normalise(x, *others)
+
+    def addition(*arguments: Any) -> jax.Array:
+        x: jax.Array = shortcut(*arguments)
+        found.extend([Work(0, x.size * width)] * 2)
+        return x
+
+    original: Callable[..., jax.Array] = layers.conv2d
+    normalise, shortcut = layers.normalise_batch, resnet.shortcut
+    training, data = config.training, config.data
+    half = training.identities_per_batch * training.images_per_identity
+    images: Any = jax.ShapeDtypeStruct((half, data.image_height, data.image_width, 3), model.dtype)
+    labels: Any = jax.ShapeDtypeStruct((2 * half,), jnp.int32)
+    variables = jax.eval_shape(model.init, jax.random.key(0), images, images, labels, None)
+    with (
+        mock.patch.object(layers, "conv2d", convolution),
+        mock.patch.object(layers, "normalise_batch", normalisation),
+        mock.patch.object(resnet, "shortcut", addition),
+    ):
+        jax.eval_shape(
+            lambda *given: model.apply(*given, None, mutable=["batch_stats"]),
+            variables,
+            images,
+            images,
+            labels,
+        )
+    parameters = sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
+    found.append(Work(0, 5 * 4 * parameters))
+    return found
+
+
+def stated_seconds(images: int, chip: Chip) -> float:
+    """Of a bfloat16 step as the targets have it: 1.97 TFLOP and 22.9 GB for 64 images, one after
+    the other; 6.8 ms on an H200."""
+    return images / 64 * (1.97e12 / chip.flops + 22.9e9 / chip.bandwidth)
