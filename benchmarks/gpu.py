@@ -166,7 +166,7 @@ def build_pytorch(way: Way, config: Config, check: bool) -> Facts:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     torch.backends.cudnn.benchmark = True
     if device == "cpu":  # where this was written, oneDNN in bfloat16 gave NaN now and then
-        torch.backends.mkldnn.enabled = False  # type: ignore[assignment]
+        torch.backends.mkldnn.enabled = False
     style = torch_ddag.Style(reference=way.reference, bfloat16=way.bfloat16, compiled=way.compiled)
     noise = workload.noise(config)
 

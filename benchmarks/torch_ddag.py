@@ -267,7 +267,7 @@ class Training:
         self.network = network(config).to(device)
         visible, infrared = (pixels(each, device) for each in (noise.visible, noise.infrared))
         if style.bfloat16:
-            self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            self.network.to(memory_format=torch.channels_last)
             visible, infrared = (
                 images.contiguous(memory_format=torch.channels_last)
                 for images in (visible, infrared)
