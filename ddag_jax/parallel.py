@@ -41,6 +41,7 @@ def join_processes(
     if given == (None, None, None):
         if _started_together():
             jax.distributed.initialize()
+            _connect()
         return
     if coordinator is None or process_id is None or processes is None:
         raise InputError("--coordinator, --process-id, --processes: give all three, or none")
@@ -53,6 +54,17 @@ def join_processes(
             f"--coordinator {coordinator}: give host and port, as in {coordinator}:8476"
         )
     jax.distributed.initialize(coordinator, num_processes=processes, process_id=process_id)
+    _connect()
+
+
+def _connect() -> None:
+    """Has the devices of all processes meet now, while everyone is here. CPUs give up on a first
+    meeting after 30 s, and one process may compile its step for longer than another."""
+    mesh = device_mesh()
+    meet = jax.shard_map(
+        lambda one: jax.lax.psum(one, AXIS), mesh=mesh, in_specs=_SHARDED, out_specs=_REPLICATED
+    )
+    jax.block_until_ready(jax.jit(meet)(shard(np.ones(jax.local_device_count()), mesh)))
 
 
 def _started_together() -> bool:
