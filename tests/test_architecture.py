@@ -61,7 +61,7 @@ class Rule:
 PACKAGE = ("ddag_jax/**",)
 JUDGES = (
     "ddag_jax/training/loop.py",
-    "ddag_jax/experiments.py",
+    "ddag_jax/experiments/**",
     "ddag_jax/cli/**",
     "ddag_jax/pytorch/**",
 )

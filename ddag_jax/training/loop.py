@@ -59,6 +59,7 @@ from ddag_jax.parallel import (
     shard,
     wait_for_all,
 )
+from ddag_jax.progress import say
 from ddag_jax.training.lock import NAME as LOCK
 from ddag_jax.training.lock import RunLock
 from ddag_jax.training.preemption import StopRequest
@@ -258,7 +259,7 @@ class _Run:
                 self.log.note(number, (number - 1) // self.per_epoch, text)
                 return self.stop.exit_code
         if resume and self.first == self.total and is_first_process():
-            print(f"finished already, after step {self.total}")
+            say(f"finished already, after step {self.total}")
         return self.stop.exit_code
 
     def _logged(self, number: int) -> bool:
