@@ -21,9 +21,10 @@ and, by kind,
     ``text``
 
 Numbers are at full precision; one that is not finite is null. The same figures are TensorBoard
-scalars under ``train/NAME``, ``epoch/NAME`` and ``SPLIT/MODE/FEATURE/NAME``. A line is in the file
-when the call returns; TensorBoard's follow within seconds, so a killed run may have lost its last
-ones there.
+scalars under ``train/NAME``, ``epoch/NAME`` and ``SPLIT/MODE/FEATURE/NAME``; the configuration is
+there as hyper-parameters, and each evaluation's ranked lists as ``SPLIT/ranked_lists``. A line is
+in the file when the call returns; TensorBoard's follow within seconds, so a killed run may have
+lost its last ones there.
 """
 
 import json
@@ -35,8 +36,11 @@ from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Any, Literal, SupportsFloat
 
+import numpy as np
 from etils import epath
+from jaxtyping import UInt8
 from tensorboardX import SummaryWriter
+from tensorboardX.summary import hparams
 
 from ddag_jax.bounded import parse_json, read_bytes
 from ddag_jax.errors import InputError
@@ -185,6 +189,21 @@ class RunLog:
             )
         self.last_evaluation = step
         self._restart_clock(step)
+
+    def hyper_parameters(self, config: Mapping[str, Mapping[str, Any]]) -> None:
+        """Tells TensorBoard the configuration, {section: {field: value}}."""
+        plain = {
+            f"{section}.{name}": value if isinstance(value, (bool, int, float, str)) else str(value)
+            for section, fields in config.items()
+            for name, value in fields.items()
+        }
+        if not self._silent:
+            for summary in hparams(plain, {}):
+                self._events.file_writer.add_summary(summary)
+
+    def picture(self, step: int, name: str, pixels: UInt8[np.ndarray, "h w 3"]) -> None:
+        """Shows TensorBoard a picture."""
+        self._events.add_image(name, pixels, step, dataformats="HWC")
 
     def note(self, step: int, epoch: int, text: str) -> None:
         """Logs a sentence."""
