@@ -313,7 +313,6 @@ def test_a_checkpoint_that_is_none_is_refused(
     assert "no checkpoint that this version" in capsys.readouterr().err
 
 
-@pytest.mark.slow
 def test_profile_records_steps(run_debug: Callable[..., int], tmp_path: Path) -> None:
     assert run_debug(tmp_path / "run", "--profile", "2") == 0
     assert list((tmp_path / "run" / "profile").rglob("*.xplane.pb"))
