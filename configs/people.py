@@ -22,7 +22,7 @@ def get_config() -> Config:
         augment=AugmentConfig(padding=4),
         model=ModelConfig(backbone="resnet18", width=32, graph_head_dim=128),
         optimizer=OptimizerConfig(
-            learning_rate=0.02, backbone_scale=1.0, warmup_epochs=1, drop_epochs=(4, 5)
+            learning_rate=0.02, backbone_scale=1.0, warmup_epochs=1, drop_epochs=(6, 7)
         ),
-        training=TrainingConfig(epochs=6, steps_per_epoch=75, eval_every=6),
+        training=TrainingConfig(epochs=8, steps_per_epoch=50, eval_every=8),
     )
