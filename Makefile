@@ -11,9 +11,10 @@ DEMO_RUN := runs/demo
 
 # An installation is ready when its stamp is there: the last thing written, and named by what was
 # installed and where, so that a half-made .venv, or one of another lock, is made again.
-KEY := $(shell { pwd; cat requirements.lock requirements-torch.lock pyproject.toml; } | cksum | cut -d' ' -f1)
+KEY := $(shell { pwd; cat requirements*.lock pyproject.toml; } | cksum | cut -d' ' -f1)
 READY := $(VENV)/.ready-$(KEY)
 TORCH_READY := $(VENV)/.torch-ready-$(KEY)
+TPU_READY := $(VENV)/.tpu-ready-$(KEY)
 PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
 INSTALL := $(PIP) install --quiet --no-deps --no-build-isolation
 
@@ -35,10 +36,10 @@ demo: $(READY)
 	$(BIN)/python evaluate.py $(DEMO_RUN) --untrained
 
 # Two processes: a file's tests share what they compiled.
-test: $(TORCH_READY)
+test: $(TORCH_READY) $(TPU_READY)
 	$(BIN)/python -m pytest -n 2 --dist loadfile $(PYTEST_ARGS)
 
-setup: $(TORCH_READY)
+setup: $(TORCH_READY) $(TPU_READY)
 
 lint: $(READY)
 	$(BIN)/ruff check .
@@ -90,6 +91,17 @@ $(TORCH_READY): $(READY)
 	echo 'installing torch (CPU) for the tests'; \
 	$(INSTALL) $${index:+--index-url "$$index"} -r requirements-torch.lock; \
 	$(PIP) check; \
+	touch $@
+
+# The TPU compiler, in a folder of its own: beside jax, every jax would look for a TPU. It exists for
+# Linux on x86-64; the tests that use it skip elsewhere.
+$(TPU_READY): $(READY)
+	@set -e; \
+	if test "$$(uname -sm)" = 'Linux x86_64'; then \
+	  echo 'installing libtpu, the TPU compiler, for the tests'; \
+	  rm -rf $(VENV)/libtpu; \
+	  $(INSTALL) --require-hashes --target $(VENV)/libtpu -r requirements-tpu.lock; \
+	fi; \
 	touch $@
 
 # uv resolves for every platform and for Python 3.11 and newer at once; nothing else needs it.

@@ -30,14 +30,14 @@ from benchmarks.debug_runs import (
     start_training,
 )
 
-EPOCHS, STEPS = 10, 4
+EPOCHS, STEPS = 8, 25
 _WORDS = ("--training.epochs", str(EPOCHS), "--training.steps-per-epoch", str(STEPS))
 _WRITING = "of these while a checkpoint was being written"
 _HANGS = 600.0
 """Seconds after which a process that should have ended or come to an event counts as hung."""
 
 # Events, how often each is drawn, and how many seconds after it the kill falls at the latest.
-_MOMENTS = {"start": (2, 6.0), "step": (4, 1.5), "writing": (3, 0.1), "evaluating": (3, 0.5)}
+_MOMENTS = {"start": (2, 6.0), "step": (5, 0.02), "writing": (3, 0.1), "evaluating": (3, 0.5)}
 
 
 def kill_and_resume(run: Path, data: Path, kills: int, seed: int) -> Counter[str]:
@@ -54,9 +54,9 @@ def kill_and_resume(run: Path, data: Path, kills: int, seed: int) -> Counter[str
     while True:
         before = time.time()
         process = start_training(run, data, "--resume", *_WORDS)
-        event, delay = _draw(rng)
+        event, steps, delay = _draw(rng)
         if _total(fell) < kills:
-            _wait(functools.partial(_has_come, event, run, before), process)
+            _wait(functools.partial(_has_come, event, steps, run, before), process)
             time.sleep(delay)
         else:
             _wait(lambda: False, process)
@@ -75,19 +75,20 @@ def _total(fell: Counter[str]) -> int:
     return fell.total() - fell[_WRITING]
 
 
-def _draw(rng: random.Random) -> tuple[str, float]:
+def _draw(rng: random.Random) -> tuple[str, int, float]:
+    """The event, the steps that must have been taken, the seconds to wait then."""
     weights = [weight for weight, _ in _MOMENTS.values()]
     (event,) = rng.choices(list(_MOMENTS), weights)
-    return event, rng.uniform(0, _MOMENTS[event][1])
+    return event, rng.randint(1, STEPS), rng.uniform(0, _MOMENTS[event][1])
 
 
-def _has_come(event: str, run: Path, since: float) -> bool:
+def _has_come(event: str, steps: int, run: Path, since: float) -> bool:
     if event == "start":
         return True
-    new = [line for line in log_lines(run) if line["time"] > since]
+    new = [line["kind"] for line in log_lines(run) if line["time"] > since]
     if event == "writing":
-        return any(line["kind"] == "train" for line in new) and _is_writing(run)
-    return any(line["kind"] == ("train" if event == "step" else "epoch") for line in new)
+        return "train" in new and _is_writing(run)
+    return "epoch" in new if event == "evaluating" else new.count("train") >= steps
 
 
 def _is_writing(run: Path) -> bool:
@@ -112,7 +113,7 @@ def _wait(come: Callable[[], bool], process: int) -> None:
             os.kill(process, signal.SIGKILL)
             os.waitpid(process, 0)
             raise RuntimeError(f"a process hung for {_HANGS:.0f} s")
-        time.sleep(0.002)
+        time.sleep(0.005)
 
 
 def _lane(folder: Path, data: Path, kills: int, seed: int) -> None:

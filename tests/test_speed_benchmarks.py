@@ -1,0 +1,285 @@
+"""The benchmarks of speed compare like with like, and do what they print: nothing here asserts a
+time. Each runs once, at a tiny size."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+
+from benchmarks import (
+    embedding,
+    epoch,
+    first_step,
+    gpu,
+    measure,
+    roofline,
+    torch_ddag,
+    train_step,
+    whole_evaluation,
+    workload,
+)
+from ddag_jax.build import build_model, build_optimizer
+from ddag_jax.training.state import new_state
+from ddag_jax.training.step import make_update
+
+ROOT = Path(__file__).parents[1]
+CONFIG = workload.deterministic(workload.tiny(3))
+
+
+def written(folder: Path, name: str) -> dict[str, Any]:
+    return json.loads((folder / f"{name}.json").read_text())["result"]
+
+
+def assert_compared(record: dict[str, Any], printed: str) -> None:
+    """A record of `measure.compared`: every time is printed, and the ratios follow."""
+    times = {
+        name: measure.Times(tuple(taken["seconds"])) for name, taken in record["times"].items()
+    }
+    ours, other = times
+    assert record["ratio"] == times[other].median / times[ours].median
+    for taken in times.values():
+        assert str(taken) in printed
+    if sys.platform == "linux":
+        peaks = record["peak_mib"]
+        assert record["memory_ratio"] == peaks[ours] / peaks[other]
+
+
+# -------------------------------------------------------------------------------------- PyTorch
+
+
+@pytest.mark.slow
+def test_both_sides_train_alike():
+    """In float64, three steps: losses, so gradients and updates, too."""
+    theirs = torch_ddag.Training(CONFIG, workload.noise(CONFIG))
+    theirs.network.double()
+    visible, infrared, labels = theirs.batch
+    theirs.batch = visible.double(), infrared.double(), labels
+    theirs.optimizer = torch_ddag.sgd(theirs.network, CONFIG, fused=False)
+    with jax.enable_x64():
+        model = build_model(CONFIG, workload.CLASSES).clone(dtype=jnp.float64)
+        optimizer = build_optimizer(CONFIG, workload.STEPS)
+        update = jax.jit(
+            make_update(
+                model,
+                optimizer,
+                margin=CONFIG.loss.margin,
+                graph_reduction=CONFIG.loss.graph_reduction,
+                dynamic_weight=True,
+                steps_per_epoch=workload.STEPS,
+            )
+        )
+        weight = workload.GRAPH_WEIGHT
+        variables = torch_ddag.variables(theirs.network)
+        state = new_state(variables, optimizer, graph_weight=weight, seed=0)
+        images = [x.numpy().transpose(0, 2, 3, 1) for x in theirs.batch[:2]]
+        for _ in range(3):
+            state, losses, _ = update(state, *images, labels.numpy().astype(np.int32), None)
+            for name, loss in theirs().items():
+                np.testing.assert_allclose(losses._asdict()[name], loss.item(), rtol=1e-8)
+
+
+def test_the_triplet_losses_are_one():
+    features = torch.randn(12, 5, generator=torch.Generator().manual_seed(0))
+    labels = torch.arange(3).repeat(4)
+    one = torch_ddag.triplet_by_anchor(features, labels, 0.3)
+    torch.testing.assert_close(one, torch_ddag.triplet_at_once(features, labels, 0.3))
+
+
+def test_pytorch_s_process_is_without_jax():
+    """Whose memory is measured."""
+    code = (
+        "import sys; from benchmarks import embedding, train_step, workload;"
+        "config = workload.tiny(2); train_step.pytorch(config)(); embedding.pytorch_alone(config);"
+        "sys.exit('jax' in sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+
+
+@pytest.mark.slow
+def test_train_step(tmp_path, capsys):
+    train_step.main(["--quick", "--identities", "3"], tmp_path)
+    printed, result = capsys.readouterr().out, written(tmp_path, "train_step")
+    assert_compared(result, printed)
+    assert result["images"] == 24
+    assert "24 images of 32 x 16 a step" in printed
+    assert result["largest_difference"] <= train_step.TOLERANCE
+    assert result["first_losses"]["ours"].keys() == set(gpu.LOSSES)
+
+
+@pytest.mark.parametrize("loss", [1.01, float("nan")])
+def test_other_losses_end_the_command(loss):
+    theirs = {"identity": 1.0, "total": 1.0}
+    close = {"identity": 1.00001, "total": 1.0}
+    assert train_step.largest_difference({"ours": close, "PyTorch": theirs}) == pytest.approx(1e-5)
+    with pytest.raises(SystemExit, match="total loss"):
+        train_step.largest_difference({"ours": close | {"total": loss}, "PyTorch": theirs})
+
+
+@pytest.mark.slow
+def test_embedding(tmp_path, capsys):
+    embedding.main(["--quick"], tmp_path)
+    printed, result = capsys.readouterr().out, written(tmp_path, "embedding")
+    for modality in ("visible", "infrared"):
+        assert_compared(result[modality], printed)
+    assert result["images"] == 32
+    assert result["largest_difference"] <= embedding.TOLERANCE
+
+
+def test_other_features_end_the_command():
+    rows = np.eye(3)
+    with pytest.raises(SystemExit, match="visible part"):
+        embedding.largest_difference({"visible part": rows + 0.01}, {"visible part": rows})
+
+
+# ------------------------------------------------------------------------------------------ ours
+
+
+@pytest.mark.slow
+def test_epoch(tmp_path, capfd):
+    assert epoch.main(["--quick", "--training.log-every", "2"], tmp_path) == 0
+    printed, result = capfd.readouterr().out, written(tmp_path, "epoch")
+    assert_compared(result, printed)
+    assert list(result["times"]) == ["train.py", "bare steps"]
+    assert len(result["times"]["train.py"]["seconds"]) == epoch.REPEATS
+    assert result["steps"] == 4
+    assert "step 24/24" in printed
+
+
+def test_whole_evaluation(tmp_path, capsys):
+    whole_evaluation.main(["--quick"], tmp_path)
+    printed, result = capsys.readouterr().out, written(tmp_path, "whole_evaluation")
+    for record in result["once beside"].values():
+        assert_compared(record, printed)
+    queries, candidates = result["queries"], result["candidates"]
+    drawn = 10 * sum(result["galleries"].values())
+    assert result["embedded"] == {
+        "once": queries + candidates,
+        "pass per trial": 20 * queries + drawn,
+        "as the reference": 2 * queries + drawn,
+    }
+    assert result["largest_difference"] <= whole_evaluation.TOLERANCE
+
+
+def test_other_figures_end_the_command():
+    one = [dict.fromkeys(whole_evaluation.FIGURES, 50.0)]
+    with pytest.raises(SystemExit, match="mAP"):
+        whole_evaluation.largest_difference(one, [[one[0] | {"mAP": 50.1}]])
+
+
+@pytest.mark.slow
+def test_first_step(tmp_path, capfd):
+    assert first_step.main(["--quick"], tmp_path) == 0
+    printed, result = capfd.readouterr().out, written(tmp_path, "first_step")
+    assert_compared(result, printed)
+    assert "python train.py debug" in printed
+    for watched in result["watched"].values():
+        assert 0 < watched["imports"] < watched["first step"]
+        step = watched["programs"]["train_step"]
+        assert step["programs"] == 1
+        assert min(step.values()) > 0
+
+
+def test_where_a_start_spends_its_time():
+    program = {"tracing": 1.0, "lowering": 0.5, "compiling": 2.0, "programs": 1}
+    small = {"tracing": 0.125, "lowering": 0.0, "compiling": 0.125, "programs": 3}
+    programs = {"add": small, "step": program, "draw": program, "mul": small, "last": program}
+    watched = {"imports": 4.0, "first step": 16.0, "programs": programs}
+    lines = first_step.breakdown(watched).splitlines()
+    assert [line.split()[-1] for line in lines] == [
+        "together", "4.00", "3.50", "3.50", "3.50", "0.50", "1.00", "16.00",
+    ]  # fmt: skip
+    assert lines[5].startswith("6 other programs")
+
+
+@pytest.mark.parametrize("command", [epoch, first_step])
+def test_an_unknown_field_is_one_line(command, tmp_path, capsys):
+    assert command.main(["debug", "--model.widht", "8"], tmp_path) == 2
+    assert re.fullmatch(r"error: .*\n", capsys.readouterr().err)
+
+
+# ------------------------------------------------------------------------------------------- GPU
+
+
+@pytest.mark.slow
+def test_gpu_at_a_tiny_size(tmp_path, capfd):
+    assert gpu.main(["--quick"], tmp_path) == 0
+    printed, result = capfd.readouterr().out, written(tmp_path, "gpu")
+    ways = [way.name for way in gpu.WAYS[gpu.CHECKED]]
+    assert list(result["times"]["16"]) == ways
+    for name in ways:
+        taken = measure.Times(tuple(result["times"]["16"][name]["seconds"]))
+        assert f"{1e3 * taken.median:.2f} ms" in printed
+    assert set(result["differences"]) == {"float32", *ways}
+    for difference, largest in result["differences"].values():
+        assert difference <= largest
+    assert set(result["ratios"]) == {f"{name}, 16 images" for name in ways[1:]}
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_without_a_gpu_nothing_is_measured(tmp_path, capfd, monkeypatch):
+    monkeypatch.setenv("JAX_PLATFORMS", "cpu")
+    assert gpu.main([], tmp_path) == 0
+    printed, result = capfd.readouterr().out, written(tmp_path, "gpu")
+    assert "neither jax nor PyTorch sees a GPU: nothing is measured" in printed
+    head, *rows = result["table"]
+    assert len(rows) == sum(map(len, gpu.WAYS.values()))
+    assert {row[head.index("a step")] for row in rows} == {"not measured"}
+    assert result["ratios"] == {}
+
+
+def test_a_way_that_fails_leaves_the_others(monkeypatch):
+    """Its row says why."""
+
+    class Process:
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *error):
+            pass
+
+        def __call__(self, work, *arguments):
+            if work is gpu.build_pytorch and arguments[0] is gpu.COMPILED:
+                raise MemoryError("64 GiB\nmore lines")
+            return {"first_step_s": 1.0} if work.__name__.startswith("build") else None
+
+    monkeypatch.setattr(gpu, "Process", Process)
+    facts, times = gpu.run_ways((gpu.OURS, gpu.COMPILED), CONFIG, 1, False)
+    assert list(times) == [gpu.OURS.name]
+    assert facts[gpu.COMPILED.name]["failed"] == "MemoryError: 64 GiB"
+    row = gpu.row(gpu.COMPILED, 24, facts[gpu.COMPILED.name], None)
+    assert row[2] == "failed: MemoryError: 64 GiB"
+
+
+def test_losses_that_differ_are_seen():
+    exact = dict.fromkeys(gpu.LOSSES, 2.0)
+    facts = {
+        gpu.EAGER.name: {"losses": exact, "exact losses": exact},
+        gpu.OURS_FLOAT32.name: {"losses": exact, "exact losses": exact | {"part": 2.02}},
+        gpu.OURS.name: {"losses": exact | {"graph": float("nan")}},
+    }
+    ways = (gpu.OURS, gpu.OURS_FLOAT32, gpu.EAGER)
+    found = gpu.differences(ways, facts)
+    assert found["float32"] == (pytest.approx(0.01), gpu.EXACT)
+    assert np.isnan(found[gpu.OURS.name][0])
+    assert found[gpu.OURS_FLOAT32.name][0] == 0
+
+
+def test_the_published_step_s_work():
+    """What the targets count on: 1.97 TFLOP, and as many bytes as operations by themselves ask."""
+    config = workload.published(8)
+    work = roofline.training_step(config)
+    flops, size = sum(one.flops for one in work), sum(one.bytes for one in work)
+    assert flops == pytest.approx(1.97e12, rel=0.01)
+    assert size == pytest.approx(2 * 20.7e9, rel=0.05)  # here in float32
+    h200 = roofline.CHIPS["NVIDIA H200"]
+    assert roofline.stated_seconds(64, h200) == pytest.approx(6.76e-3, rel=0.01)
+    assert roofline.Work(989e12, 4.8e12).seconds(h200) == 1
+    assert roofline.Work(0, 9.6e12).seconds(h200) == 2
