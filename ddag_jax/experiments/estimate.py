@@ -56,7 +56,7 @@ def measure(run: Run) -> Cost:
     with tempfile.TemporaryDirectory() as place:
         folder = epath.Path(place) / "run"
         clock = time.monotonic()
-        train(run, folder, words, quiet=True)
+        train(run, folder, words, epochs=1, quiet=True)
         trained = time.monotonic() - clock
         clock = time.monotonic()
         evaluate(run, folder, quiet=True)

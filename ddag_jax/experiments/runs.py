@@ -262,9 +262,8 @@ def execute(run: Run, *, quiet: bool = False) -> Result:
         InputError: one of them ended early; it has said why itself.
     """
     started, fresh = time.monotonic(), not run.folder.exists()
-    train(run, run.folder, [*run.words, "--resume"], quiet=quiet)
-    if not _trained(run):
-        raise InputError(f"{run.folder}: training was asked to stop; {_AGAIN}")
+    epochs = run.config.training.epochs
+    train(run, run.folder, [*run.words, "--resume"], epochs=epochs, quiet=quiet)
     evaluate(run, run.folder, quiet=quiet)
     minutes = (time.monotonic() - started) / 60 if fresh else None
     records = read_json(run.folder / f"evaluation{kind(run.config.evaluation)}.json")
@@ -281,10 +280,16 @@ def execute(run: Run, *, quiet: bool = False) -> Result:
 _AGAIN = "the same command goes on, and leaves finished runs as they are"
 
 
-def train(run: Run, folder: epath.PathLike, words: Sequence[str], *, quiet: bool) -> None:
-    """train.py in a process of its own."""
+def train(run: Run, folder: epath.Path, words: Sequence[str], *, epochs: int, quiet: bool) -> None:
+    """train.py in a process of its own, which is to end after so many epochs.
+
+    Raises:
+        InputError: it failed, or was asked to stop before.
+    """
     init = ["--init", run.init] if run.init else []
     _start("ddag_jax.cli.train", [*words, "--workdir", str(folder), *init], folder, quiet)
+    if not _trained(folder, epochs):
+        raise InputError(f"{folder}: training was asked to stop; {_AGAIN}")
 
 
 def evaluate(run: Run, folder: epath.PathLike, *, quiet: bool) -> None:
@@ -326,12 +331,11 @@ def _start(module: str, words: Sequence[str], folder: epath.PathLike, quiet: boo
         raise InputError(f"{folder}: {module} {how}; when that is mended, {_AGAIN}")
 
 
-def _trained(run: Run) -> bool:
-    """Whether the last epoch is in the log, which has it before its checkpoint is written."""
-    lines = read_bytes(run.folder / "log.jsonl", _LONGEST).decode().splitlines()
-    epochs = [line for line in map(parse_json, lines) if line["kind"] == "epoch"]
-    last = run.config.training.epochs - 1
-    return bool(epochs) and epochs[-1]["epoch"] == last
+def _trained(folder: epath.Path, epochs: int) -> bool:
+    """Whether the last epoch is in the log."""
+    lines = read_bytes(folder / "log.jsonl", _LONGEST).decode().splitlines()
+    ended = [line["epoch"] for line in map(parse_json, lines) if line["kind"] == "epoch"]
+    return ended[-1:] == [epochs - 1]
 
 
 def write(path: epath.Path, text: str) -> None:
