@@ -36,6 +36,9 @@ class DataConfig:
     holdout_identities: int = 0
     """This many training identities, drawn by the seed, are kept out of training to choose the
     best checkpoint by. For `train+val`; `train` has `val` for it."""
+    label_noise: float = 0.0
+    """Annotation noise, to measure robustness: this share of the training images, drawn by the
+    seed, carries another training identity's label. What is judged is never touched."""
 
     def __post_init__(self) -> None:
         _check(
@@ -58,6 +61,10 @@ class DataConfig:
             self.train_on == "train+val" or self.holdout_identities == 0,
             "data.holdout_identities: only with data.train_on=train+val; with train_on=train the"
             " identities of val_id.txt are held out already, so set it to 0",
+        )
+        _check(
+            0 <= self.label_noise < 1,
+            f"data.label_noise: {self.label_noise} is no share of the images in [0, 1)",
         )
 
 

@@ -1,4 +1,4 @@
-"""A run's log: a progress bar or plain lines, JSON lines, TensorBoard events.
+"""A run's log: a progress bar or a line a minute, JSON lines, TensorBoard events.
 
 ``log.jsonl`` holds one JSON object a line, in the order of events. Every object has
 
@@ -21,9 +21,10 @@ and, by kind,
     ``text``
 
 Numbers are at full precision; one that is not finite is null. The same figures are TensorBoard
-scalars under ``train/NAME``, ``epoch/NAME`` and ``SPLIT/MODE/FEATURE/NAME``. A line is in the file
-when the call returns; TensorBoard's follow within seconds, so a killed run may have lost its last
-ones there.
+scalars under ``train/NAME``, ``epoch/NAME`` and ``SPLIT/MODE/FEATURE/NAME``; the configuration is
+there as hyper-parameters, and each evaluation's ranked lists as ``SPLIT/ranked_lists``. A line is
+in the file when the call returns; TensorBoard's follow within seconds, so a killed run may have
+lost its last ones there.
 """
 
 import json
@@ -35,13 +36,16 @@ from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Any, Literal, SupportsFloat
 
+import numpy as np
 from etils import epath
+from jaxtyping import UInt8
 from tensorboardX import SummaryWriter
-from tqdm import tqdm
+from tensorboardX.summary import hparams
 
 from ddag_jax.bounded import parse_json, read_bytes
 from ddag_jax.errors import InputError
 from ddag_jax.evaluation.protocols import label
+from ddag_jax.progress import EveryMinute, Progress, interval, say
 
 Split = Literal["held_out", "test"]
 
@@ -58,7 +62,8 @@ class RunLog:
     will lack it.
 
     On a terminal there is a progress bar with the latest losses, images a second and the time
-    left; elsewhere each `train` call prints a line.
+    left; elsewhere a line a minute, of the first step at once. After `progress.silence` nothing
+    is printed.
 
     Args:
         workdir: the run's folder; made where it is missing.
@@ -106,14 +111,16 @@ class RunLog:
         )
         self._total_steps = total_steps
         self._images_per_step = images_per_step
-        self._bar = tqdm(
-            total=total_steps,
+        self._bar = Progress(
+            total_steps,
+            "training",
+            "step",
             initial=resume_step or 0,
-            unit="step",
-            disable=silent or None,  # None: off where it is no terminal
-            dynamic_ncols=True,
+            shown=not silent and sys.stderr.isatty(),  # elsewhere the lines are our own
         )
+        self._minute = EveryMinute()
         self._first_line = True
+        self._last_step = resume_step or 0
         self._restart_clock(resume_step or 0)
 
     def __enter__(self) -> "RunLog":
@@ -144,16 +151,13 @@ class RunLog:
 
         shown = [f"{name} {value:.4g}" for name, value in values.items()]
         shown.append(f"{speed:.1f} images/s")
-        if self._bar.disable:
+        if self._bar.on_terminal:
+            self._bar.update(step - self._last_step, ", ".join(shown))
+        elif self._first_line or self._minute.due():
             if not self._first_line:  # the first holds the compilation and foretells nothing
-                left = tqdm.format_interval((self._total_steps - step) * seconds / steps)
-                shown.append(f"{left} left")
+                shown.append(f"{interval((self._total_steps - step) * seconds / steps)} left")
             self._say("  ".join([f"epoch {epoch}  step {step}/{self._total_steps}", *shown]))
-        else:
-            self._bar.set_postfix_str(", ".join(shown), refresh=False)
-            self._bar.update(step - self._bar.n)
-            self._bar.refresh()
-        self._first_line = False
+        self._first_line, self._last_step = False, step
         self._restart_clock(step)
 
     def epoch(self, step: int, epoch: int, figures: Mapping[str, SupportsFloat]) -> None:
@@ -186,17 +190,29 @@ class RunLog:
         self.last_evaluation = step
         self._restart_clock(step)
 
+    def hyper_parameters(self, config: Mapping[str, Mapping[str, Any]]) -> None:
+        """Tells TensorBoard the configuration, {section: {field: value}}."""
+        plain = {
+            f"{section}.{name}": value if isinstance(value, (bool, int, float, str)) else str(value)
+            for section, fields in config.items()
+            for name, value in fields.items()
+        }
+        if not self._silent:
+            for summary in hparams(plain, {}):
+                self._events.file_writer.add_summary(summary)
+
+    def picture(self, step: int, name: str, pixels: UInt8[np.ndarray, "h w 3"]) -> None:
+        """Shows TensorBoard a picture."""
+        self._events.add_image(name, pixels, step, dataformats="HWC")
+
     def note(self, step: int, epoch: int, text: str) -> None:
         """Logs a sentence."""
         self._write("note", step, epoch, {"text": text})
         self._say(text)
 
     def _say(self, text: str) -> None:
-        """Prints a line above the bar."""
-        if self._silent:
-            return
-        tqdm.write(text, file=sys.stdout)
-        sys.stdout.flush()
+        if not self._silent:
+            say(text)
 
     def _restart_clock(self, step: int) -> None:
         self._clock, self._clock_step = time.perf_counter(), step

@@ -61,7 +61,7 @@ class Rule:
 PACKAGE = ("ddag_jax/**",)
 JUDGES = (
     "ddag_jax/training/loop.py",
-    "ddag_jax/experiments.py",
+    "ddag_jax/experiments/**",
     "ddag_jax/cli/**",
     "ddag_jax/pytorch/**",
 )
@@ -147,6 +147,12 @@ RULES = (
         "a file is called what is in it",
         where=("**",),
         file_names=("utils", "util", "helpers", "misc", "common"),
+    ),
+    Rule(
+        "progress.py is the one file that imports tqdm",
+        where=PACKAGE,
+        exempt=("ddag_jax/progress.py",),
+        never=("tqdm",),
     ),
 )
 
@@ -277,6 +283,7 @@ BREAKING = [
     (11, "ddag_jax/data/loader.py", "import jax as j\nj.experimental.shard_map.shard_map(f)"),
     (12, "ddag_jax/utils.py", ""),
     (12, "ddag_jax/data/utils/files.py", ""),
+    (13, "ddag_jax/data/people.py", "from tqdm import tqdm"),
 ]
 
 

@@ -6,7 +6,7 @@ import struct
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tensorboardX.proto import event_pb2
+from tensorboardX.proto import event_pb2, plugin_hparams_pb2
 
 from ddag_jax.errors import InputError
 from ddag_jax.logs import RunLog
@@ -29,17 +29,27 @@ def lines(folder):
     return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
 
 
-def scalars(folder):
-    """(tag, step) of every event, and its value: TensorBoard's record format, read plainly."""
-    found = {}
+def events(folder):
+    """TensorBoard's record format, read plainly."""
     for path in sorted((folder / "tensorboard").iterdir()):
         data, at = path.read_bytes(), 0
         while at < len(data):
             (length,) = struct.unpack_from("<Q", data, at)
-            event = event_pb2.Event.FromString(data[at + 12 : at + 12 + length])
-            found |= {(v.tag, event.step): v.simple_value for v in event.summary.value}
+            yield event_pb2.Event.FromString(data[at + 12 : at + 12 + length])
             at += 16 + length
-    return found
+
+
+def scalars(folder):
+    """(tag, step) of every event, and its value."""
+    return {
+        (value.tag, event.step): value.simple_value
+        for event in events(folder)
+        for value in event.summary.value
+    }
+
+
+def summaries(folder):
+    return [value for event in events(folder) for value in event.summary.value]
 
 
 def write_steps(log, steps):
@@ -64,11 +74,11 @@ def test_every_kind_of_line(tmp_path, capsys):
     assert epoch["L_P"] == 2
     assert (evaluation["split"], evaluation["records"]) == ("held_out", [RECORD])
 
-    events = scalars(tmp_path / "run")
-    assert events["train/triplet", 20] == np.float32(1 / 3)
-    assert events["train/images_per_second", 20] == np.float32(train["images_per_second"])
-    assert events["epoch/L_P", 25] == 2
-    assert events["held_out/all/part/rank1", 25] == 41.5
+    drawn = scalars(tmp_path / "run")
+    assert drawn["train/triplet", 20] == np.float32(1 / 3)
+    assert drawn["train/images_per_second", 20] == np.float32(train["images_per_second"])
+    assert drawn["epoch/L_P", 25] == 2
+    assert drawn["held_out/all/part/rank1", 25] == 41.5
 
     printed = capsys.readouterr().out.splitlines()
     assert printed[0] == "running on 8 devices"
@@ -91,18 +101,53 @@ def test_speed_leaves_the_evaluation_out(tmp_path, capsys, monkeypatch):
     with open_log(tmp_path) as log:
         now += 30  # compiling
         log.train(1, 0, {})
-        now += 4
+        now += 40
         log.train(21, 0, {})
         now += 1000
         log.evaluation(21, 0, "test", [])
-        now += 2
+        now += 20
         log.train(31, 0, {})
+        now += 59
+        log.train(32, 0, {})
+        now += 1
+        log.train(42, 0, {})
     found = [line["images_per_second"] for line in lines(tmp_path) if line["kind"] == "train"]
-    assert found == [8 / 30, 8 * 20 / 4, 8 * 10 / 2]
-    first, second, third = capsys.readouterr().out.splitlines()
+    assert found == [8 / 30, 8 * 20 / 40, 8 * 10 / 20, 8 / 59, 8 * 10 / 1]
+    # A line a minute, the first at once.
+    first, second, third, fourth = capsys.readouterr().out.splitlines()
+    assert "step 1/100" in first
     assert "left" not in first
-    assert second.endswith("40.0 images/s  00:15 left")
-    assert third.endswith("00:13 left")
+    assert second.endswith("4.0 images/s  02:38 left")
+    assert "step 31/100" in third
+    assert third.endswith("02:18 left")
+    assert "step 42/100" in fourth
+
+
+def test_hyper_parameters_and_pictures_are_in_the_events(tmp_path):
+    with open_log(tmp_path) as log:
+        log.hyper_parameters({"data": {"dir": "x", "flip": True}, "loss": {"w": None, "m": 0.3}})
+        log.picture(7, "test/ranked_lists", np.full((4, 6, 3), 200, np.uint8))
+    values = {value.tag: value for value in summaries(tmp_path)}
+    start = values["_hparams_/session_start_info"].metadata.plugin_data.content
+    told = plugin_hparams_pb2.HParamsPluginData.FromString(start).session_start_info.hparams
+    assert told["data.dir"].string_value == "x"
+    assert told["data.flip"].bool_value is True
+    assert told["loss.w"].string_value == "None"
+    assert told["loss.m"].number_value == 0.3
+    picture = values["test/ranked_lists"].image
+    assert (picture.height, picture.width) == (4, 6)
+
+
+@pytest.mark.parametrize("quiet", ["silent", "silenced"])
+def test_quiet(tmp_path, capsys, monkeypatch, quiet):
+    monkeypatch.setattr("ddag_jax.progress._quiet", quiet == "silenced")
+    with RunLog(
+        tmp_path, None, total_steps=100, images_per_step=8, silent=quiet == "silent"
+    ) as log:
+        log.train(1, 0, {"identity": 1})
+        log.note(1, 0, "a note")
+    assert capsys.readouterr() == ("", "")
+    assert (tmp_path / "log.jsonl").exists() is (quiet == "silenced")
 
 
 def test_resumed_log_has_no_step_twice_and_none_missing(tmp_path):

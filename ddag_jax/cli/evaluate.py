@@ -16,6 +16,7 @@ from ddag_jax.cli.main import run
 from ddag_jax.cli.options import override
 from ddag_jax.config import Config, EvaluationConfig, differences
 from ddag_jax.errors import InputError
+from ddag_jax.progress import silence
 
 if TYPE_CHECKING:
     from ddag_jax.evaluation.protocols import Record
@@ -69,11 +70,14 @@ def _main(arguments: Sequence[str] | None) -> None:
     parser.add_argument(
         "--json", metavar="FILE", help="where to write the figures (of several: their average)"
     )
+    parser.add_argument("--quiet", action="store_true", help="print the table and errors only")
     environment.add_process_options(parser)
     ours, fields = _split(sys.argv[1:] if arguments is None else arguments)
     options, unknown = parser.parse_known_args(ours)
     fields += unknown
     runs = [found for pattern in options.runs for found in _expand(pattern)]
+    if options.quiet:
+        silence()
     _check_options(options, runs)
     names = options.features or runs
     judged, what = (
@@ -301,3 +305,7 @@ def _write(path: epath.Path, records: Sequence[object]) -> None:
     temporary = path.with_name(path.name + ".tmp")
     temporary.write_text(json.dumps(records, indent=2) + "\n")
     temporary.replace(path)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from ddag_jax.cli import environment
 from ddag_jax.cli.main import run
 from ddag_jax.cli.options import load_config, override
+from ddag_jax.errors import InputError
+from ddag_jax.progress import silence
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -45,10 +47,25 @@ def _train(arguments: Sequence[str] | None) -> int:
         help="on a GPU: the same bits each time, slower (XLA's deterministic operations); on a CPU"
         " they are the same anyway",
     )
+    parser.add_argument(
+        "--profile",
+        type=int,
+        default=0,
+        metavar="N",
+        help="record N steps, after a few to warm up, into WORKDIR/profile, for XProf (the profile"
+        " page of TensorBoard) or Perfetto",
+    )
+    parser.add_argument(
+        "--quiet", action="store_true", help="print errors only; log.jsonl has everything"
+    )
     environment.add_process_options(parser)
     options, fields = parser.parse_known_args(arguments)
     if options.on_nonfinite:
         fields += ["--training.on-nonfinite", options.on_nonfinite]
+    if options.profile < 0:
+        raise InputError(f"--profile {options.profile}: must be 0 (none) or a number of steps")
+    if options.quiet:
+        silence()
     config = override(load_config(options.config), fields, parser.prog)
 
     if options.deterministic:
@@ -62,4 +79,9 @@ def _train(arguments: Sequence[str] | None) -> int:
         resume=options.resume,
         overwrite=options.overwrite,
         init=options.init,
+        profile=options.profile,
     )
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -8,12 +8,12 @@ from typing import Any, ClassVar
 
 import numpy as np
 import tensorflow_datasets as tfds
-import tqdm
 from array_record.python import array_record_module
 from etils import epath
 
 from ddag_jax.data.images import read_images
 from ddag_jax.data.layout import Layout, Record, raise_faults
+from ddag_jax.progress import Progress
 
 VERSION = "2.0.0"
 """Of what is stored and how, for all datasets."""
@@ -144,11 +144,8 @@ class ImageFolderBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):  
                 for split, records in layout.images.items()
             },
         )
-        progress = tqdm.tqdm(
-            total=sum(map(len, layout.images.values())),
-            desc="Decoding and resizing",
-            unit=" images",
-        )
+        total = sum(map(len, layout.images.values()))
+        progress = Progress(total, "decoding and resizing", "image")
         return {
             split: [
                 self._shard(layout, records[start : start + _SHARD_IMAGES], progress)
@@ -158,7 +155,7 @@ class ImageFolderBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):  
         }
 
     def _shard(
-        self, layout: Layout, records: list[Record], progress: tqdm.tqdm
+        self, layout: Layout, records: list[Record], progress: Progress
     ) -> Callable[[], Iterator[tuple[str, dict[str, Any]]]]:
         def examples() -> Iterator[tuple[str, dict[str, Any]]]:
             images = read_images(

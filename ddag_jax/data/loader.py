@@ -178,13 +178,13 @@ def training_split(config: DataConfig, seed: int) -> tuple[ImageSource, ImageSou
 
     Args:
       config: which identities train, which are held out.
-      seed: of the draw of `config.holdout_identities`.
+      seed: of the draws of `config.holdout_identities` and `config.label_noise`.
 
     Returns:
       Training images, and those of identities held out of training; None where there are none.
 
     Raises:
-      InputError: not prepared; no identities are left to train on.
+      InputError: not prepared; no identities are left to train on; more noise than there can be.
     """
     validation = None
     if config.train_on == "train":
@@ -207,7 +207,35 @@ def training_split(config: DataConfig, seed: int) -> tuple[ImageSource, ImageSou
             )
             is_held = np.isin(everyone.identities, held)
             training, validation = everyone.subset(~is_held), everyone.subset(is_held)
+    if config.label_noise:
+        noisy = _mislabelled(training, config.label_noise, seed)
+        training = dataclasses.replace(training, identities=noisy)
     return training, validation
+
+
+def _mislabelled(source: ImageSource, share: float, seed: int) -> Int[np.ndarray, " images"]:
+    """The identities with this share of them, to the nearest image, replaced by another one each.
+
+    Which images, and by whom, is drawn uniformly; but one image of each identity in each modality
+    keeps its label, so that no identity dies out.
+    """
+    rng = np.random.default_rng([seed, 0x6E6F6973])  # not the stream that holds identities out
+    order = rng.permutation(len(source))
+    groups = 2 * source.labels + source.infrared
+    _, kept = np.unique(groups[order], return_index=True)
+    free = np.delete(order, kept)
+    count = round(share * len(source))
+    if count > len(free) or source.classes < 2:
+        raise InputError(
+            f"data.label_noise: {share} of {len(source)} training images is too much: one of each"
+            f" of {source.classes} identities in each modality keeps its label; lower it"
+        )
+    chosen = np.sort(free[:count])
+    labels = source.labels
+    others = (labels[chosen] + rng.integers(1, source.classes, count)) % source.classes
+    identities = source.identities.copy()
+    identities[chosen] = np.unique(source.identities)[others]
+    return identities
 
 
 def training_batches(

@@ -25,11 +25,11 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFilter
-from tqdm import tqdm
 
 from ddag_jax.data.layout import RENDERED
 from ddag_jax.data.new_folder import new_folder
 from ddag_jax.errors import InputError
+from ddag_jax.progress import Progress
 
 VISIBLE = (1, 2, 4, 5)
 INFRARED = (3, 6)
@@ -1279,7 +1279,7 @@ def write_people(
     total = options.identities * len(CAMERAS) * options.images_per_camera
     with (
         new_folder(folder) as partial,
-        tqdm(total=total, unit="image", desc="people", disable=not progress) as bar,
+        Progress(total, "drawing people", "image", shown=progress) as bar,
     ):
         jobs = [(options, partial, identity) for identity in range(1, options.identities + 1)]
         if workers == 1:

@@ -8,7 +8,6 @@ import tempfile
 from typing import Annotated, Literal
 
 import tensorflow_datasets as tfds
-import tqdm
 import tyro
 from etils import epath
 
@@ -22,6 +21,7 @@ from ddag_jax.data.people import People, contact_sheet, write_people
 from ddag_jax.data.regdb import Regdb
 from ddag_jax.data.rehearsal import llcm_tree, regdb_tree, sysu_mm01_tree, write_tree
 from ddag_jax.errors import InputError
+from ddag_jax.progress import Progress, silence
 
 Dataset = Literal["sysu_mm01", "regdb", "llcm"]
 
@@ -64,16 +64,12 @@ def check(dataset: Dataset, source: epath.PathLike, train_arrays: bool = False) 
 def _unreadable(layout: Layout) -> list[str]:
     """Why images cannot be read: the first ten, and how many more."""
     records = [record for stored in layout.images.values() for record in stored]
-    faults = [
-        fault
-        for fault in tqdm.tqdm(
-            unreadable_images(map(layout.image, records)),
-            desc="Checking",
-            total=len(records),
-            unit=" images",
-        )
-        if fault
-    ]
+    faults = []
+    with Progress(len(records), "checking", "image") as bar:
+        for fault in unreadable_images(map(layout.image, records)):
+            bar.update()
+            if fault:
+                faults.append(fault)
     if len(faults) > 10:
         faults[10:] = [f"... and {len(faults) - 10} more images that cannot be read"]
     return faults
@@ -169,8 +165,16 @@ def _remove_empty(folder: epath.Path, last: epath.Path) -> None:
             return
 
 
-@dataclasses.dataclass(frozen=True)
-class PeopleCommand:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Command:
+    """What every command takes."""
+
+    quiet: bool = False
+    """Show no progress."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PeopleCommand(Command):
     """Draw built-in people into a folder laid out like SYSU-MM01."""
 
     to: str
@@ -194,8 +198,8 @@ class PeopleCommand:
             print(f"wrote {self.sheet}")
 
 
-@dataclasses.dataclass(frozen=True)
-class Source:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Source(Command):
     """A dataset's folder."""
 
     dataset: tyro.conf.Positional[Dataset]
@@ -206,7 +210,7 @@ class Source:
     that folder, which the reference's preprocessing leaves, instead of cam1 ... cam6."""
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class PrepareCommand(Source):
     """Check a dataset, resize its images once, and store them for training."""
 
@@ -228,7 +232,7 @@ class PrepareCommand(Source):
         print(f"{folder}: " + ("already prepared from this source, kept" if reused else "prepared"))
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class CheckCommand(Source):
     """Look for every fault of a dataset's folder, decoding each image."""
 
@@ -238,8 +242,8 @@ class CheckCommand(Source):
         print(f"{self.source}: no faults")
 
 
-@dataclasses.dataclass(frozen=True)
-class RehearseCommand:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RehearseCommand(Command):
     """Draw a folder of exactly a dataset's shape: its layout, lists and counts.
 
     To rehearse everything before the real images are there. A few rendered people stand for all
@@ -314,4 +318,6 @@ def main(arguments: list[str] | None = None) -> None:
             prog="python -m ddag_jax.data",
             description=__doc__,
         )
+    if command.quiet:
+        silence()
     command.run()

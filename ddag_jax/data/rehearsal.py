@@ -11,7 +11,6 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import PIL.Image
-import tqdm
 from etils import epath
 from jaxtyping import UInt8
 
@@ -23,6 +22,7 @@ from ddag_jax.data.regdb import layout as regdb
 from ddag_jax.data.sysu_mm01 import layout as sysu_mm01
 from ddag_jax.data.sysu_mm01.permutations import read_permutations
 from ddag_jax.errors import InputError
+from ddag_jax.progress import Progress
 
 
 @dataclasses.dataclass(frozen=True)
@@ -183,9 +183,11 @@ def write_tree(
     drawn: dict[tuple[int, int], list[bytes]] = {}
     written: dict[tuple[int, int, int], pathlib.Path] = {}
     made: set[str] = set()
-    with new_folder(folder) as partial:
-        bar = tqdm.tqdm(tree.images, desc="Writing", unit=" images", disable=not progress)
-        for number, (name, identity, camera) in enumerate(bar):
+    with (
+        new_folder(folder) as partial,
+        Progress(len(tree.images), "writing", "image", shown=progress) as bar,
+    ):
+        for number, (name, identity, camera) in enumerate(tree.images):
             person = 1 + identity % distinct
             parent, _, file_name = name.rpartition("/")
             if (person, camera) not in drawn:
@@ -203,6 +205,7 @@ def write_tree(
                 if linked:
                     path.chmod(0o444)
                     written[person, camera, variant] = path
+            bar.update()
         for name, content in tree.lists.items():
             (partial / name).parent.mkdir(exist_ok=True)
             (partial / name).write_bytes(content)

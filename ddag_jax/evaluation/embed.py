@@ -6,9 +6,9 @@ from typing import Literal
 
 import numpy as np
 from jaxtyping import Bool, Float, Int, UInt8
-from tqdm import tqdm
 
 from ddag_jax.errors import InputError
+from ddag_jax.progress import Progress
 from ddag_jax.typing import Embeddings
 
 Modality = Literal["visible", "infrared"]
@@ -40,7 +40,7 @@ def embed(
         infrared: which of the images are infrared.
         batch_size: images embedded at once; the last batch of a modality repeats its last image to
             the full size, and the repetitions are dropped.
-        progress: label of a progress bar, shown on a terminal; None for no bar.
+        progress: what to show how far it is as; None for nothing.
         give_up: asked before each batch.
 
     Returns:
@@ -86,9 +86,8 @@ def embed(
             result[name][indices] = values
         bar.update(len(indices))
 
-    hidden = True if progress is None else None  # None: hidden where there is no terminal
     with (
-        tqdm(total=len(infrared), desc=progress, unit="image", leave=False, disable=hidden) as bar,
+        Progress(len(infrared), progress or "", "image", shown=progress is not None) as bar,
         ThreadPoolExecutor(max_workers=1) as reader,
     ):
         ahead = reader.submit(read, batches[0][1])

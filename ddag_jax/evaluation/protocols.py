@@ -29,6 +29,7 @@ from ddag_jax.config import EvaluationConfig
 from ddag_jax.errors import InputError
 from ddag_jax.evaluation.ranking import CameraRule, Metrics, rank_distances
 from ddag_jax.evaluation.reranking import rerank
+from ddag_jax.progress import Progress
 
 Dataset = Literal["sysu_mm01", "regdb", "llcm"]
 Direction = Literal["infrared_to_visible", "visible_to_infrared"]
@@ -333,9 +334,11 @@ def evaluate(
                 " infinite values"
             )
     records = []
+    rankings = len(features) * sum(len(search.galleries) for search in found)
+    bar = Progress(rankings, "ranking", "search")
     for search in found:
         for name, feature in features.items():
-            results = _results(feature, images, search, settings.rerank)
+            results = _results(feature, images, search, settings.rerank, bar)
             drawn = dataset != "regdb"
             common: dict[str, Any] = {
                 "dataset": dataset,
@@ -361,30 +364,40 @@ def evaluate(
             # Who has a match depends on which folders exist, so it is the same in every trial.
             counts = {"queries": results[0].queries, "gallery": len(search.galleries[0])}
             records.append(cast(Record, common | _mean_and_deviation(figures) | counts))
+    bar.close()
     return records
 
 
 def _results(
-    feature: Float[np.ndarray, "N d"], images: Images, search: Search, reranked: bool
+    feature: Float[np.ndarray, "N d"],
+    images: Images,
+    search: Search,
+    reranked: bool,
+    bar: Progress,
 ) -> list[Metrics]:
     """Of each trial. Without re-ranking, each image that any trial draws is compared once."""
     query = search.query
     candidates = np.unique(np.concatenate(search.galleries))
     if not reranked:
         compared = -feature[query] @ feature[candidates].T
-    return [
-        rank_distances(
-            rerank(feature[query], feature[gallery])
-            if reranked
-            else np.take(compared, np.searchsorted(candidates, gallery), axis=1),
-            images.identities[query],
-            images.identities[gallery],
-            images.cameras[query],
-            images.cameras[gallery],
-            camera_rule=search.camera_rule,
+    results = []
+    for gallery in search.galleries:
+        if reranked:
+            distances = rerank(feature[query], feature[gallery])
+        else:
+            distances = np.take(compared, np.searchsorted(candidates, gallery), axis=1)
+        results.append(
+            rank_distances(
+                distances,
+                images.identities[query],
+                images.identities[gallery],
+                images.cameras[query],
+                images.cameras[gallery],
+                camera_rule=search.camera_rule,
+            )
         )
-        for gallery in search.galleries
-    ]
+        bar.update()
+    return results
 
 
 def _mean_and_deviation(figures: Mapping[str, Sequence[float]]) -> dict[str, float]:

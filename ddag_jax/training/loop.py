@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 import jax
+import numpy as np
 from etils import epath
 
 from ddag_jax.build import (
@@ -59,9 +60,12 @@ from ddag_jax.parallel import (
     shard,
     wait_for_all,
 )
+from ddag_jax.progress import say
+from ddag_jax.report.ranked_lists import ranked_lists
 from ddag_jax.training.lock import NAME as LOCK
 from ddag_jax.training.lock import RunLock
 from ddag_jax.training.preemption import StopRequest
+from ddag_jax.training.profile import WARM_UP, Profile
 from ddag_jax.training.state import TrainState, new_state
 from ddag_jax.training.step import Step
 
@@ -74,6 +78,7 @@ _RUN_FILES = (
     ".lock.json.*",
     "log.jsonl",
     "log.jsonl.tmp",
+    "profile",
     "ranked_lists*.png",
     "tensorboard",
 )
@@ -87,6 +92,7 @@ def train(
     resume: bool = False,
     overwrite: bool = False,
     init: epath.PathLike | None = None,
+    profile: int = 0,
 ) -> int:
     """Trains as `config` says and leaves checkpoints and a log in `workdir`.
 
@@ -99,6 +105,7 @@ def train(
         resume: go on from the last whole checkpoint there; start where there is none.
         overwrite: remove the run that is there and start anew.
         init: a checkpoint whose backbone to start from (ImageNet weights, say).
+        profile: steps to record into `workdir/profile`, after a few to warm up; 0 for none.
 
     Returns:
         The exit code: 0, or 130 after SIGINT.
@@ -106,7 +113,8 @@ def train(
     Raises:
         InputError: `workdir` exists, or holds a run of another configuration or of other data, or
             one that is being written; data or weights are missing or do not fit; the batch does not
-            divide over the devices; a loss or gradient is not finite; something cannot be written.
+            divide over the devices; there are fewer steps than `profile` needs; a loss or gradient
+            is not finite; something cannot be written.
     """
     folder = epath.Path(workdir)
     _check_workdir(folder, resume, overwrite)
@@ -157,6 +165,12 @@ def train(
         if init is not None:
             state = state.replace(**restore_backbone(find_checkpoint(init), state))
         state = replicate(state, mesh)
+    first, total = restored or 0, settings.epochs * per_epoch
+    if profile and first + WARM_UP + profile > total:
+        raise InputError(
+            f"--profile {profile}: there are {total - first} steps to go, of which the first"
+            f" {WARM_UP} are not recorded; ask for fewer, or train longer"
+        )
 
     wait_for_all("before the workdir is touched")  # what others found there still stands
     with contextlib.ExitStack() as stack:
@@ -168,24 +182,28 @@ def train(
             log = RunLog(
                 folder,
                 restored,
-                total_steps=settings.epochs * per_epoch,
+                total_steps=total,
                 images_per_step=2 * settings.identities_per_batch * settings.images_per_identity,
                 silent=not is_first_process(),
             )
             run = _Run(
                 config=config,
                 per_epoch=per_epoch,
-                first=restored or 0,
+                first=first,
                 step=step,
                 mesh=mesh,
                 images=images,
                 sampler=sampler,
                 evaluator=evaluator,
+                watched=watched,
                 split=split,
                 log=stack.enter_context(log),
                 checkpoints=stack.enter_context(RunCheckpoints(folder, meta)),
                 stop=stack.enter_context(StopRequest()),
+                profile=stack.enter_context(Profile(folder / "profile", first, profile)),
             )
+            if restored is None:
+                log.hyper_parameters(dataclasses.asdict(config))
             for note in notes:
                 run.note(note)
             return run.go_on(state, resume)
@@ -209,10 +227,13 @@ class _Run:
     images: ImageSource
     sampler: IdentitySampler
     evaluator: Evaluator
+    watched: ImageSource
+    """What the evaluator judges."""
     split: Split
     log: RunLog
     checkpoints: RunCheckpoints
     stop: StopRequest
+    profile: Profile
 
     @property
     def total(self) -> int:
@@ -244,6 +265,9 @@ class _Run:
             if unread and self._logged(unread[-1][0]):
                 self._read(unread)
             unread.append((number, losses))
+            if self.profile.after(number, losses):
+                text = f"the trace of the last steps is in {self.log.folder / 'profile'}"
+                self.log.note(number, (number - 1) // self.per_epoch, text)
             ends, stopping = number % self.per_epoch == 0, self.stop.after(number)
             if ends or stopping:
                 self._read(unread)
@@ -258,7 +282,7 @@ class _Run:
                 self.log.note(number, (number - 1) // self.per_epoch, text)
                 return self.stop.exit_code
         if resume and self.first == self.total and is_first_process():
-            print(f"finished already, after step {self.total}")
+            say(f"finished already, after step {self.total}")
         return self.stop.exit_code
 
     def _logged(self, number: int) -> bool:
@@ -307,6 +331,14 @@ class _Run:
             figure = selection_figure(records, reported_feature(self.config))
             self.checkpoints.scored(number, as_first_process(figure), write=is_first_process())
         self.log.evaluation(number, epoch, self.split, records)
+        if is_first_process():
+            picture = ranked_lists(
+                features[reported_feature(self.config)],
+                self.evaluator.images,
+                self.evaluator.searches[0],
+                self.watched.images,
+            )
+            self.log.picture(number, f"{self.split}/ranked_lists", np.asarray(picture))
         return True
 
     def _fail(self, number: int, losses: Losses) -> NoReturn:

@@ -14,7 +14,13 @@ from tensorflow_datasets.proto import tf_example_pb2
 
 from ddag_jax.config import DataConfig
 from ddag_jax.data.builder import VERSION
-from ddag_jax.data.loader import ImageSource, open_split, training_batches, training_split
+from ddag_jax.data.loader import (
+    ImageSource,
+    evaluation_split,
+    open_split,
+    training_batches,
+    training_split,
+)
 from ddag_jax.data.sampler import IdentitySampler, Sample
 from ddag_jax.errors import InputError
 from ddag_jax.typing import Batch
@@ -320,3 +326,47 @@ def test_damage_reaches_whoever_reads_batches(shard: Path, tmp_path: Path) -> No
     )
     with pytest.raises(InputError, match="is damaged"):
         list(batches)
+
+
+@pytest.mark.parametrize("share", [0.25, 0.5])
+def test_label_noise_is_exactly_the_share(data_dir: Path, share: float) -> None:
+    clean, _ = training_split(make_config(data_dir), seed=3)
+    noisy, _ = training_split(make_config(data_dir, label_noise=share), seed=3)
+    changed = clean.identities != noisy.identities
+    assert changed.sum() == round(share * len(clean))
+    assert set(noisy.identities.tolist()) == set(clean.identities.tolist())
+    assert (noisy.names, noisy.cameras.tolist()) == (clean.names, clean.cameras.tolist())
+    for infrared in (False, True):  # no identity dies out, in either modality
+        kept = clean.identities[~changed & (clean.infrared == infrared)]
+        assert set(kept.tolist()) == set(clean.identities.tolist())
+    again, _ = training_split(make_config(data_dir, label_noise=share), seed=3)
+    np.testing.assert_array_equal(again.identities, noisy.identities)
+    other, _ = training_split(make_config(data_dir, label_noise=share), seed=4)
+    assert (other.identities != noisy.identities).any()
+
+
+def test_label_noise_is_in_nothing_that_is_judged(data_dir: Path) -> None:
+    def truth(source):
+        return all(
+            int(name.split("/")[1]) == identity
+            for name, identity in zip(source.names, source.identities, strict=True)
+        )
+
+    noise = {"label_noise": 0.5}
+    training, held_out = training_split(make_config(data_dir, train_on="train", **noise), seed=0)
+    assert not truth(training)
+    assert held_out is not None
+    assert truth(held_out)
+    training, held_out = training_split(
+        make_config(data_dir, holdout_identities=2, **noise), seed=0
+    )
+    assert not truth(training)
+    assert held_out is not None
+    assert truth(held_out)
+    assert not set(held_out.identities.tolist()) & set(training.identities.tolist())
+    assert truth(evaluation_split(make_config(data_dir, **noise)))
+
+
+def test_more_label_noise_than_there_can_be(data_dir: Path) -> None:
+    with pytest.raises(InputError, match=r"data\.label_noise: 0\.99 of 72"):
+        training_split(make_config(data_dir, label_noise=0.99), seed=0)

@@ -311,3 +311,24 @@ def test_a_checkpoint_that_is_none_is_refused(
     (tmp_path / "meta" / "metadata").write_text('{"config": {"model": 3}}')
     assert evaluate([str(tmp_path)]) == 2
     assert "no checkpoint that this version" in capsys.readouterr().err
+
+
+def test_profile_records_steps(run_debug: Callable[..., int], tmp_path: Path) -> None:
+    assert run_debug(tmp_path / "run", "--profile", "2") == 0
+    assert list((tmp_path / "run" / "profile").rglob("*.xplane.pb"))
+    texts = [line["text"] for line in log_lines(tmp_path / "run") if line["kind"] == "note"]
+    assert any("the trace of the last steps is in" in text for text in texts)
+    assert run_debug(tmp_path / "run", "--resume") == 0  # the folder is still a run's
+
+
+def test_profile_of_more_steps_than_there_are(
+    run_debug: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_debug(tmp_path / "run", "--profile", "8") == 2
+    assert "--profile 8: there are 12 steps to go" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_ranked_lists_are_in_the_events(finished: Path) -> None:
+    events = [path.read_bytes() for path in (finished / "tensorboard").iterdir()]
+    assert sum(content.count(b"held_out/ranked_lists") for content in events) == 3

@@ -1,0 +1,223 @@
+"""An experiment's figures as Markdown, CSV and LaTeX."""
+
+import csv
+import dataclasses
+import io
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
+
+import numpy as np
+
+from ddag_jax.config import Config
+from ddag_jax.evaluation.evaluator import reported_feature
+from ddag_jax.evaluation.protocols import FIGURES, Record, average, label, published_directions
+from ddag_jax.experiments.rows import Experiment
+from ddag_jax.experiments.runs import Result, Run
+
+HEADS = {"rank1": "r1", "rank5": "r5", "rank10": "r10", "rank20": "r20", "mAP": "mAP"} | {
+    "mINP": "mINP"
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Line:
+    """One row of the table in one search; figures in per cent by name."""
+
+    search: str
+    """`all-search`, `indoor-search`, or the direction."""
+    name: str
+    """Of the row."""
+    title: str
+    done: int
+    """Seeds that are finished (RegDB: in all trials asked for)."""
+    seeds: int
+    mean: Mapping[str, float]
+    """Over those that are finished; empty where none is."""
+    deviation: Mapping[str, float]
+    """Sample deviation (n - 1) over the seeds; empty for fewer than two."""
+    published: Mapping[str, float]
+    minutes: float | None
+    """Of a run: training and evaluation, mean of those that were not interrupted."""
+
+
+def lines(experiment: Experiment, runs: Sequence[Run], results: Mapping[str, Result]) -> list[Line]:
+    """The table: a block a search, a line a row.
+
+    Args:
+        experiment: whose rows.
+        runs: all that belong to it.
+        results: of those that are finished, by the name of their folder.
+    """
+    found = []
+    for direction, mode in _searches(runs[0].config):
+        for row in experiment.rows:
+            own = [run for run in runs if run.row.name == row.name]
+            seeds = sorted({run.seed for run in own})
+            scored = []
+            for seed in seeds:
+                group = [run for run in own if run.seed == seed]
+                if all(run.folder.name in results for run in group):
+                    scored.append(_record(group, results, direction, mode))
+            figures = {name: [cast(Mapping[str, Any], r)[name] for r in scored] for name in FIGURES}
+            timed = [results[run.folder.name].minutes for run in own if run.folder.name in results]
+            minutes = [value for value in timed if value is not None]
+            published = row.published.get((runs[0].config.data.dataset, mode or direction), {})
+            found.append(
+                Line(
+                    label(direction, mode),
+                    row.name,
+                    row.title,
+                    len(scored),
+                    len(seeds),
+                    {k: float(np.mean(v)) for k, v in figures.items() if v},
+                    {k: float(np.std(v, ddof=1)) for k, v in figures.items() if len(v) > 1},
+                    {} if any(run.rendered for run in runs) else published,
+                    float(np.mean(minutes)) if minutes else None,
+                )
+            )
+    return found
+
+
+def _searches(config: Config) -> list[tuple[Any, Any]]:
+    """Direction and mode of each block, as `protocols.searches` has them."""
+    data, settings = config.data, config.evaluation
+    directions = (
+        published_directions(data.dataset)
+        if settings.direction == "published"
+        else (settings.direction,)
+    )
+    modes: tuple[str | None, ...] = (None,)
+    if data.dataset == "sysu_mm01":
+        modes = ("all", "indoor") if settings.mode == "both" else (settings.mode,)
+    return [(direction, mode) for direction in directions for mode in modes]
+
+
+def _record(
+    group: Sequence[Run], results: Mapping[str, Result], direction: str, mode: str | None
+) -> Record:
+    """One seed's figures: of its run, or the mean over RegDB's trials."""
+    config = group[0].config
+    chosen = config.evaluation.feature
+    feature = reported_feature(config) if chosen == "both" else chosen
+    records = [results[run.folder.name].records for run in group]
+    if len(group) > 1:
+        records = [average(records, [run.folder.name for run in group])]
+    return next(
+        record
+        for record in records[0]
+        if (record["direction"], record["mode"], record["feature"]) == (direction, mode, feature)
+    )
+
+
+def caption(experiment: Experiment, runs: Sequence[Run]) -> list[str]:
+    """What must be said so that the table cannot be misread: its heading, then sentences."""
+    config = runs[0].config
+    data, settings = config.data, config.evaluation
+    dataset = {"sysu_mm01": "SYSU-MM01", "regdb": "RegDB", "llcm": "LLCM"}[data.dataset]
+    where = f"{dataset}'s layout, rendered people" if runs[0].rendered else dataset
+    seeds = sorted({run.seed for run in runs})
+    said = [f"{experiment.title}; {where}"]
+    over = "mean ± sample deviation (n - 1) over the seeds " if len(seeds) > 1 else "seed "
+    said.append(f"Per cent; {over}{', '.join(map(str, seeds))}.")
+    if settings.feature == "both":
+        said.append("Feature: part where P is on, else global.")
+    else:
+        said.append(f"Feature: {settings.feature}.")
+    if data.dataset == "regdb":
+        trials = sorted({run.config.data.trial for run in runs})
+        said.append(f"Each seed: mean of RegDB's trials {', '.join(map(str, trials))}.")
+    else:
+        shots = f"{settings.shots}-shot, " if data.dataset == "sysu_mm01" else ""
+        said.append(f"Each run: {shots}mean of {settings.trials} {settings.draw} gallery draws.")
+    plus = [name for name in ("flip", "rerank") if getattr(settings, name)]
+    if plus:
+        said.append(f"With {' and '.join(plus)}, unlike what is published.")
+    return said
+
+
+def cells(table: Sequence[Line]) -> dict[str, list[list[str]]]:
+    """The table as text: by search, the head and a line for each row.
+
+    The published figures' columns are there where any is.
+    """
+    blocks = {}
+    for search in dict.fromkeys(line.search for line in table):
+        own = [line for line in table if line.search == search]
+        published = [name for name in FIGURES if any(name in line.published for line in own)]
+        head = ["", "seeds", *HEADS.values(), *(f"published {HEADS[n]}" for n in published)]
+        body = [
+            [
+                line.title,
+                str(line.done) if line.done == line.seeds else f"{line.done} of {line.seeds}",
+                *(_cell(line, name) for name in FIGURES),
+                *(
+                    f"{line.published[name]:.2f}" if name in line.published else "–"
+                    for name in published
+                ),
+                "–" if line.minutes is None else f"{line.minutes:.1f}",
+            ]
+            for line in own
+        ]
+        blocks[search] = [[*head, "minutes a run"], *body]
+    return blocks
+
+
+def _cell(line: Line, name: str) -> str:
+    if name not in line.mean:
+        return "not run" if name == FIGURES[0] else "–"
+    spread = f" ± {line.deviation[name]:.2f}" if name in line.deviation else ""
+    return f"{line.mean[name]:.2f}{spread}"
+
+
+def markdown(said: Sequence[str], table: Sequence[Line]) -> str:
+    """As a page of Markdown."""
+    text = [f"# {said[0]}", "", " ".join(said[1:])]
+    for search, (head, *body) in cells(table).items():
+        text += ["", f"## {search}", "", _bar(head), _bar(["---"] + ["---:"] * (len(head) - 1))]
+        text += [_bar(line) for line in body]
+    return "\n".join(text) + "\n"
+
+
+def _bar(values: Sequence[str]) -> str:
+    return f"| {' | '.join(values)} |"
+
+
+def latex(said: Sequence[str], table: Sequence[Line]) -> str:
+    """As tables for a paper (package booktabs), one a search."""
+    text = [f"% {sentence}" for sentence in said]
+    for search, (head, *body) in cells(table).items():
+        text += [
+            f"% {search}",
+            rf"\begin{{tabular}}{{l{'r' * (len(head) - 1)}}}",
+            r"\toprule",
+            _row(head),
+            r"\midrule",
+            *(_row(line) for line in body),
+            r"\bottomrule",
+            r"\end{tabular}",
+        ]
+    return "\n".join(text) + "\n"
+
+
+def _row(values: Sequence[str]) -> str:
+    special = {"%": r"\%", "_": r"\_", "&": r"\&", "±": r"$\pm$", "–": "--"}
+    return " & ".join("".join(special.get(c, c) for c in value) for value in values) + r" \\"
+
+
+def comma_separated(table: Sequence[Line]) -> str:
+    """As CSV at full precision, for programs; a figure that is not there is empty."""
+    file = io.StringIO()
+    head = ["search", "row", "seeds_done", "seeds"]
+    for name in FIGURES:
+        head += [name, f"{name}_std"]
+    published = [name for name in FIGURES if any(name in line.published for line in table)]
+    head += [*(f"published_{name}" for name in published), "minutes"]
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerow(head)
+    for line in table:
+        values: list[Any] = [line.search, line.name, line.done, line.seeds]
+        for name in FIGURES:
+            values += [line.mean.get(name, ""), line.deviation.get(name, "")]
+        values += [line.published.get(name, "") for name in published]
+        writer.writerow([*values, "" if line.minutes is None else line.minutes])
+    return file.getvalue()

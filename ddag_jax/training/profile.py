@@ -1,0 +1,50 @@
+"""A trace of some steps for XProf (TensorBoard's profile page) or Perfetto."""
+
+from types import TracebackType
+from typing import Any
+
+import jax
+from etils import epath
+
+WARM_UP = 5
+"""Steps before it: compilation, and the first reading of data."""
+
+
+class Profile:
+    """While entered, records a run's steps `first + WARM_UP + 1` and on into a folder.
+
+    Args:
+        folder: for the trace.
+        first: steps that were taken before this process began.
+        steps: how many to record; 0 for none.
+    """
+
+    def __init__(self, folder: epath.Path, first: int, steps: int) -> None:
+        self._folder = folder
+        self._begins, self._ends = first + WARM_UP, first + WARM_UP + steps
+        self._recording = False
+
+    def __enter__(self) -> "Profile":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if self._recording:  # the run ended within
+            jax.profiler.stop_trace()
+
+    def after(self, step: int, computed: Any) -> bool:
+        """To be called after each step with what it gives; True when the trace is written."""
+        if step == self._begins < self._ends:
+            jax.block_until_ready(computed)
+            jax.profiler.start_trace(self._folder)
+            self._recording = True
+        elif step == self._ends and self._recording:
+            jax.block_until_ready(computed)
+            jax.profiler.stop_trace()
+            self._recording = False
+            return True
+        return False
