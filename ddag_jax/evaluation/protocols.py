@@ -335,7 +335,7 @@ def evaluate(
     records = []
     for search in found:
         for name, feature in features.items():
-            results = _results(feature, images, search, settings.rerank)
+            results = rank_trials(feature, images, search, settings.rerank)
             drawn = dataset != "regdb"
             common: dict[str, Any] = {
                 "dataset": dataset,
@@ -364,10 +364,13 @@ def evaluate(
     return records
 
 
-def _results(
+def rank_trials(
     feature: Float[np.ndarray, "N d"], images: Images, search: Search, reranked: bool
 ) -> list[Metrics]:
-    """Of each trial. Without re-ranking, each image that any trial draws is compared once."""
+    """The figures of each of a search's trials, for rows of unit length.
+
+    Without re-ranking, each image that any trial draws is compared once.
+    """
     query = search.query
     candidates = np.unique(np.concatenate(search.galleries))
     if not reranked:
@@ -475,7 +478,7 @@ def format_table(records: Sequence[Record], title: str, untrained: Sequence[Reco
     several = first["runs"] > 1 or first["trials"] > 1
     over = "runs" if first["runs"] > 1 else "trials"
     lines = [
-        f"{title}: " + ", ".join(_protocol(first)),
+        f"{title}: " + ", ".join(describe(first)),
         "per cent" + f"; mean ± deviation over the {over}" * several,
     ]
     blocks = dict.fromkeys((r["direction"], r["mode"]) for r in records)
@@ -498,7 +501,7 @@ def format_table(records: Sequence[Record], title: str, untrained: Sequence[Reco
     return "\n".join(lines)
 
 
-def _protocol(record: Record) -> list[str]:
+def describe(record: Record) -> list[str]:
     """What a table must say so that it cannot be misread."""
     said = [TITLES[record["dataset"]] + "'s layout, rendered people" * record["rendered"]]
     if record["mode"]:

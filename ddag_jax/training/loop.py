@@ -75,6 +75,8 @@ _RUN_FILES = (
     "log.jsonl",
     "log.jsonl.tmp",
     "ranked_lists*.png",
+    "report",
+    ".report.partial-*",
     "tensorboard",
 )
 """What a run's folder may hold, as patterns."""
