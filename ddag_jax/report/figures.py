@@ -134,10 +134,10 @@ def similarities(pairs: Pairs) -> Figure:
         shown = np.flatnonzero(pairs.same + pairs.different)
         axes.set_xlim(edges[shown[0]] - 0.02, edges[shown[-1] + 1] + 0.02)
         point = pairs.equal_error
-        said = f"equal error {100 * point.rate:.1f} %\nat {point.threshold:.2f}"
+        said = f"equal error {100 * point.rate:.1f} % at {point.threshold:.2f}"
         axes.axvline(point.threshold, color=_INK, linewidth=1.2, linestyle="--", label=said)
         axes.set(xlabel="cosine similarity", ylabel="pairs, %")
-        axes.legend(loc="upper left", fontsize=9)
+        axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, fontsize=9)
         alt = (
             f"Histogram of the similarity of {pairs.same.sum():,} visible-infrared pairs of one"
             f" person and {pairs.different.sum():,} of two people. At a threshold of"
@@ -170,14 +170,15 @@ def embedding_map(
                     linewidth=1.1,
                     alpha=0.85,
                 )
-            axes.annotate(
-                str(identity),
-                np.median(points[mine], axis=0),
-                ha="center",
-                va="center",
-                fontsize=11,
-                fontweight="bold",
-            )
+                if modality.any():
+                    axes.annotate(
+                        str(identity),
+                        np.median(points[modality], axis=0),
+                        ha="center",
+                        va="center",
+                        fontsize=9,
+                        fontweight="bold" if marker == "o" else "normal",
+                    )
         for marker, label in (("o", "visible"), ("^", "infrared")):
             face = _INK if marker == "o" else "none"
             axes.scatter([], [], marker=marker, facecolor=face, edgecolor=_INK, label=label)
@@ -197,7 +198,7 @@ def part_map(name: str, title: str, attention: Float[np.ndarray, "p p"]) -> Figu
     """The p x p map: how much of its attention part i (a row) pays to part j (a column)."""
     with matplotlib.rc_context(_STYLE | {"axes.grid": False}):
         p = len(attention)
-        canvas, axes = _axes((3.2, 2.8))
+        canvas, axes = _axes((4, 3))
         axes.imshow(attention, cmap="viridis", vmin=0, vmax=max(attention.max(), 1e-6))
         if p <= 8:
             middle = attention.max() / 2
@@ -218,7 +219,7 @@ def part_map(name: str, title: str, attention: Float[np.ndarray, "p p"]) -> Figu
 def part_weights(weights: Float[np.ndarray, " p"]) -> Figure:
     """The learned weight of each part."""
     with matplotlib.rc_context(_STYLE):
-        canvas, axes = _axes((3.2, 2.8))
+        canvas, axes = _axes((4, 3))
         numbers = np.arange(1, len(weights) + 1)
         axes.barh(numbers, weights, color=_LINES[0])
         axes.axvline(1 / len(weights), color=_INK, linewidth=1.2, linestyle="--")
@@ -257,15 +258,15 @@ def example(name: str, title: str, alt: str, shown: Example) -> Figure:
         ]
         if shown.stripes:
             panels.insert(1, ("parts", _small(shown.query)))
-        canvas = Canvas((1.0 * len(panels) + 0.5 * bool(shown.stripes), 2.1), layout="constrained")
-        ratios = [1.5 if label == "parts" else 1 for label, _ in panels]
+        ratios = [_PARTS_WIDTH if label == "parts" else 1 for label, _ in panels]
+        canvas = Canvas((0.76 * sum(ratios), 1.8), layout="constrained")
         for (label, image), axes in zip(
             panels,
             canvas.subplots(1, len(panels), squeeze=False, width_ratios=ratios)[0],
             strict=True,
         ):
             axes.imshow(image, interpolation="none")
-            axes.set_title(label, fontsize=10)
+            axes.set_title(label, fontsize=9, loc="left")
             axes.set_axis_off()
             if label == "parts":
                 _draw_parts(axes, image.shape, shown)
@@ -294,12 +295,13 @@ def _draw_parts(axes: Axes, shape: tuple[int, ...], shown: Example) -> None:
             (top + bottom) / 2,
             f"{weight}a {shown.attended[part]:.2f}",
             va="center",
-            fontsize=8,
+            fontsize=min(9, 60 / len(shown.stripes)),
             clip_on=False,
         )
-    axes.set_xlim(-0.5, w * 1.75)
+    axes.set_xlim(-0.5, w * _PARTS_WIDTH - 0.5)
 
 
+_PARTS_WIDTH = 1.8  # of the panel with the parts, in widths of an image: room for figures
 _EXAMPLE_HEIGHT = 144  # pixels at the most of an image in a figure
 
 
@@ -333,7 +335,7 @@ def graph_map(
     with matplotlib.rc_context(_STYLE | {"axes.grid": False}):
         canvas, axes = _axes((5.2, 4.7))
         shown = np.ma.masked_equal(attention, 0)
-        drawn = axes.imshow(shown, cmap="viridis", vmin=0, interpolation="none")
+        drawn = axes.imshow(shown, cmap="viridis", interpolation="none")
         bar = canvas.colorbar(drawn, shrink=0.8)
         bar.set_label("attention")
         bar.outline.set_visible(False)

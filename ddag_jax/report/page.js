@@ -2,9 +2,11 @@
 // The ranked lists: filters, and a person's images on demand.
 {
   const data = JSON.parse(document.getElementById("data").textContent);
-  const [search, camera, identity, failures, hardest, count, rows, person] =
-    ["search", "camera", "identity", "failures", "hardest", "count", "rows", "person"].map(
+  const [search, camera, identity, failures, hardest, count, rows, more, person] =
+    ["search", "camera", "identity", "failures", "hardest", "count", "rows", "more", "person"].map(
       (id) => document.getElementById(id));
+  const AT_ONCE = 12;
+  let room = AT_ONCE;  // rows on the page at the most
 
   function element(name, properties, ...children) {
     const made = Object.assign(document.createElement(name), properties);
@@ -39,9 +41,9 @@
       const [other, cameraOfOther] = data.images[number];
       const right = other === who;
       return shot(number, right ? "right" : "wrong", right ? "✓" : "✗",
-        [query.similarity[place].toFixed(3), `id ${other}, cam ${cameraOfOther}`], true);
+        [query.similarity[place].toFixed(3), `id ${other}`, `cam ${cameraOfOther}`], true);
     });
-    const asked = shot(query.query, "query", "?", [`id ${who}, cam ${seenBy}`,
+    const asked = shot(query.query, "query", "?", [`id ${who}`, `cam ${seenBy}`,
       `AP ${(100 * query.precision).toFixed(0)} %`], true);
     const made = element("li", {className: "row"}, asked, element("div", {className: "found"}, ...found));
     made.dataset.identity = who;
@@ -82,15 +84,28 @@
   function filter() {
     const hard = new Set(data.searches[search.value].hardest.map(String));
     let left = 0;
+    room = AT_ONCE;
     for (const made of rows.children) {
       const {identity: who, camera: seenBy, failure} = made.dataset;
-      made.hidden = (failures.checked && failure !== "true") ||
+      const passed = !((failures.checked && failure !== "true") ||
         (hardest.checked && !hard.has(who)) ||
         (camera.value !== "" && camera.value !== seenBy) ||
-        (identity.value !== "" && identity.value !== who);
-      left += !made.hidden;
+        (identity.value !== "" && identity.value !== who));
+      made.dataset.place = passed ? left++ : "";
     }
     count.textContent = `${left} of ${rows.children.length} queries`;
+    unfold();
+  }
+
+  function unfold() {
+    let waiting = 0;
+    for (const made of rows.children) {
+      const {place} = made.dataset;
+      made.hidden = place === "" || place >= room;
+      waiting += place !== "" && made.hidden;
+    }
+    more.hidden = !waiting;
+    more.textContent = `Show ${Math.min(waiting, AT_ONCE)} more`;
   }
 
   data.searches.forEach(({label}, number) =>
@@ -99,6 +114,7 @@
   for (const control of [camera, identity, failures, hardest]) {
     control.addEventListener("change", filter);
   }
+  more.addEventListener("click", () => { room += AT_ONCE; unfold(); });
   person.addEventListener("click", (event) => { if (event.target === person) person.close(); });
   document.getElementById("filters").addEventListener("submit", (event) => event.preventDefault());
   show();

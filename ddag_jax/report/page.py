@@ -161,11 +161,12 @@ def _block(block: Block, several: bool) -> str:
         f"</th>{''.join(_cell(record, figure, several) for figure in FIGURES)}</tr>"
         for name, record in block.rows
     )
+    label = html.escape(block.label)
     return (
-        f'<div class="wide" tabindex="0" role="region" aria-label="{html.escape(block.label)}">'
-        f"<table><caption>{html.escape(block.label)} <small>({counts})</small></caption>"
-        f'<thead><tr><th scope="col">feature</th>{head}</tr></thead><tbody>{rows}</tbody></table>'
-        "</div>"
+        f"<h3>{label} <small>({counts})</small></h3>"
+        f'<div class="wide" tabindex="0" role="region" aria-label="{label}">'
+        f'<table aria-label="{label}"><thead><tr><th scope="col">feature</th>{head}</tr></thead>'
+        f"<tbody>{rows}</tbody></table></div>"
     )
 
 
