@@ -32,7 +32,7 @@ def look_at(
     variables: Any,
     images: UInt8[np.ndarray, "b h w 3"],
     modality: Modality,
-    others: dict[str, Float[np.ndarray, "b d"]],
+    others: dict[str, Float[np.ndarray, "b _"]],
 ) -> Looks:
     """Which cells of each image make it like another one, and how its parts attend to each other.
 
@@ -69,7 +69,7 @@ def _look_at(
         rows = {"global": embeddings.global_feature, "part": embeddings.part_feature}
         products = [jnp.sum(rows[name] * other) for name, other in others.items()]
         # Each image's similarity depends on its own cells only, so one gradient serves all.
-        return jnp.stack(products).mean(), sown["intermediates"]
+        return jnp.stack(products).mean(), sown.get("intermediates", {})
 
     gradient, sown = jax.grad(similarity, has_aux=True)(cells)
     wide, gradient = cells.astype(jnp.float32), gradient.astype(jnp.float32)

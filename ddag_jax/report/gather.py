@@ -49,14 +49,14 @@ class Judged:
     images: Images
     read_images: ReadFn
     searches: Sequence[Search]
-    features: Mapping[str, Float[np.ndarray, "N d"]]
+    features: Mapping[str, Float[np.ndarray, "N _"]]
     """All that the network gives, by name."""
-    judged: Mapping[str, Float[np.ndarray, "N d"]]
+    judged: Mapping[str, Float[np.ndarray, "N _"]]
     """Those in the table."""
     reported: str
     """Name of the feature in the ranked lists, the histogram and the map."""
-    reported_feature: Float[np.ndarray, "N d"]
-    untrained: Mapping[str, Float[np.ndarray, "N d"]]
+    reported_feature: Float[np.ndarray, "N _"]
+    untrained: Mapping[str, Float[np.ndarray, "N _"]]
     """The table's features of the network before training."""
     records: Sequence[Record]
     untrained_records: Sequence[Record]
@@ -100,17 +100,25 @@ def _blocks(run: Judged) -> list[Block]:
     return blocks
 
 
-def _curves(run: Judged) -> tuple[list[Figure], list[Float[np.ndarray, " q"]]]:
-    """The CMC curves, and of each search the mean average precision of each query."""
+def cmc_curves(run: Judged, search: Search) -> dict[str, Float[np.ndarray, " 20"]]:
+    """The mean curve of each feature over a search's trials, the untrained network's below."""
+    return {
+        prefix + name: np.mean(
+            [trial.cmc for trial in rank_trials(feature, run.images, search, run.reranked)], axis=0
+        )
+        for prefix, features in (("", run.judged), ("untrained ", run.untrained))
+        for name, feature in features.items()
+    }
+
+
+def _curves(run: Judged) -> tuple[list[Figure], list[np.ndarray]]:
+    """The charts of CMC curves, and of each search the average precision of each query in the
+    first trial."""
     charts, precisions = [], []
     for search in run.searches:
-        curves = {}
-        for prefix, features in (("", run.judged), ("untrained ", run.untrained)):
-            for name, feature in features.items():
-                trials = rank_trials(feature, run.images, search, run.reranked)
-                curves[prefix + name] = np.mean([trial.cmc for trial in trials], axis=0)
-        name = "_".join(filter(None, ("cmc", search.mode or search.direction)))
-        charts.append(figures.cmc(name, label(search.direction, search.mode), curves))
+        name = f"cmc_{search.mode or search.direction}"
+        title = label(search.direction, search.mode)
+        charts.append(figures.cmc(name, title, cmc_curves(run, search)))
         (first, *_) = rank_trials(
             run.reported_feature,
             run.images,
@@ -121,7 +129,7 @@ def _curves(run: Judged) -> tuple[list[Figure], list[Float[np.ndarray, " q"]]]:
     return charts, precisions
 
 
-def _lists(run: Judged, precisions: Sequence[Float[np.ndarray, " q"]]) -> dict[str, Any]:
+def _lists(run: Judged, precisions: Sequence[np.ndarray]) -> dict[str, Any]:
     """The ranked lists, and the images of everybody who is in one, ready for JSON."""
     identities, cameras = run.images.identities, run.images.cameras
     searches: list[dict[str, Any]] = []

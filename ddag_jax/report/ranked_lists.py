@@ -122,7 +122,7 @@ def ranked_lists(
         numbers = np.concatenate([[asked], found[found >= 0]])
         for column, (number, image) in enumerate(zip(numbers, read_images(numbers), strict=True)):
             left = _GAP + column * (size[0] + _GAP) + (2 * _GAP if column else 0)
-            right = identities[number] == identities[asked]
+            right = bool(identities[number] == identities[asked])
             colour = _QUERY if column == 0 else _RIGHT if right else _WRONG
             box = (left - 3, top - 3, left + size[0] + 2, top + size[1] + 2)
             draw = ImageDraw.Draw(picture)

