@@ -20,7 +20,8 @@ INSTALL := $(PIP) install --quiet --no-deps --no-build-isolation
 .PHONY: help demo test setup lint format types lock clean
 help:
 	@echo 'make demo    install, render the people, train, evaluate, print the table, write the report'
-	@echo 'make test    install, run the test suite (PYTEST_ARGS="-k ranking" for a part of it)'
+	@echo 'make test    install, run the test suite (PYTEST_ARGS="-k ranking" for a part of it);'
+	@echo '             the report is tested in a browser where there is a chromium'
 	@echo 'make setup   install only: everything that demo and test need'
 	@echo 'make lint    ruff: rules and format;  make format repairs them'
 	@echo 'make types   mypy'

@@ -61,8 +61,13 @@ class Figure:
 
     def inline(self) -> str:
         """For a page: named, with identifiers that no other figure has, without namespaces."""
-        svg = re.sub(r'\bid="', f'id="{self.name}-', self.svg)
-        svg = re.sub(r'href="#', f'href="#{self.name}-', svg).replace("url(#", f"url(#{self.name}-")
+        used = set(re.findall(r"#([\w-]+)", self.svg))
+        svg = re.sub(
+            r'\sid="([^"]*)"',
+            lambda found: f' id="{self.name}-{found[1]}"' if found[1] in used else "",
+            self.svg,
+        )
+        svg = re.sub(r'(href="|url\()#', rf"\1#{self.name}-", svg)
         svg = re.sub(r'\s+xmlns(:\w+)?="[^"]*"', "", svg)
         svg = re.sub(r"<style.*?</style>", "", svg, flags=re.DOTALL)
         return svg.replace("<svg", f'<svg role="img" aria-label="{html.escape(self.alt)}"', 1)

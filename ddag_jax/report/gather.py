@@ -154,7 +154,7 @@ def _lists(run: Judged, precisions: Sequence[np.ndarray]) -> dict[str, Any]:
             )
         name = label(search.direction, search.mode)
         searches.append({"label": name, "hardest": hardest, "queries": rows})
-    people = {int(identity): _images_of(run, identity) for identity in np.unique(identities[shown])}
+    people = {who: _images_of(run, who) for who in np.unique(identities[shown]).tolist()}
     # By turns, so that where there is no room for all, everybody has some.
     turns = [
         images[turn]

@@ -31,12 +31,13 @@ def test_activation_is_grad_cam_by_finite_differences(model: DDAG, variables: An
     with jax.enable_x64(True):
         looks = look_at(model, variables, IMAGES, "infrared", {"global": others, "part": others})
         pixels = normalise(jnp.asarray(IMAGES), jnp.dtype(jnp.float64))
-        cells = np.asarray(model.apply(variables, pixels, "infrared", method="feature_map"))
+        half = jax.jit(lambda v, x: model.apply(v, x, "infrared", method="feature_map"))
+        cells = np.asarray(half(variables, pixels))
+        other_half = jax.jit(lambda v, x: model.apply(v, x, method="embed_feature_map"))
 
-        @jax.jit
-        def similarity(cells: jax.Array) -> jax.Array:
-            both = model.apply(variables, cells, method="embed_feature_map")
-            return sum((feature * others).sum(1) for feature in both) / 2
+        def similarity(cells: np.ndarray) -> np.ndarray:
+            both = other_half(variables, cells)
+            return sum((np.asarray(feature) * others).sum(1) for feature in both) / 2
 
         # A channel's weight: what the similarity gains, a cell, where all its cells rise.
         weights = np.zeros((len(IMAGES), cells.shape[-1]))

@@ -73,9 +73,9 @@ def test_filters_show_what_they_say(page: "sync_api.Page", report: Report) -> No
     page.get_by_label("Hardest identities only").check()
     shown([q for q in queries if who(q["query"]) in search["hardest"]])
     page.get_by_label("Hardest identities only").uncheck()
-    page.get_by_label("Query camera").select_option("6")
+    page.locator("#camera").select_option("6")
     shown([q for q in queries if people[str(q["query"])][1] == 6])
-    page.get_by_label("Identity", exact=True).select_option(str(who(failures[0]["query"])))
+    page.locator("#identity").select_option(str(who(failures[0]["query"])))
     shown(
         [
             q
@@ -83,7 +83,7 @@ def test_filters_show_what_they_say(page: "sync_api.Page", report: Report) -> No
             if people[str(q["query"])][1] == 6 and who(q["query"]) == who(failures[0]["query"])
         ]
     )
-    page.get_by_label("Search", exact=True).select_option("1")
+    page.locator("#search").select_option("1")
     assert (
         page.locator("#count")
         .inner_text()
