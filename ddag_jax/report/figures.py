@@ -85,7 +85,7 @@ class Figure:
 def _figure(name: str, title: str, alt: str, canvas: Canvas) -> Figure:
     buffer = io.StringIO()
     nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
-    canvas.savefig(buffer, format="svg", metadata=nothing, bbox_inches="tight", pad_inches=0.04)
+    canvas.savefig(buffer, format="svg", metadata=nothing)
     svg = buffer.getvalue()
     svg = svg[svg.index("<svg") :].replace(_INK, "currentColor")
     # The page says how wide; the height follows.
