@@ -20,8 +20,9 @@ INSTALL := $(PIP) install --quiet --no-deps --no-build-isolation
 
 .PHONY: help demo test setup lint format types lock clean
 help:
-	@echo 'make demo    install, render the people, train, evaluate, print the table'
-	@echo 'make test    install, run the test suite (PYTEST_ARGS="-k ranking" for a part of it)'
+	@echo 'make demo    install, render the people, train, evaluate, print the table, write the report'
+	@echo 'make test    install, run the test suite (PYTEST_ARGS="-k ranking" for a part of it);'
+	@echo '             the report is tested in a browser where there is a chromium'
 	@echo 'make setup   install only: everything that demo and test need'
 	@echo 'make lint    ruff: rules and format;  make format repairs them'
 	@echo 'make types   mypy'
@@ -33,7 +34,7 @@ demo: $(READY)
 	$(BIN)/python -m ddag_jax.data prepare sysu_mm01 --from $(PEOPLE) --to $(DEMO_DATA) --image-size 96 48
 	if test -d $(DEMO_RUN); then resume=--resume; fi; \
 	$(BIN)/python train.py configs/demo.py --workdir $(DEMO_RUN) $$resume
-	$(BIN)/python evaluate.py $(DEMO_RUN) --untrained
+	$(BIN)/python evaluate.py $(DEMO_RUN) --report $(DEMO_RUN)/report
 
 # Two processes: a file's tests share what they compiled.
 test: $(TORCH_READY) $(TPU_READY)

@@ -229,6 +229,16 @@ class RunLog:
         self._file.flush()
 
 
+def read_log(workdir: epath.PathLike) -> list[dict[str, Any]]:
+    """The lines of a run's log, in their order; none where the folder has no log.
+
+    Raises:
+        InputError: a line is not JSON (the last one may be torn).
+    """
+    lines, _ = _lines_until(epath.Path(workdir) / "log.jsonl", None)
+    return [parse_json(line) for line in lines]
+
+
 def _finite_or_null(value: Any) -> Any:
     """As JSON can hold it."""
     if isinstance(value, Mapping):
@@ -238,8 +248,9 @@ def _finite_or_null(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _lines_until(path: epath.Path, step: int) -> tuple[list[str], int | None]:
+def _lines_until(path: epath.Path, step: int | None) -> tuple[list[str], int | None]:
     """A log's lines but those of steps after this one, and the step of the last evaluation."""
+    last = math.inf if step is None else step
     try:
         lines = read_bytes(path, _LONGEST).decode().splitlines() if path.exists() else []
     except (OSError, ValueError) as error:
@@ -249,7 +260,7 @@ def _lines_until(path: epath.Path, step: int) -> tuple[list[str], int | None]:
     for number, line in enumerate(lines, start=1):
         try:
             read = parse_json(line)
-            later, evaluated = read["step"] > step, read["kind"] == "evaluation"
+            later, evaluated = read["step"] > last, read["kind"] == "evaluation"
         except (ValueError, KeyError, TypeError):
             if number == len(lines):  # torn by the kill
                 break

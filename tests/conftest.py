@@ -33,6 +33,7 @@ jaxtyping.install_import_hook(
         "ddag_jax.losses",
         "ddag_jax.models",
         "ddag_jax.optimizer",
+        "ddag_jax.report",
         "ddag_jax.training.loop",
         "ddag_jax.training.step",
     ],
@@ -115,7 +116,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory, run_debug: Callable[..., 
 
 
 @pytest.fixture(scope="session")
-def run_small(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Path, str], int]:
+def run_small(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., int]:
     """Two steps of `debug` on a rehearsed RegDB or LLCM: `run(dataset, workdir, trial)`."""
     from ddag_jax.cli.train import main as train
     from ddag_jax.data.prepare import main as data
@@ -129,9 +130,11 @@ def run_small(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Path, 
         data(["prepare", dataset, "--from", str(folder / "tree"), "--to", str(folder), *size])
         return folder
 
-    def run(dataset: str, workdir: Path, trial: str) -> int:
+    def run(dataset: str, workdir: Path, trial: str, *arguments: str) -> int:
         words = ["debug", "--workdir", str(workdir), "--data.dir", str(prepared(dataset))]
         words += ["--data.dataset", dataset, "--data.trial", trial, "--data.train-on", "train+val"]
-        return train([*words, "--training.epochs", "1", "--training.steps-per-epoch", "2"])
+        return train(
+            [*words, "--training.epochs", "1", "--training.steps-per-epoch", "2", *arguments]
+        )
 
     return run

@@ -69,6 +69,11 @@ def test_every_module_and_experiment_is_in_the_wheel(wheel):
     assert python == tracked("ddag_jax") | {f"ddag_jax/{name}" for name in tracked("configs")}
 
 
+def test_the_report_s_page_is_in_the_wheel(wheel):
+    pages = {f"ddag_jax/report/page.{kind}" for kind in ("html", "css", "js")}
+    assert pages <= contents(wheel)
+
+
 def test_the_wheel_names_version_licence_and_commands(wheel):
     info = f"ddag_jax-{ddag_jax.__version__}.dist-info"
     with zipfile.ZipFile(wheel) as archive:

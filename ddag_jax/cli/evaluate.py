@@ -71,6 +71,12 @@ def _main(arguments: Sequence[str] | None) -> None:
         "--json", metavar="FILE", help="where to write the figures (of several: their average)"
     )
     parser.add_argument("--quiet", action="store_true", help="print the table and errors only")
+    parser.add_argument(
+        "--report",
+        metavar="DIR",
+        help="also write a run's report, DIR/index.html: curves, ranked lists, attention, training;"
+        " judges the untrained network, too. An earlier report in DIR is replaced",
+    )
     environment.add_process_options(parser)
     ours, fields = _split(sys.argv[1:] if arguments is None else arguments)
     options, unknown = parser.parse_known_args(ours)
@@ -140,9 +146,10 @@ def _check_options(options: argparse.Namespace, runs: Sequence[str]) -> None:
     names = options.features or runs
     if twice := {name for name in names if names.count(name) > 1}:
         raise InputError(f"{min(twice)}: given twice")
-    if options.features and (options.untrained or options.save_features):
+    if options.features and (options.untrained or options.save_features or options.report):
         raise InputError(
-            "--features: stored features have no network; leave out --untrained and --save-features"
+            "--features: stored features have no network; leave out --untrained, --save-features"
+            " and --report"
         )
     if options.rand_perm_cam and not options.features:
         raise InputError(
@@ -150,6 +157,12 @@ def _check_options(options: argparse.Namespace, runs: Sequence[str]) -> None:
         )
     if options.save_features and len(runs) > 1:
         raise InputError("--save-features: writes one run's features; give one run")
+    if options.report:
+        from ddag_jax.report.page import check_target
+
+        if len(runs) > 1:
+            raise InputError("--report: shows one run; give one run")
+        check_target(options.report)
     if options.json:
         target = epath.Path(options.json)
         if target.exists():
@@ -252,6 +265,7 @@ def _check_alike(runs: Sequence[str], configs: Sequence[Config]) -> None:
 
 def _judge_run(options: argparse.Namespace, name: str, config: Config) -> "list[Record]":
     import jax
+    import numpy as np
 
     from ddag_jax.build import build_model
     from ddag_jax.checkpoint import find_checkpoint, read_meta, restore_variables
@@ -273,16 +287,20 @@ def _judge_run(options: argparse.Namespace, name: str, config: Config) -> "list[
         return initialise(model, jax.random.key(config.training.seed), *source.image_size)
 
     untrained: list[Record] = []
-    if options.untrained:
+    floor: dict[str, np.ndarray] = {}
+    if options.untrained or options.report:
         start = replicate(fresh(), mesh)
-        untrained = evaluator.judge(evaluator.embed(start, progress="untrained network"))
+        floor = evaluator.embed(start, progress="untrained network")
+        untrained = evaluator.judge(floor)
     abstract = replicated_shapes(jax.eval_shape(fresh), mesh)
-    features = evaluator.embed(restore_variables(checkpoint, abstract), progress="embedding")
+    variables = restore_variables(checkpoint, abstract)
+    features = evaluator.embed(variables, progress="embedding")
     records = evaluator.judge(features)
     if not is_first_process():
         return records
     chosen = config.evaluation.feature
-    feature = pick(features, reported_feature(config) if chosen == "both" else chosen)
+    reported = reported_feature(config) if chosen == "both" else chosen
+    feature = pick(features, reported)
     if options.save_features:
         save_features(options.save_features, feature, evaluator.images, evaluator.searches[0])
     print(format_table(records, str(checkpoint), untrained))
@@ -293,6 +311,31 @@ def _judge_run(options: argparse.Namespace, name: str, config: Config) -> "list[
     picture = ranked_lists(feature, evaluator.images, evaluator.searches[0], source.images)
     with (folder / f"ranked_lists{what}.png").open("wb") as file:
         picture.save(file, "png")
+    if options.report:
+        from ddag_jax.logs import read_log
+        from ddag_jax.report.gather import Judged, gather
+        from ddag_jax.report.page import write_page
+
+        training = config.training
+        judged = Judged(
+            title=f"{folder.name}, checkpoint {checkpoint.name}",
+            images=evaluator.images,
+            read_images=source.images,
+            searches=evaluator.searches,
+            features=features,
+            judged=evaluator.judged(features),
+            reported=reported,
+            reported_feature=feature,
+            untrained=evaluator.judged(floor),
+            records=records,
+            untrained_records=untrained,
+            reranked=config.evaluation.rerank,
+            model=model,
+            variables=jax.tree.map(np.asarray, variables),
+            batch=(training.identities_per_batch, training.images_per_identity),
+            log=read_log(folder),
+        )
+        print(f"report: {write_page(options.report, gather(judged))}")
     return records
 
 

@@ -52,14 +52,16 @@ class Evaluator:
             give_up,
         )
 
+    def judged(self, features: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """What of the features the protocol looks at, by name."""
+        chosen = self._config.evaluation.feature
+        return features if chosen == "both" else {chosen: pick(features, chosen)}
+
     def judge(self, features: dict[str, np.ndarray]) -> list[Record]:
         """The protocol's records of what `embed` gave."""
         data, settings = self._config.data, self._config.evaluation
-        chosen = features
-        if settings.feature != "both":
-            chosen = {settings.feature: pick(features, settings.feature)}
         return evaluate(
-            chosen,
+            self.judged(features),
             self.images,
             self.searches,
             data.dataset,

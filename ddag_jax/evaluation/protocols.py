@@ -338,7 +338,7 @@ def evaluate(
     bar = Progress(rankings, "ranking", "search")
     for search in found:
         for name, feature in features.items():
-            results = _results(feature, images, search, settings.rerank, bar)
+            results = rank_trials(feature, images, search, settings.rerank, bar)
             drawn = dataset != "regdb"
             common: dict[str, Any] = {
                 "dataset": dataset,
@@ -368,14 +368,17 @@ def evaluate(
     return records
 
 
-def _results(
+def rank_trials(
     feature: Float[np.ndarray, "N d"],
     images: Images,
     search: Search,
     reranked: bool,
-    bar: Progress,
+    bar: Progress | None = None,
 ) -> list[Metrics]:
-    """Of each trial. Without re-ranking, each image that any trial draws is compared once."""
+    """The figures of each of a search's trials, for rows of unit length.
+
+    Without re-ranking, each image that any trial draws is compared once.
+    """
     query = search.query
     candidates = np.unique(np.concatenate(search.galleries))
     if not reranked:
@@ -396,7 +399,8 @@ def _results(
                 camera_rule=search.camera_rule,
             )
         )
-        bar.update()
+        if bar is not None:
+            bar.update()
     return results
 
 
@@ -488,7 +492,7 @@ def format_table(records: Sequence[Record], title: str, untrained: Sequence[Reco
     several = first["runs"] > 1 or first["trials"] > 1
     over = "runs" if first["runs"] > 1 else "trials"
     lines = [
-        f"{title}: " + ", ".join(_protocol(first)),
+        f"{title}: " + ", ".join(describe(first)),
         "per cent" + f"; mean ± deviation over the {over}" * several,
     ]
     blocks = dict.fromkeys((r["direction"], r["mode"]) for r in records)
@@ -511,7 +515,7 @@ def format_table(records: Sequence[Record], title: str, untrained: Sequence[Reco
     return "\n".join(lines)
 
 
-def _protocol(record: Record) -> list[str]:
+def describe(record: Record) -> list[str]:
     """What a table must say so that it cannot be misread."""
     said = [TITLES[record["dataset"]] + "'s layout, rendered people" * record["rendered"]]
     if record["mode"]:

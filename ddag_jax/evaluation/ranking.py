@@ -46,6 +46,8 @@ class Metrics(NamedTuple):
     """Mean over queries of (images to find) / (place of the last one found)."""
     queries: int
     """Queries that have something to find."""
+    average_precision: Float[np.ndarray, " q"]
+    """Of each query, whose mean mAP is; NaN where there is nothing to find."""
 
 
 def skipped(
@@ -147,7 +149,8 @@ def rank_distances(
     by_identity = np.argsort(gallery_ids, kind="stable")
     _, starts = np.unique(gallery_ids[by_identity], return_index=True)
 
-    first_place, precision, inverse_penalty = [], [], []
+    first_place, inverse_penalty = [], []
+    precision = np.full(len(query_ids), np.nan)
     rows = max(1, _CHUNK // max(1, len(gallery_ids)))
     for start in range(0, len(query_ids), rows):
         chunk = slice(start, start + rows)
@@ -160,7 +163,8 @@ def rank_distances(
             found &= ~unseen
             # Last of all: the places of the others are as if these were not there.
             distance = np.where(unseen, np.inf, distance)
-        found, distance = (a[found.any(axis=1)] for a in (found, distance))
+        asks = found.any(axis=1)
+        found, distance = found[asks], distance[asks]
 
         # place[i, j]: how many gallery images stand before image j in query i's ranking.
         order = _order(distance)
@@ -174,7 +178,7 @@ def rank_distances(
         count = found.sum(axis=1)
         ends = np.cumsum(count)
         nth = np.arange(1, len(hits) + 1) - np.repeat(ends - count, count)
-        precision.append(np.bincount(query, nth / hits, len(count)) / count)
+        precision[chunk][asks] = np.bincount(query, nth / hits, len(count)) / count
         inverse_penalty.append(count / hits[ends - 1])
 
         first = hits[ends - count] - 1
@@ -190,9 +194,10 @@ def rank_distances(
     first = np.concatenate(first_place)
     return Metrics(
         cmc=(first[:, None] <= np.arange(MAX_RANK)).mean(axis=0),
-        mAP=float(np.concatenate(precision).mean()),
+        mAP=float(precision[~np.isnan(precision)].mean()),
         mINP=float(np.concatenate(inverse_penalty).mean()),
         queries=len(first),
+        average_precision=precision,
     )
 
 

@@ -105,7 +105,17 @@ class DDAG(nn.Module):
 
     def embed(self, images: Float[Array, "b h w 3"], modality: str) -> Embeddings:
         """Evaluation mode (section 4.1): `images` all "visible" or all "infrared"."""
-        _, normalised, part = self._features(self.two_stream.one_stream(images, modality), False)
+        return self.embed_feature_map(self.feature_map(images, modality))
+
+    def feature_map(
+        self, images: Float[Array, "b h w 3"], modality: str
+    ) -> Float[Array, "b ho wo c"]:
+        """The first half of `embed`: the backbone's last feature map."""
+        return self.two_stream.one_stream(images, modality)
+
+    def embed_feature_map(self, feature_map: Float[Array, "b ho wo c"]) -> Embeddings:
+        """The second half of `embed`, apart so that a picture can have the gradient in between."""
+        _, normalised, part = self._features(feature_map, False)
         return Embeddings(unit(normalised), None if part is None else unit(part))
 
 

@@ -70,7 +70,9 @@ class PartAttention(nn.Module):
             feature = refined.mean(1) + added
         else:
             gate = self.param("gate", nn.initializers.constant(1 / self.parts), (self.parts,), wide)
-            feature = jnp.einsum("p,bpc->bc", jax.nn.softmax(gate), refined) + added  # Eq. 5
+            weights = jax.nn.softmax(gate)
+            self.sow("intermediates", "part_weights", weights)
+            feature = jnp.einsum("p,bpc->bc", weights, refined) + added  # Eq. 5
         if self.neck:
             feature = BatchNorm(
                 use_bias=False, scale_init=neck_scale, axis_name=self.axis_name, name="neck"

@@ -1,25 +1,102 @@
 """Queries with the gallery images that the network finds most alike, right and wrong marked."""
 
-from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Float, Int
 from PIL import Image, ImageDraw
 
+from ddag_jax.evaluation.embed import ReadFn
 from ddag_jax.evaluation.protocols import Images, Search
 from ddag_jax.evaluation.ranking import skipped
 
-_SHOWN = 10
+SHOWN = 10
+"""Gallery images of a list."""
 _GAP = 6
 _HEIGHT = 144  # pixels of an image in the picture
 _RIGHT, _WRONG, _QUERY = (0, 130, 70), (200, 40, 40), (60, 60, 60)
+
+
+class Nearest(NamedTuple):
+    """What queries find in a search's first trial, the most alike first."""
+
+    images: Int[np.ndarray, "q n"]
+    """Numbers of gallery images; -1 where the query sees no more (fewer than ten of a smaller
+    gallery)."""
+    similarity: Float[np.ndarray, "q n"]
+    """Inner products."""
+
+
+def nearest_images(
+    features: Float[np.ndarray, "N d"],
+    images: Images,
+    search: Search,
+    query: Int[np.ndarray, " q"],
+) -> Nearest:
+    """The ten gallery images that features of unit length find most like each of some queries,
+    without those that the camera rule hides."""
+    gallery = search.galleries[0]
+    similarity = features[query] @ features[gallery].T
+    unseen = skipped(
+        search.camera_rule,
+        images.identities[query],
+        images.cameras[query],
+        images.identities[gallery],
+        images.cameras[gallery],
+    )
+    similarity[unseen] = -np.inf
+    order = np.argsort(-similarity, axis=1, kind="stable")[:, :SHOWN]
+    similarity = np.take_along_axis(similarity, order, axis=1)
+    return Nearest(np.where(np.isfinite(similarity), gallery[order], -1), similarity)
+
+
+def spread(count: int, chosen: int) -> Int[np.ndarray, " n"]:
+    """At most `chosen` of the numbers 0 ... count - 1, evenly spread over them.
+
+    >>> spread(10, 4), spread(2, 4)
+    (array([0, 3, 6, 9]), array([0, 1]))
+    """
+    return np.linspace(0, count - 1, min(chosen, count)).astype(int)
+
+
+def choose_queries(
+    average_precision: Float[np.ndarray, " q"],
+    identities: Int[np.ndarray, " q"],
+    count: int,
+    hardest: int = 10,
+) -> tuple[Int[np.ndarray, " n"], list[int]]:
+    """Which queries of a search to look at: half of them the worst of the hardest identities, the
+    others spread evenly.
+
+    Args:
+        average_precision: of each query, NaN where it has nothing to find.
+        identities: of the queries.
+        count: how many are wanted; fewer where there are not as many.
+        hardest: identities, those with the lowest mean over their queries.
+
+    Returns:
+        Positions of queries, rising, and the hardest identities, the hardest first.
+    """
+    asks = np.flatnonzero(~np.isnan(average_precision))
+    people, whose = np.unique(identities[asks], return_inverse=True)
+    mean = np.bincount(whose, average_precision[asks]) / np.bincount(whose)
+    hard = people[np.argsort(mean, kind="stable")][:hardest]
+    worst = asks[np.argsort(average_precision[asks], kind="stable")]
+    chosen: set[int] = set()
+    for identity in hard:
+        mine = worst[identities[worst] == identity]
+        chosen.update(mine[: max(1, count // 2 // len(hard))].tolist())
+    chosen = set(sorted(chosen)[:count])
+    others = np.setdiff1d(asks, list(chosen))
+    chosen.update(others[spread(len(others), count - len(chosen))].tolist())
+    return np.array(sorted(chosen)), hard.tolist()
 
 
 def ranked_lists(
     features: Float[np.ndarray, "N d"],
     images: Images,
     search: Search,
-    read_images: Callable[[Int[np.ndarray, " b"]], UInt8[np.ndarray, "b h w 3"]],
+    read_images: ReadFn,
     rows: int = 8,
 ) -> Image.Image:
     """A search's first trial: a row a query, itself and its ten nearest gallery images.
@@ -33,31 +110,19 @@ def ranked_lists(
         read_images: numbers of images to images.
         rows: queries, spread evenly over all of them.
     """
-    gallery = search.galleries[0]
-    query = search.query
-    query = query[np.linspace(0, len(query) - 1, min(rows, len(query))).astype(int)]
-    similarity = features[query] @ features[gallery].T
-    identities, cameras = images.identities, images.cameras
-    unseen = skipped(
-        search.camera_rule,
-        identities[query],
-        cameras[query],
-        identities[gallery],
-        cameras[gallery],
-    )
-    similarity[unseen] = -np.inf
-    nearest = gallery[np.argsort(-similarity, axis=1, kind="stable")[:, :_SHOWN]]
-
+    query = search.query[spread(len(search.query), rows)]
+    nearest = nearest_images(features, images, search, query).images
+    identities = images.identities
     _, h, w, _ = read_images(query[:1]).shape
     size = (round(_HEIGHT * w / h), _HEIGHT)
     across = (1 + nearest.shape[1]) * (size[0] + _GAP) + 3 * _GAP
     picture = Image.new("RGB", (across, len(query) * (size[1] + _GAP) + _GAP), "white")
     for row, (asked, found) in enumerate(zip(query, nearest, strict=True)):
         top = _GAP + row * (size[1] + _GAP)
-        numbers = np.concatenate([[asked], found])
+        numbers = np.concatenate([[asked], found[found >= 0]])
         for column, (number, image) in enumerate(zip(numbers, read_images(numbers), strict=True)):
             left = _GAP + column * (size[0] + _GAP) + (2 * _GAP if column else 0)
-            right = identities[number] == identities[asked]
+            right = bool(identities[number] == identities[asked])
             colour = _QUERY if column == 0 else _RIGHT if right else _WRONG
             box = (left - 3, top - 3, left + size[0] + 2, top + size[1] + 2)
             draw = ImageDraw.Draw(picture)

@@ -80,6 +80,8 @@ _RUN_FILES = (
     "log.jsonl.tmp",
     "profile",
     "ranked_lists*.png",
+    "report",
+    ".report.partial-*",
     "tensorboard",
 )
 """What a run's folder may hold, as patterns."""

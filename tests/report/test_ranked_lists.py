@@ -5,7 +5,7 @@ import pytest
 
 from ddag_jax.config import EvaluationConfig
 from ddag_jax.evaluation.protocols import Images, searches
-from ddag_jax.report.ranked_lists import ranked_lists
+from ddag_jax.report.ranked_lists import choose_queries, nearest_images, ranked_lists
 
 GREEN, RED = (0, 130, 70), (200, 40, 40)
 HEIGHT, WIDTH, GAP = 144, 72, 6
@@ -63,3 +63,28 @@ def test_rows_are_spread_over_the_queries(people: dict) -> None:
     picture = ranked_lists(np.eye(3)[[0, 0, 0, 1, 1, 1, 2, 2, 2]], **people, rows=2)
     assert picture.height == 2 * (HEIGHT + GAP) + GAP
     assert [centre(np.asarray(picture), row, -1) for row in range(2)] == [40, 160]
+
+
+def test_what_the_camera_rule_hides_is_in_no_list(people: dict) -> None:
+    features = np.eye(3)[[0, 0, 0, 1, 1, 1, 2, 2, 0]]
+    images, search = people["images"], people["search"]
+    nearest = nearest_images(features, images, search, search.query)
+    assert nearest.images.tolist() == [
+        [0, 3, 6, -1, -1, -1],
+        [3, 0, 6, *[-1] * 3],
+        [0, 3, 6, *[-1] * 3],
+    ]
+    assert nearest.similarity[:, :3].tolist() == [[1, 0, 0], [1, 0, 0], [1, 0, 0]]
+
+
+def test_half_of_the_chosen_queries_are_the_hardest() -> None:
+    precision = np.array([0.9, 0.8, 0.1, 0.2, 0.3, np.nan, 0.7, 0.6, 0.5, 1.0])
+    identities = np.array([1, 1, 2, 2, 2, 2, 3, 3, 3, 4])
+    places, hardest = choose_queries(precision, identities, 4, hardest=1)
+    assert hardest == [2]
+    assert places.tolist() == [0, 2, 3, 9]  # the two worst of 2, and the first and last of the rest
+    everything, hardest = choose_queries(precision, identities, 50)
+    assert everything.tolist() == [0, 1, 2, 3, 4, 6, 7, 8, 9]
+    assert hardest == [2, 3, 1, 4]
+    few, _ = choose_queries(precision, identities, 2, hardest=4)
+    assert len(few) == 2

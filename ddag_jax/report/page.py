@@ -1,0 +1,175 @@
+"""The report as a folder: one HTML page that needs nothing else, and each figure as a file."""
+
+import html
+import json
+import os
+import re
+import string
+from collections.abc import Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import ddag_jax
+from ddag_jax.data.new_folder import new_folder
+from ddag_jax.errors import InputError
+from ddag_jax.evaluation.protocols import FIGURES, Record
+from ddag_jax.report.figures import Figure
+
+LIMIT = 15 * 10**6
+"""Bytes that the page must stay under."""
+
+_MARK = '<meta name="generator" content="ddag_jax report">'
+_FIGURES = '<meta name="figures" content="{}">'
+_FOUND = re.compile(_FIGURES.format(r"([\w ]*)"))
+_HEAD = 4096  # characters of a page that hold both of the above
+_HEADINGS = {"rank1": "r1", "rank5": "r5", "rank10": "r10", "rank20": "r20"}
+
+
+class Block(NamedTuple):
+    """A search's part of the table."""
+
+    label: str
+    rows: Sequence[tuple[str, Record]]
+    """Named after the feature; those called "untrained ..." are the floor."""
+
+
+class Page(NamedTuple):
+    """What the page shows, in its order."""
+
+    title: str
+    protocol: str
+    several: bool
+    """Whether the table's figures are means, with deviations."""
+    blocks: Sequence[Block]
+    curves: Sequence[Figure]
+    lists: Mapping[str, Any]
+    """Ranked lists, people and their thumbnails, as page.js reads them."""
+    embeddings: Sequence[Figure]
+    attention: Sequence[Figure]
+    training: Sequence[Figure]
+
+    def figures(self) -> list[Figure]:
+        """All of them."""
+        return [*self.curves, *self.embeddings, *self.attention, *self.training]
+
+
+def check_target(folder: str | os.PathLike[str]) -> Path:
+    """The folder to write, found possible before any work is done.
+
+    Raises:
+        InputError: it holds what no report wrote, is a file, or its own folder does not exist.
+    """
+    target = Path(folder)
+    if not target.absolute().parent.is_dir():
+        raise InputError(f"--report {target}: its folder does not exist; make it first")
+    if not os.path.lexists(target):
+        return target
+    if target.is_symlink() or not target.is_dir():
+        raise InputError(f"--report {target}: is no folder; name another one, or remove it")
+    stranger = _stranger(target)
+    if stranger:
+        raise InputError(
+            f"--report {target}: holds {stranger}, which no report wrote; name another folder, or"
+            " an empty one"
+        )
+    return target
+
+
+def _stranger(folder: Path) -> str | None:
+    """The name of something in a folder that no report of ours wrote; None where there is none."""
+    present = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*"))
+    if not present:
+        return None
+    try:
+        with (folder / "index.html").open(encoding="utf-8") as file:
+            head = file.read(_HEAD)
+    except (OSError, ValueError):
+        head = ""
+    found = _FOUND.search(head)
+    if _MARK not in head or found is None:
+        return present[0]
+    ours = {"index.html", "figures", *(f"figures/{name}.svg" for name in found[1].split())}
+    return next((name for name in present if name not in ours), None)
+
+
+def write_page(folder: str | os.PathLike[str], page: Page) -> Path:
+    """Writes index.html and figures/NAME.svg, all or nothing; an earlier report makes room.
+
+    Returns:
+        The page.
+
+    Raises:
+        InputError: `check_target`'s; it cannot be written.
+    """
+    target = check_target(folder)
+    text = render(page)
+    with new_folder(target, replace=True) as partial:
+        (partial / "index.html").write_text(text, encoding="utf-8")
+        (partial / "figures").mkdir()
+        for figure in page.figures():
+            path = partial / "figures" / f"{figure.name}.svg"
+            path.write_text(figure.standalone(), encoding="utf-8")
+    return target / "index.html"
+
+
+def render(page: Page) -> str:
+    """The whole page as HTML."""
+    files = resources.files(__package__)
+
+    def read(name: str) -> str:
+        return files.joinpath(name).read_text(encoding="utf-8")
+
+    names = " ".join(figure.name for figure in page.figures())
+    absent = '<p class="note">The run\'s folder has no log of its training.</p>'
+    text = string.Template(read("page.html")).substitute(
+        mark=_MARK + _FIGURES.format(names),
+        style=read("page.css"),
+        script=read("page.js"),
+        title=html.escape(page.title),
+        protocol=html.escape(page.protocol),
+        version=html.escape(ddag_jax.__version__),
+        table="".join(_block(block, page.several) for block in page.blocks),
+        over="; mean ± deviation over the trials" * page.several,
+        curves=_figures(page.curves),
+        # "<" cannot end the script element then, nor start a comment in it.
+        data=json.dumps(page.lists, separators=(",", ":")).replace("<", "\\u003c"),
+        embeddings=_figures(page.embeddings),
+        attention=_figures(page.attention),
+        training=_figures(page.training) if page.training else absent,
+    )
+    size = len(text.encode())
+    if size >= LIMIT:
+        raise AssertionError(f"a report of {size:,} bytes, over its limit of {LIMIT:,}")
+    return text
+
+
+def _figures(figures: Sequence[Figure]) -> str:
+    return "".join(
+        f'<figure id="{figure.name}"><figcaption>{html.escape(figure.title)}</figcaption>'
+        f"{figure.inline()}</figure>"
+        for figure in figures
+    )
+
+
+def _block(block: Block, several: bool) -> str:
+    head = "".join(f'<th scope="col">{_HEADINGS.get(name, name)}</th>' for name in FIGURES)
+    first = block.rows[0][1]
+    counts = f"{first['queries']:,} queries, {first['gallery']:,} gallery images"
+    rows = "".join(
+        f'<tr{" class=floor" * name.startswith("untrained ")}><th scope="row">{html.escape(name)}'
+        f"</th>{''.join(_cell(record, figure, several) for figure in FIGURES)}</tr>"
+        for name, record in block.rows
+    )
+    label = html.escape(block.label)
+    return (
+        f"<h3>{label} <small>({counts})</small></h3>"
+        f'<div class="wide" tabindex="0" role="region" aria-label="{label}">'
+        f'<table aria-label="{label}"><thead><tr><th scope="col">feature</th>{head}</tr></thead>'
+        f"<tbody>{rows}</tbody></table></div>"
+    )
+
+
+def _cell(record: Mapping[str, Any], figure: str, several: bool) -> str:
+    deviation = f" <small>± {record[figure + '_std']:.2f}</small>" * several
+    return f"<td>{record[figure]:.2f}{deviation}</td>"
