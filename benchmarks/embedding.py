@@ -55,7 +55,7 @@ def ours(config: Config, variables: dict[str, Any] | None = None) -> Embed:
 
 def pytorch(config: Config) -> tuple[Embed, Any]:
     """Also its network. Without jax in the process."""
-    environment.prepare()
+    environment.keep_freed_memory()
     import torch
 
     from benchmarks import torch_ddag

@@ -47,7 +47,7 @@ def ours(config: Config) -> Step:
 
 def pytorch(config: Config) -> Step:
     """PyTorch's, without jax in the process."""
-    environment.prepare()
+    environment.keep_freed_memory()
     import torch
 
     from benchmarks import torch_ddag

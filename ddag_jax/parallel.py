@@ -151,7 +151,15 @@ def map_train_step(train_step: Step, mesh: Mesh, mapping: str = "shard_map") -> 
         out_specs=(_REPLICATED, _REPLICATED),
         check_vma=False,
     )
-    return jax.jit(sharded, donate_argnums=0)
+    return jax.jit(sharded, donate_argnums=0, compiler_options=_compiler_options(mesh))
+
+
+def _compiler_options(mesh: Mesh) -> dict[str, str]:
+    """XLA's default order of operations on a CPU aims at running many at once; this one needs half
+    the memory for a ResNet-50 step, in the same time."""
+    if mesh.devices.flat[0].platform != "cpu":
+        return {}
+    return {"xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"}
 
 
 def map_embed(

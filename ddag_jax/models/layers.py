@@ -97,6 +97,52 @@ def _spatial_conv_bwd(
 _spatial_conv.defvjp(_spatial_conv_fwd, _spatial_conv_bwd)
 
 
+def _dot_conv(x: Array, kernel: Array, stride: int) -> Array:
+    return jnp.dot(x[:, ::stride, ::stride], kernel[0, 0])
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _pointwise_conv(x: Array, kernel: Array, stride: int) -> Array:
+    return jax.lax.platform_dependent(
+        x,
+        kernel,
+        tpu=functools.partial(_xla_conv, stride=stride, padding=0),
+        default=functools.partial(_dot_conv, stride=stride),
+    )
+
+
+def _pointwise_conv_fwd(x: Array, kernel: Array, stride: int) -> tuple[Array, tuple[Array, Array]]:
+    return _pointwise_conv(x, kernel, stride), (x, kernel)
+
+
+def _dot_gradients(x: Array, kernel: Array, g: Array, stride: int) -> tuple[Array, Array]:
+    """Of `_dot_conv`, the kernel's as input times cotangent: differentiated automatically it is
+    the other way round, for which a CPU first transposes every cotangent, entry by entry."""
+    c, o = kernel.shape[2:]
+    rows = x[:, ::stride, ::stride].reshape(-1, c)
+    flat = g.reshape(-1, o)
+    dk = jax.lax.dot_general(rows, flat, (((0,), (0,)), ((), ())))
+    (dx,) = jax.linear_transpose(lambda x: _dot_conv(x, kernel, stride), x)(g)
+    return dx, dk.reshape(kernel.shape)
+
+
+def _pointwise_conv_bwd(stride: int, saved: tuple[Array, Array], g: Array) -> tuple[Array, Array]:
+    def automatic(convolve: Callable[[Array, Array], Array]) -> Callable[..., Any]:
+        return lambda x, kernel, g: jax.vjp(convolve, x, kernel)[1](g)
+
+    gradients: tuple[Array, Array] = jax.lax.platform_dependent(
+        *saved,
+        g,
+        cpu=functools.partial(_dot_gradients, stride=stride),
+        tpu=automatic(functools.partial(_xla_conv, stride=stride, padding=0)),
+        default=automatic(functools.partial(_dot_conv, stride=stride)),
+    )
+    return gradients
+
+
+_pointwise_conv.defvjp(_pointwise_conv_fwd, _pointwise_conv_bwd)
+
+
 def conv2d(
     x: Float[Array, "b h w c"], kernel: Float[Array, "kh kw c o"], *, stride: int, padding: int
 ) -> Float[Array, "b ho wo o"]:
@@ -107,12 +153,7 @@ def conv2d(
     a convolution spares it the copies in between.
     """
     if kernel.shape[:2] == (1, 1) and padding == 0:
-        return jax.lax.platform_dependent(
-            x,
-            kernel,
-            tpu=functools.partial(_xla_conv, stride=stride, padding=0),
-            default=lambda x, kernel: jnp.dot(x[:, ::stride, ::stride], kernel[0, 0]),
-        )
+        return _pointwise_conv(x, kernel, stride)
     return _spatial_conv(x, kernel, stride, padding)
 
 
