@@ -57,7 +57,7 @@ def assert_compared(record: dict[str, Any], printed: str) -> None:
 
 @pytest.mark.slow
 def test_both_sides_train_alike():
-    """In float64, three steps: losses, so gradients and updates, too."""
+    """In float64, three steps: losses, to 1e-6, so gradients and updates, too."""
     theirs = torch_ddag.Training(CONFIG, workload.noise(CONFIG))
     theirs.network.double()
     visible, infrared, labels = theirs.batch
@@ -74,6 +74,7 @@ def test_both_sides_train_alike():
                 graph_reduction=CONFIG.loss.graph_reduction,
                 dynamic_weight=True,
                 steps_per_epoch=workload.STEPS,
+                nonfinite_limit=1,
             )
         )
         weight = workload.GRAPH_WEIGHT
@@ -83,7 +84,7 @@ def test_both_sides_train_alike():
         for _ in range(3):
             state, losses, _ = update(state, *images, labels.numpy().astype(np.int32), None)
             for name, loss in theirs().items():
-                np.testing.assert_allclose(losses._asdict()[name], loss.item(), rtol=1e-8)
+                np.testing.assert_allclose(losses._asdict()[name], loss.item(), rtol=1e-6)
 
 
 def test_the_triplet_losses_are_one():
@@ -144,13 +145,13 @@ def test_other_features_end_the_command():
 
 @pytest.mark.slow
 def test_epoch(tmp_path, capfd):
-    assert epoch.main(["--quick", "--training.log-every", "2"], tmp_path) == 0
+    assert epoch.main(["debug", "--quick", "--training.log-every", "2"], tmp_path) == 0
     printed, result = capfd.readouterr().out, written(tmp_path, "epoch")
     assert_compared(result, printed)
     assert list(result["times"]) == ["train.py", "bare steps"]
     assert len(result["times"]["train.py"]["seconds"]) == epoch.REPEATS
     assert result["steps"] == 4
-    assert "step 24/24" in printed
+    assert "epoch 5  step 23/24" in printed
 
 
 def test_whole_evaluation(tmp_path, capsys):
