@@ -8,8 +8,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
@@ -26,9 +24,6 @@ from benchmarks import (
     whole_evaluation,
     workload,
 )
-from ddag_jax.build import build_model, build_optimizer
-from ddag_jax.training.state import new_state
-from ddag_jax.training.step import make_update
 
 ROOT = Path(__file__).parents[1]
 CONFIG = workload.deterministic(workload.tiny(3))
@@ -53,38 +48,6 @@ def assert_compared(record: dict[str, Any], printed: str) -> None:
 
 
 # -------------------------------------------------------------------------------------- PyTorch
-
-
-@pytest.mark.slow
-def test_both_sides_train_alike():
-    """In float64, three steps: losses, to 1e-6, so gradients and updates, too."""
-    theirs = torch_ddag.Training(CONFIG, workload.noise(CONFIG))
-    theirs.network.double()
-    visible, infrared, labels = theirs.batch
-    theirs.batch = visible.double(), infrared.double(), labels
-    theirs.optimizer = torch_ddag.sgd(theirs.network, CONFIG, fused=False)
-    with jax.enable_x64():
-        model = build_model(CONFIG, workload.CLASSES).clone(dtype=jnp.float64)
-        optimizer = build_optimizer(CONFIG, workload.STEPS)
-        update = jax.jit(
-            make_update(
-                model,
-                optimizer,
-                margin=CONFIG.loss.margin,
-                graph_reduction=CONFIG.loss.graph_reduction,
-                dynamic_weight=True,
-                steps_per_epoch=workload.STEPS,
-                nonfinite_limit=1,
-            )
-        )
-        weight = workload.GRAPH_WEIGHT
-        variables = torch_ddag.variables(theirs.network)
-        state = new_state(variables, optimizer, graph_weight=weight, seed=0)
-        images = [x.numpy().transpose(0, 2, 3, 1) for x in theirs.batch[:2]]
-        for _ in range(3):
-            state, losses, _ = update(state, *images, labels.numpy().astype(np.int32), None)
-            for name, loss in theirs().items():
-                np.testing.assert_allclose(losses._asdict()[name], loss.item(), rtol=1e-6)
 
 
 def test_the_triplet_losses_are_one():
@@ -143,17 +106,6 @@ def test_other_features_end_the_command():
 # ------------------------------------------------------------------------------------------ ours
 
 
-@pytest.mark.slow
-def test_epoch(tmp_path, capfd):
-    assert epoch.main(["debug", "--quick", "--training.log-every", "2"], tmp_path) == 0
-    printed, result = capfd.readouterr().out, written(tmp_path, "epoch")
-    assert_compared(result, printed)
-    assert list(result["times"]) == ["train.py", "bare steps"]
-    assert len(result["times"]["train.py"]["seconds"]) == epoch.REPEATS
-    assert result["steps"] == 4
-    assert "epoch 5  step 23/24" in printed
-
-
 def test_whole_evaluation(tmp_path, capsys):
     whole_evaluation.main(["--quick"], tmp_path)
     printed, result = capsys.readouterr().out, written(tmp_path, "whole_evaluation")
@@ -175,19 +127,6 @@ def test_other_figures_end_the_command():
         whole_evaluation.largest_difference(one, [[one[0] | {"mAP": 50.1}]])
 
 
-@pytest.mark.slow
-def test_first_step(tmp_path, capfd):
-    assert first_step.main(["--quick"], tmp_path) == 0
-    printed, result = capfd.readouterr().out, written(tmp_path, "first_step")
-    assert_compared(result, printed)
-    assert "python train.py debug" in printed
-    for watched in result["watched"].values():
-        assert 0 < watched["imports"] < watched["first step"]
-        step = watched["programs"]["train_step"]
-        assert step["programs"] == 1
-        assert min(step.values()) > 0
-
-
 def test_where_a_start_spends_its_time():
     program = {"tracing": 1.0, "lowering": 0.5, "compiling": 2.0, "programs": 1}
     small = {"tracing": 0.125, "lowering": 0.0, "compiling": 0.125, "programs": 3}
@@ -207,21 +146,6 @@ def test_an_unknown_field_is_one_line(command, tmp_path, capsys):
 
 
 # ------------------------------------------------------------------------------------------- GPU
-
-
-@pytest.mark.slow
-def test_gpu_at_a_tiny_size(tmp_path, capfd):
-    assert gpu.main(["--quick"], tmp_path) == 0
-    printed, result = capfd.readouterr().out, written(tmp_path, "gpu")
-    ways = [way.name for way in gpu.WAYS[gpu.CHECKED]]
-    assert list(result["times"]["16"]) == ways
-    for name in ways:
-        taken = measure.Times(tuple(result["times"]["16"][name]["seconds"]))
-        assert f"{1e3 * taken.median:.2f} ms" in printed
-    assert set(result["differences"]) == {"float32", *ways}
-    for difference, largest in result["differences"].values():
-        assert difference <= largest
-    assert set(result["ratios"]) == {f"{name}, 16 images" for name in ways[1:]}
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
