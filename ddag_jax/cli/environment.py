@@ -94,7 +94,7 @@ def keep_freed_memory() -> None:
         return
     libc.mallopt(_M_ARENA_MAX, 1)
     libc.mallopt(_M_MMAP_MAX, 0)
-    libc.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
+    libc.mallopt(_M_TRIM_THRESHOLD, -1)  # never; the largest int would be 2 GiB, which a step frees
     libc.mallopt(_M_TOP_PAD, 256 << 20)
 
 

@@ -511,15 +511,18 @@ def test_killed_prepare_leaves_nothing_that_looks_whole(
     image.unlink()
     os.mkfifo(image)
     command = f"prepare sysu_mm01 --from {source} --to {to} --image-size 32 16"
-    process = subprocess.Popen(
-        [sys.executable, "-m", "ddag_jax.data", *command.split()], stderr=subprocess.DEVNULL
-    )
-    deadline = time.monotonic() + 60
+    log = tmp_path / "log"
+    with log.open("w") as output:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "ddag_jax.data", *command.split()], stdout=output, stderr=output
+        )
+    deadline = time.monotonic() + 120
     while not list(to.rglob("*.array_record*")) and time.monotonic() < deadline:
+        assert process.poll() is None, log.read_text()
         time.sleep(0.05)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    assert list(to.rglob("*.array_record*"))
+    assert list(to.rglob("*.array_record*")), log.read_text()
     with pytest.raises(InputError, match="no prepared dataset"):
         open_split(to, "sysu_mm01", (32, 16), "train")
 

@@ -73,6 +73,53 @@ def test_both_kernel_gradients_agree(kernel_size: int, stride: int, size: tuple[
     assert_close(ours, default)
 
 
+@pytest.mark.parametrize("size", [(48, 26), (37, 35), (36, 37)], ids=["even", "odd", "mixed"])
+def test_winograd_as_pytorch(size: tuple[int, int]) -> None:
+    """Of as many channels as it takes, for a CPU, in float64: the same but for rounding."""
+    x, kernel = normal(0, 2, *size, 64), normal(1, 3, 3, 64, 96)
+    assert layers._winograd_pays(jnp.array(x), jnp.array(kernel), 1, 1)
+    x_torch = to_torch(x).requires_grad_()
+    kernel_torch = torch.tensor(kernel.transpose(3, 2, 0, 1), requires_grad=True)
+    theirs = nn.functional.conv2d(x_torch, kernel_torch, padding=1)
+    g = normal(2, *to_ours(theirs).shape)
+    theirs.backward(to_torch(g))
+
+    with jax.enable_x64(True):
+        convolve = functools.partial(conv2d, stride=1, padding=1)
+        y, pull = jax.vjp(convolve, jnp.array(x), jnp.array(kernel))
+        dx, dk = pull(jnp.array(g))
+    assert_close(y, to_ours(theirs))
+    assert_close(dx, to_ours(x_torch.grad))
+    assert_close(dk, kernel_torch.grad.numpy().transpose(2, 3, 1, 0))
+
+
+def test_winograd_rounds_as_a_convolution_does() -> None:
+    """In float32, on the published network's widest 3x3 convolution: within a few times the
+    rounding of the plain one."""
+    x, kernel = normal(0, 1, 18, 9, 512), normal(1, 3, 3, 512, 512)
+    exact = nn.functional.conv2d(to_torch(x), torch.tensor(kernel.transpose(3, 2, 0, 1)), padding=1)
+    narrow = jnp.array(x, jnp.float32), jnp.array(kernel, jnp.float32)
+    assert layers._winograd_pays(*narrow, 1, 1)
+    winograd, plain = (
+        np.abs(np.asarray(convolve(*narrow, 1, 1)) - to_ours(exact)).max()
+        for convolve in (layers._spatial_conv, layers._xla_conv)
+    )
+    assert winograd < 8 * plain
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_winograd_is_for_wide_maps_on_a_cpu(dtype: jnp.dtype) -> None:
+    def convolutions(platform: str, channels: int) -> int:
+        x = jax.ShapeDtypeStruct((1, 36, 36, channels), dtype)
+        kernel = jax.ShapeDtypeStruct((3, 3, channels, channels), dtype)
+        function = jax.jit(functools.partial(conv2d, stride=1, padding=1))
+        exported = jax.export.export(function, platforms=[platform])(x, kernel)
+        return exported.mlir_module().count("stablehlo.convolution")
+
+    assert convolutions("cpu", 64) == (0 if dtype == jnp.float32 else 1)
+    assert convolutions("cpu", 32) == convolutions("tpu", 64) == convolutions("cuda", 64) == 1
+
+
 def test_lowering_follows_the_platform_compiled_for() -> None:
     """Not the platform compiled on: elsewhere than on a CPU all three are convolutions."""
     gradients = jax.jit(
