@@ -11,12 +11,13 @@ import dataclasses
 import fnmatch
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 import jax
 import numpy as np
 from etils import epath
+from jaxtyping import Array
 
 from ddag_jax.build import (
     build_model,
@@ -193,6 +194,8 @@ def train(
                 per_epoch=per_epoch,
                 first=first,
                 step=step,
+                # In one program: its operations one by one would take a second to compile.
+                learning_rate=jax.jit(build_schedule(config, per_epoch)),
                 mesh=mesh,
                 images=images,
                 sampler=sampler,
@@ -225,6 +228,8 @@ class _Run:
     first: int
     """Steps that were taken already."""
     step: Step
+    learning_rate: Callable[[int], Array]
+    """Of the step after so many."""
     mesh: Mesh
     images: ImageSource
     sampler: IdentitySampler
@@ -305,8 +310,7 @@ class _Run:
         figures = {name: float(value) for name, value in losses._asdict().items()}
         if not figures["skipped_in_row"]:
             del figures["skipped_in_row"]
-        rate = build_schedule(self.config, self.per_epoch)(number - 1)
-        return {**figures, "learning_rate": float(rate)}
+        return {**figures, "learning_rate": float(self.learning_rate(number - 1))}
 
     def _log_epoch(self, state: TrainState, number: int) -> None:
         self.log.epoch(

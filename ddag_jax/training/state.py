@@ -45,7 +45,8 @@ def new_state(
         step=jnp.zeros((), jnp.int32),
         params=params,
         batch_stats=variables["batch_stats"],
-        opt_state=optimizer.init(params),
+        # In one program, where eagerly there is one for each shape to compile.
+        opt_state=jax.jit(optimizer.init)(params),
         graph_weight=jnp.asarray(graph_weight, dtype),
         loss_sum=jnp.zeros((), dtype),
         epoch_loss=jnp.zeros((), dtype),
