@@ -24,12 +24,10 @@ import argparse
 import contextlib
 import dataclasses
 import functools
-import multiprocessing
 import os
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -216,24 +214,8 @@ def peak(way: Way) -> float | None:
 # ------------------------------------------------------------------------ in the process that asks
 
 
-class Process:
-    """One that stays, and does what it is asked."""
-
-    def __init__(self) -> None:
-        self._pool = ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"))
-
-    def __enter__(self) -> "Process":
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._pool.shutdown()
-
-    def __call__(self, work: Callable[..., Any], *arguments: Any) -> Any:
-        return self._pool.submit(work, *arguments).result()
-
-
 def ask_once(work: Callable[..., Any], *arguments: Any) -> Any:
-    with Process() as process:
+    with measure.Process() as process:
         return process(work, *arguments)
 
 
@@ -256,7 +238,7 @@ def run_ways(
             facts[way.name] = {"failed": f"{type(error).__name__}: {error}".splitlines()[0]}
 
     with contextlib.ExitStack() as stack:
-        processes = {way.name: stack.enter_context(Process()) for way in ways}
+        processes = {way.name: stack.enter_context(measure.Process()) for way in ways}
         for way in ways:
             print(f"building: {way.name}, {workload.images(config)} images", flush=True)
             if way.ours:

@@ -81,16 +81,31 @@ def interleaved(
     return {name: Times(tuple(taken)) for name, taken in seconds.items()}
 
 
+class Process:
+    """One that stays, and does what it is asked: calls of functions that are picklable. Spawned, so
+    that nothing of this process is in it."""
+
+    def __init__(self) -> None:
+        self._pool = ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"))
+
+    def __enter__(self) -> "Process":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._pool.shutdown()
+
+    def __call__(self, work: Callable[..., Any], *arguments: Any) -> Any:
+        return self._pool.submit(work, *arguments).result()
+
+
 def peak_memory(work: Callable[[], object]) -> float | None:
     """MiB that a fresh process holds at the most, Python and imports included, doing this work.
 
     The work must be picklable: a function of a module, or a `functools.partial` of one. None where
     the system does not tell (it is not Linux).
     """
-    # Spawned, so that nothing of this process counts.
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(1, mp_context=context) as pool:
-        return pool.submit(_peak_after, work).result()
+    with Process() as process:
+        return process(_peak_after, work)
 
 
 def _peak_after(work: Callable[[], object]) -> float | None:

@@ -175,7 +175,7 @@ def test_a_way_that_fails_leaves_the_others(monkeypatch):
                 raise MemoryError("64 GiB\nmore lines")
             return {"first_step_s": 1.0} if work.__name__.startswith("build") else None
 
-    monkeypatch.setattr(gpu, "Process", Process)
+    monkeypatch.setattr(gpu.measure, "Process", Process)
     facts, times = gpu.run_ways((gpu.OURS, gpu.COMPILED), CONFIG, 1, False)
     assert list(times) == [gpu.OURS.name]
     assert facts[gpu.COMPILED.name]["failed"] == "MemoryError: 64 GiB"
