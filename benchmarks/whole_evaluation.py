@@ -13,7 +13,7 @@ gallery, of which a trial draws 301 (all-search) or 112 (indoor-search). Three w
 
 The network and its random weights, reading from a prepared dataset of rendered people, batches,
 ranking, features and figures are the same in all three, ours; only what is embedded differs, and
-the figures must agree. The network is the configuration debug's at 32 x 16 pixels, which embeds
+the figures must agree. The network is the configuration debug's at 64 x 32 pixels, which embeds
 images a hundred times as fast as the published one: so judging takes a larger share, and the ratios
 are lower than there. Peak memory is that of a process with one way alone, imports included, whose
 program was compiled before. Prints a table and writes results/whole_evaluation.json.
@@ -38,7 +38,7 @@ from ddag_jax.config import Config
 from ddag_jax.evaluation.protocols import FIGURES
 
 CONFIG = "debug"
-IMAGE = 32, 16
+IMAGE = 64, 32
 """Height and width, pixels."""
 CLASSES = 395
 REPEATS = 5

@@ -68,8 +68,8 @@ def build_model(config: Config, classes: int, axis_name: str | None = None) -> D
     )
 
 
-def build_schedule(config: Config, steps_per_epoch: int) -> Callable[[Array | int], Array]:
-    """Learning rate of the heads at a step."""
+def build_schedule(config: Config, steps_per_epoch: int) -> Callable[[Array | int], Array | float]:
+    """Learning rate of the heads at a step: an array for one, a float for an int."""
     settings, training = config.optimizer, config.training
     rate = settings.learning_rate
     if settings.linear_scaling:

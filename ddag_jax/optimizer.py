@@ -3,7 +3,6 @@
 from collections.abc import Callable, Sequence
 
 import jax
-import jax.numpy as jnp
 import optax
 from jaxtyping import Array
 
@@ -18,8 +17,8 @@ def learning_rate_schedule(
     warmup_epochs: int,
     drop_epochs: Sequence[int],
     drop_factor: float,
-) -> Callable[[Array | int], Array]:
-    """Learning rate of a step, constant within an epoch.
+) -> Callable[[Array | int], Array | float]:
+    """Learning rate of a step, constant within an epoch: an array for one, a float for an int.
 
     (epoch + 1) / warmup_epochs of `learning_rate` up to epoch warmup_epochs - 1, then
     `learning_rate`, times `drop_factor` from each of `drop_epochs` on.
@@ -30,10 +29,12 @@ def learning_rate_schedule(
     [0.01, 0.1, 0.1, 0.1, 0.01, 0.001]
     """
 
-    def schedule(step: Array | int) -> Array:
-        # `float`: an int32 divided would be float32 even where everything else is float64.
-        epoch = (jnp.asarray(step) // steps_per_epoch).astype(float)
-        warm = jnp.minimum((epoch + 1) / max(warmup_epochs, 1), 1)
+    # Operators only: on an int they run here, where a program would wait behind the device's steps.
+    def schedule(step: Array | int) -> Array | float:
+        # `1.0`: an int32 divided would be float32 even where everything else is float64.
+        epoch = 1.0 * (step // steps_per_epoch)
+        share = (epoch + 1) / max(warmup_epochs, 1)
+        warm = share * (share < 1) + (share >= 1)
         drops = sum((epoch >= start) * 1 for start in drop_epochs)
         return learning_rate * warm * drop_factor**drops
 
@@ -41,7 +42,7 @@ def learning_rate_schedule(
 
 
 def sgd(
-    schedule: Callable[[Array | int], Array],
+    schedule: Callable[[Array | int], Array | float],
     *,
     backbone_scale: float,
     momentum: float,

@@ -188,12 +188,12 @@ def map_embed(
 
 def replicate(tree: Any, mesh: Mesh) -> Any:
     """`tree` on every device, as fresh arrays that may be donated."""
-    # Copied first: what lies on one of the devices already would be shared, may_alias=False or not,
-    # and go when the result is donated.
-    copies = jax.tree.map(jnp.array, tree)
-    if jax.process_count() > 1:  # each has the same; device_put would compare every leaf
-        return jax.jit(lambda tree: tree, out_shardings=NamedSharding(mesh, _REPLICATED))(copies)
-    return jax.device_put(copies, NamedSharding(mesh, _REPLICATED))
+    # Copied, since what lies on one of the devices already would be shared, and go when the result
+    # is donated. In one program: eagerly there is one for each shape to compile.
+    copy = jax.jit(
+        lambda tree: jax.tree.map(jnp.copy, tree), out_shardings=NamedSharding(mesh, _REPLICATED)
+    )
+    return copy(tree)
 
 
 def replicated_shapes(tree: Any, mesh: Mesh) -> Any:

@@ -7,6 +7,8 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
+import PIL.Image
 import pytest
 from etils import epath
 
@@ -16,8 +18,8 @@ from ddag_jax.cli.options import load_config
 from ddag_jax.config import Config
 from ddag_jax.errors import InputError
 from ddag_jax.evaluation.protocols import FIGURES
+from ddag_jax.experiments import curves, table
 from ddag_jax.experiments import runs as runs_module
-from ddag_jax.experiments import table
 from ddag_jax.experiments.__main__ import main
 from ddag_jax.experiments.rows import EXPERIMENTS, Curve, Experiment, Row
 from ddag_jax.experiments.runs import Result, Run, plan
@@ -206,22 +208,22 @@ def test_the_rows_are_the_papers() -> None:
     assert row("table2", "b_p").published["sysu_mm01", "all"]["rank1"] == 53.69
 
 
-def made(tmp_path: Path, *, rendered: bool, dataset: str = "sysu_mm01") -> list[Run]:
-    """Runs that never were, of Table 1's first rows."""
-    config = load_config(dataset)
+def made(tmp_path: Path, *, rendered: bool, experiment: str = "table1") -> list[Run]:
+    """Runs that never were, of an experiment's rows on SYSU-MM01."""
+    config = load_config("sysu_mm01")
     return [
         Run(
             row,
             seed,
             dataclasses.replace(config, training=dataclasses.replace(config.training, seed=seed)),
-            (dataset,),
+            ("sysu_mm01",),
             epath.Path(tmp_path / f"{row.name}_seed{seed}"),
             Meta(config, 395, "x"),
             None,
             rendered,
         )
         for seed in (0, 1, 2)
-        for row in EXPERIMENTS["table1"].rows
+        for row in EXPERIMENTS[experiment].rows
     ]
 
 
@@ -291,6 +293,22 @@ def test_the_published_column_is_for_real_images_only(tmp_path: Path, rendered: 
     all_search, indoor = page.split("## indoor-search")
     assert ("| 53.69 |" in all_search) is not rendered
     assert ("| 58.08 |" in indoor) is not rendered
+
+
+@pytest.mark.parametrize("name", [name for name, one in EXPERIMENTS.items() if one.curves])
+def test_curves_lie_within_their_picture(tmp_path: Path, name: str) -> None:
+    runs = made(tmp_path, rendered=True, experiment=name)
+    lines = table.lines(
+        EXPERIMENTS[name], runs, {run.folder.name: scored(run, run.seed) for run in runs}
+    )
+    said = table.caption(EXPERIMENTS[name], runs)
+    curves.draw(EXPERIMENTS[name], lines, said, epath.Path(tmp_path / name))
+    with PIL.Image.open(tmp_path / f"{name}.png") as file:
+        picture = np.asarray(file.convert("L"))
+    ink = picture < 255
+    assert ink.any()
+    assert not ink[[0, -1]].any()
+    assert not ink[:, [0, -1]].any()
 
 
 def test_regdb_averages_its_trials_then_the_seeds(tmp_path: Path) -> None:

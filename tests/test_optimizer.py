@@ -88,6 +88,9 @@ def test_published_schedule(drops: tuple[int, int]) -> None:
     )
     rates = jax.vmap(schedule)(jnp.arange(81 * steps))
     np.testing.assert_allclose(rates, np.repeat(expected, steps), rtol=1e-5)
+    on_host = [schedule(step) for step in range(81 * steps)]
+    assert all(type(rate) is float for rate in on_host)  # no program that a device must run
+    np.testing.assert_allclose(on_host, np.repeat(expected, steps), rtol=1e-12)
 
 
 def test_schedule_without_warmup_or_drops() -> None:

@@ -1,6 +1,7 @@
 """An experiment's curves as a picture: rank-1 and mAP over what was varied."""
 
 import io
+import textwrap
 from collections.abc import Sequence
 
 from etils import epath
@@ -53,7 +54,8 @@ def draw(
             axis.grid(alpha=0.3)
             if axis.get_legend_handles_labels()[0]:
                 axis.legend(fontsize="small")
-    figure.suptitle(said[0], fontsize="medium")
+    # Some 60 letters of this size go over a panel; the layout makes room for lines, not for width.
+    figure.suptitle(textwrap.fill(said[0], 60 * len(panels)), fontsize="medium")
     for kind in ("png", "svg"):
         target = path.with_name(f"{path.name}.{kind}")
         content = io.BytesIO()

@@ -194,8 +194,7 @@ def train(
                 per_epoch=per_epoch,
                 first=first,
                 step=step,
-                # In one program: its operations one by one would take a second to compile.
-                learning_rate=jax.jit(build_schedule(config, per_epoch)),
+                learning_rate=build_schedule(config, per_epoch),
                 mesh=mesh,
                 images=images,
                 sampler=sampler,
@@ -228,7 +227,7 @@ class _Run:
     first: int
     """Steps that were taken already."""
     step: Step
-    learning_rate: Callable[[int], Array]
+    learning_rate: Callable[[int], Array | float]
     """Of the step after so many."""
     mesh: Mesh
     images: ImageSource
