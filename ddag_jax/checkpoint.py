@@ -123,21 +123,21 @@ def read_variables(folder: epath.PathLike) -> dict[str, Any]:
     return found
 
 
-def restore_backbone(folder: epath.PathLike, state: TrainState) -> dict[str, Any]:
-    """`params` and `batch_stats` of `state` with the backbone of a checkpoint in their places.
+def restore_backbone(folder: epath.PathLike, like: TrainState) -> dict[str, Any]:
+    """The backbone of a checkpoint, as NumPy arrays: what goes into `params` and `batch_stats`.
+
+    Args:
+        folder: the checkpoint.
+        like: a state of the shapes that the backbone must have; may be abstract.
 
     Raises:
         InputError: the checkpoint's backbone is not of this shape; names all that differs.
     """
     path = _absolute(folder) / "variables"
-    both = {name: getattr(state, name) for name in _VARIABLES}
     stored = read_variables(folder)
     found = {name: {BACKBONE: stored[name].get(BACKBONE, {})} for name in _VARIABLES}
-    _compare(path, found, {name: {BACKBONE: both[name][BACKBONE]} for name in _VARIABLES})
-    return {
-        name: {**both[name], BACKBONE: jax.tree.map(jax.numpy.asarray, found[name][BACKBONE])}
-        for name in _VARIABLES
-    }
+    _compare(path, found, {name: {BACKBONE: getattr(like, name)[BACKBONE]} for name in _VARIABLES})
+    return found
 
 
 def check_same_run(saved: Meta, now: Meta, workdir: epath.PathLike) -> None:

@@ -27,25 +27,43 @@ in the file when the call returns; TensorBoard's follow within seconds, so a kil
 lost its last ones there.
 """
 
+import contextlib
 import json
 import math
 import os
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Literal, SupportsFloat
 
 import numpy as np
 from etils import epath
 from jaxtyping import UInt8
-from tensorboardX import SummaryWriter
-from tensorboardX.summary import hparams
 
 from ddag_jax.bounded import parse_json, read_bytes
 from ddag_jax.errors import InputError
 from ddag_jax.evaluation.protocols import label
 from ddag_jax.progress import EveryMinute, Progress, interval, say
+
+
+@contextlib.contextmanager
+def _torch_hidden() -> Iterator[None]:
+    """As if PyTorch were not installed, unless it is imported already."""
+    hide = "torch" not in sys.modules
+    if hide:
+        sys.modules["torch"] = None  # type: ignore[assignment]  # which import takes for missing
+    try:
+        yield
+    finally:
+        if hide:
+            del sys.modules["torch"]
+
+
+# It would import PyTorch only to know its tensors: more than a second of each start.
+with _torch_hidden():
+    from tensorboardX import SummaryWriter
+    from tensorboardX.summary import hparams
 
 Split = Literal["held_out", "test"]
 

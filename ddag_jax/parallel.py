@@ -186,14 +186,16 @@ def map_embed(
     return jax.jit(over_mesh, static_argnums=2, out_shardings=everywhere, compiler_options=options)
 
 
+def on_all_devices(function: Callable[..., Any], mesh: Mesh) -> Callable[..., Any]:
+    """`function` in one program, what it returns on every device, as arrays that may be donated."""
+    return jax.jit(function, out_shardings=NamedSharding(mesh, _REPLICATED))
+
+
 def replicate(tree: Any, mesh: Mesh) -> Any:
     """`tree` on every device, as fresh arrays that may be donated."""
     # Copied, since what lies on one of the devices already would be shared, and go when the result
-    # is donated. In one program: eagerly there is one for each shape to compile.
-    copy = jax.jit(
-        lambda tree: jax.tree.map(jnp.copy, tree), out_shardings=NamedSharding(mesh, _REPLICATED)
-    )
-    return copy(tree)
+    # is donated.
+    return on_all_devices(lambda tree: jax.tree.map(jnp.copy, tree), mesh)(tree)
 
 
 def replicated_shapes(tree: Any, mesh: Mesh) -> Any:

@@ -2,6 +2,8 @@
 
 import json
 import struct
+import subprocess
+import sys
 
 import jax.numpy as jnp
 import numpy as np
@@ -55,6 +57,23 @@ def summaries(folder):
 def write_steps(log, steps):
     for step in steps:
         log.train(step, step // 10, {"identity": 1 / step})
+
+
+@pytest.mark.parametrize("before", ["", "import torch; "], ids=["not imported", "imported"])
+def test_pytorch_is_left_alone(before):
+    """TensorBoard's writer would import it; the log does not, nor does it hide it afterwards."""
+    pytest.importorskip("torch")
+    after = "; ".join(
+        [
+            "import sys, ddag_jax.logs",
+            f"assert ('torch' in sys.modules) == {bool(before)}",
+            "import torch; torch.Tensor",
+        ]
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", before + after], capture_output=True, text=True, timeout=120
+    )
+    assert result.returncode == 0, result.stderr
 
 
 def test_every_kind_of_line(tmp_path, capsys):

@@ -17,6 +17,7 @@ from ddag_jax.parallel import (
     device_mesh,
     map_embed,
     map_train_step,
+    on_all_devices,
     replicate,
     replicated_shapes,
     shard,
@@ -141,6 +142,19 @@ def test_layouts() -> None:
     assert [piece.data.tolist() for piece in rows.addressable_shards] == [
         [row] for row in whole.tolist()
     ]
+
+
+def test_what_is_drawn_may_be_donated() -> None:
+    """Also where two of the results are one value, as both stems are at first."""
+    stem = on_all_devices(lambda: (jax.random.normal(jax.random.key(0), (50, 50)),) * 2, mesh_of(2))
+    one, other = stem()
+    assert one.sharding.is_fully_replicated
+    assert len(one.sharding.device_set) == 2
+    value = np.asarray(other)
+    one.delete()
+    np.testing.assert_array_equal(other, value)
+    buffers = {shard.data.unsafe_buffer_pointer() for a in stem() for shard in a.addressable_shards}
+    assert len(buffers) == 4
 
 
 def test_donation() -> None:

@@ -274,7 +274,7 @@ def _judge_run(options: argparse.Namespace, name: str, config: Config) -> "list[
     from ddag_jax.evaluation.protocols import format_table, kind
     from ddag_jax.evaluation.stored_features import save_features
     from ddag_jax.models.ddag import initialise
-    from ddag_jax.parallel import device_mesh, is_first_process, replicate, replicated_shapes
+    from ddag_jax.parallel import device_mesh, is_first_process, on_all_devices, replicated_shapes
     from ddag_jax.report.ranked_lists import ranked_lists
 
     checkpoint = find_checkpoint(name)
@@ -286,11 +286,11 @@ def _judge_run(options: argparse.Namespace, name: str, config: Config) -> "list[
     def fresh() -> dict:
         return initialise(model, jax.random.key(config.training.seed), *source.image_size)
 
+    fresh = on_all_devices(fresh, mesh)
     untrained: list[Record] = []
     floor: dict[str, np.ndarray] = {}
     if options.untrained or options.report:
-        start = replicate(fresh(), mesh)
-        floor = evaluator.embed(start, progress="untrained network")
+        floor = evaluator.embed(fresh(), progress="untrained network")
         untrained = evaluator.judge(floor)
     abstract = replicated_shapes(jax.eval_shape(fresh), mesh)
     variables = restore_variables(checkpoint, abstract)

@@ -12,7 +12,7 @@ import fnmatch
 import json
 import math
 from collections.abc import Callable, Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import jax
 import numpy as np
@@ -55,8 +55,8 @@ from ddag_jax.parallel import (
     device_mesh,
     is_first_process,
     map_train_step,
+    on_all_devices,
     process_share,
-    replicate,
     replicated_shapes,
     shard,
     wait_for_all,
@@ -151,29 +151,32 @@ def train(
     )
     evaluator = Evaluator(while_training(config), model, mesh, watched)
 
-    def start() -> TrainState:
+    def start(backbone: dict[str, Any]) -> TrainState:
         variables = initialise(model, jax.random.key(settings.seed), *size)
+        for name, given in backbone.items():
+            variables[name] |= given
         weight = config.loss.graph_weight
         return new_state(variables, optimizer, graph_weight=weight or 0.0, seed=settings.seed)
 
+    start = on_all_devices(start, mesh)
+    like = replicated_shapes(jax.eval_shape(start, {}), mesh)
     meta = Meta(config, images.classes, images.fingerprint)
     state: TrainState | None = None
     damaged: list[int] = []
     if resume:
-        like = replicated_shapes(jax.eval_shape(start), mesh)
         state, damaged = _last_whole_state(folder, meta, like)
     restored = None if state is None else int(state.step)
-    if state is None:
-        state = start()
-        if init is not None:
-            state = state.replace(**restore_backbone(find_checkpoint(init), state))
-        state = replicate(state, mesh)
+    backbone: dict[str, Any] = {}
+    if state is None and init is not None:
+        backbone = restore_backbone(find_checkpoint(init), like)
     first, total = restored or 0, settings.epochs * per_epoch
     if profile and first + WARM_UP + profile > total:
         raise InputError(
             f"--profile {profile}: there are {total - first} steps to go, of which the first"
             f" {WARM_UP} are not recorded; ask for fewer, or train longer"
         )
+    if state is None:
+        state = start(backbone)
 
     wait_for_all("before the workdir is touched")  # what others found there still stands
     with contextlib.ExitStack() as stack:
