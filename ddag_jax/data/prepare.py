@@ -187,8 +187,10 @@ class PeopleCommand(Command):
 
     def run(self) -> None:
         """Writes the folder."""
-        if self.sheet is not None and not epath.Path(self.sheet).parent.is_dir():
-            raise InputError(f"--sheet {self.sheet}: its folder does not exist; make it first")
+        if self.sheet is not None:
+            folder = epath.Path(self.sheet).parent
+            if not folder.is_dir() and folder not in epath.Path(self.to).parents:  # made with `to`
+                raise InputError(f"--sheet {self.sheet}: its folder does not exist; make it first")
         write_people(self.people, self.to, self.workers)
         print(f"wrote {self.to}")
         if self.sheet is not None:

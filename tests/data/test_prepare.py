@@ -261,14 +261,16 @@ def test_a_refused_prepare_leaves_no_folder(make_tree: MakeTree, tmp_path: Path)
 
 
 def test_a_sheet_is_asked_for_where_it_can_be_written(tmp_path: Path) -> None:
+    """Which is also a folder that comes with the people's, as `make demo` has it at first."""
     counts = ("--train-identities", "2", "--val-identities", "1", "--test-identities", "1")
-    command = ("people", "--to", tmp_path / "people", *counts, "--images-per-camera", "1")
+    to, sheet = tmp_path / "data" / "people", tmp_path / "data" / "sheet.png"
+    command = ("people", "--to", to, *counts, "--images-per-camera", "1", "--workers", "1")
     code, _, error = call(*command, "--sheet", tmp_path / "none" / "sheet.png")
     assert code == 2
     assert "--sheet" in error
-    assert not (tmp_path / "people").exists()
-    assert call(*command, "--workers", "1", "--sheet", tmp_path / "sheet.png")[0] == 0
-    assert PIL.Image.open(tmp_path / "sheet.png").size[0] > 0
+    assert not to.parent.exists()
+    assert call(*command, "--sheet", sheet)[0] == 0
+    assert PIL.Image.open(sheet).size[0] > 0
 
 
 def test_images_of_no_list_may_be_bad(make_tree: MakeTree, tmp_path: Path) -> None:
