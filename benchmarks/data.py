@@ -33,10 +33,10 @@ from array_record.python.array_record_data_source import ArrayRecordDataSource
 from benchmarks import measure
 from ddag_jax.config import DataConfig
 from ddag_jax.data.loader import ImageSource, training_batches, training_split
-from ddag_jax.data.people import CAMERAS
-from ddag_jax.data.prepare import prepare, read_layout
-from ddag_jax.data.rehearsal import Tree, write_tree
 from ddag_jax.data.sampler import IdentitySampler
+from ddag_jax.datasets.prepare import prepare, read_layout
+from ddag_jax.synthetic.people import CAMERAS
+from ddag_jax.synthetic.rehearsal import Tree, write_tree
 
 BATCH = 64
 """Images: 8 identities, 4 images of each in each modality."""

@@ -14,8 +14,8 @@ ROOT = Path(__file__).parents[1]
 
 def prepared_people(folder: Path) -> Path:
     """Draws a few people below `folder` and prepares them at `debug`'s size: its `--data.dir`."""
-    from ddag_jax.data.people import People, write_people
-    from ddag_jax.data.prepare import check, prepare
+    from ddag_jax.datasets.prepare import check, prepare
+    from ddag_jax.synthetic.people import People, write_people
 
     people = People(
         train_identities=14,
@@ -39,7 +39,7 @@ def load_before_forking() -> None:
     from ddag_jax.cli import environment
 
     environment.prepare()
-    import ddag_jax.training.loop  # noqa: F401
+    import ddag_jax.runs.train  # noqa: F401
 
 
 def start_training(run: Path, data: Path, *more: str) -> int:
@@ -79,7 +79,7 @@ def log_lines(run: Path) -> list[dict[str, Any]]:
 def differences(run: Path, twin: Path) -> list[str]:
     """Where two finished runs are not the same: what was computed and logged, every checkpoint's
     score and arrays, bit for bit. The clock's figures and notes do not count."""
-    from ddag_jax.checkpoint import saved_score, saved_steps
+    from ddag_jax.runs.checkpoint import saved_score, saved_steps
 
     found = []
     ours, theirs = ([*computed(path)] for path in (run, twin))

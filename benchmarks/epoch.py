@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from ddag_jax.losses import Losses
     from ddag_jax.training.state import TrainState
     from ddag_jax.training.step import Step
-    from ddag_jax.typing import Batch
+    from ddag_jax.types import Batch
 
 REPEATS = 5
 LOOP, BARE = "train.py", "bare steps"
@@ -44,8 +44,8 @@ BOTH = (LOOP, BARE)
 
 def write_people(config: Config, folder: Path) -> Path:
     """Prepares rendered people; gives the folder to train from."""
-    from ddag_jax.data.people import People, write_people
-    from ddag_jax.data.prepare import check, prepare
+    from ddag_jax.datasets.prepare import check, prepare
+    from ddag_jax.synthetic.people import People, write_people
 
     height, width = config.data.image_height, config.data.image_width
     people = People(
@@ -107,10 +107,10 @@ def trained(config: Config, workdir: Path, which: Sequence[str]) -> dict[str, me
     """Trains as train.py does. Seconds of each epoch but the first: of the loop's steps and of as
     many bare ones, `which` of the two."""
     environment.prepare()
-    from ddag_jax.logs import RunLog
     from ddag_jax.parallel import Mesh, map_train_step, shard
-    from ddag_jax.training import loop
-    from ddag_jax.typing import Batch as HostBatch
+    from ddag_jax.runs import train as loop
+    from ddag_jax.runs.logs import RunLog
+    from ddag_jax.types import Batch as HostBatch
 
     turns: list[Turns] = []
     log_epoch = RunLog.epoch

@@ -120,7 +120,7 @@ def watch(started: float, out: str) -> None:
         prepare(options)
         import jax
 
-        from ddag_jax.training import loop
+        from ddag_jax.runs import train as loop
 
         marks["imports"] = time.time() - started
         listen: Any = jax.monitoring.register_event_duration_secs_listener

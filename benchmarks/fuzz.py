@@ -2,7 +2,7 @@
 
     python -m benchmarks.fuzz --inputs 10000
 
-Each must be read, or refused with an `InputError`: another exception, more than ten seconds, or a
+Each must be read, or refused with an `UserError`: another exception, more than ten seconds, or a
 file touched outside its own folder is a finding. Findings are printed with what reproduces them
 (the reader, the seed and the input's number) and make the exit code 1.
 """
@@ -33,17 +33,17 @@ import PIL.Image
 import scipy.io
 from etils import epath
 
-from ddag_jax.checkpoint import Meta, read_meta, saved_score
 from ddag_jax.cli.options import override
 from ddag_jax.config import Config
-from ddag_jax.data.images import read_image
-from ddag_jax.data.layout import read_identities, read_image_lists
-from ddag_jax.data.sysu_mm01.permutations import read_permutations
-from ddag_jax.data.sysu_mm01.training_arrays import read_training_arrays
-from ddag_jax.errors import InputError
+from ddag_jax.datasets.checks import read_identities, read_image_lists
+from ddag_jax.datasets.images import read_image
+from ddag_jax.datasets.rand_perm_cam import read_permutations
+from ddag_jax.datasets.training_arrays import read_training_arrays
+from ddag_jax.errors import UserError
 from ddag_jax.evaluation.stored_features import load_features
-from ddag_jax.logs import RunLog
-from ddag_jax.training.lock import RunLock
+from ddag_jax.runs.checkpoint import Meta, read_meta, saved_score
+from ddag_jax.runs.lock import RunLock
+from ddag_jax.runs.logs import RunLog
 
 SECONDS = 10
 """That reading any input may take."""
@@ -81,7 +81,7 @@ def _read_image(name: str) -> Callable[[Path, bytes], object]:
 
 def _refuse(faults: list[str]) -> None:
     if faults:
-        raise InputError(faults[0])
+        raise UserError(faults[0])
 
 
 def _read_identities(folder: Path, content: bytes) -> None:
@@ -406,7 +406,7 @@ def _feed(reader: Reader, content: bytes, watch: _Watch) -> Iterator[str]:
         try:
             reader.read(Path(temporary), content)
             yield "read"
-        except InputError as error:
+        except UserError as error:
             yield "refused" if str(error) else "finding: an error without a message"
         except BaseException as error:
             if isinstance(error, KeyboardInterrupt):

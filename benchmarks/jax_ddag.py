@@ -10,7 +10,7 @@ from benchmarks.workload import CLASSES, GRAPH_WEIGHT, STEPS, Noise
 from ddag_jax.build import build_embed, build_model, build_optimizer, build_train_step
 from ddag_jax.config import Config
 from ddag_jax.losses import Losses
-from ddag_jax.models.ddag import initialise
+from ddag_jax.methods.ddag.model import initialise
 from ddag_jax.parallel import (
     AXIS,
     Mesh,
@@ -21,7 +21,7 @@ from ddag_jax.parallel import (
     shard,
 )
 from ddag_jax.training.state import TrainState, new_state
-from ddag_jax.typing import Batch, Embeddings
+from ddag_jax.types import Batch, Embeddings
 
 
 def one_device() -> Mesh:

@@ -26,7 +26,7 @@ import jax.numpy as jnp
 from benchmarks.workload import CLASSES
 from ddag_jax.build import build_model
 from ddag_jax.config import Config
-from ddag_jax.models import layers, resnet
+from ddag_jax.models import convolution, normalisation, resnet
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,7 +60,7 @@ def training_step(config: Config) -> list[Work]:
     model = build_model(config, CLASSES)
     width = jnp.dtype(config.model.compute_dtype).itemsize
 
-    def convolution(x: Any, kernel: Any, *, stride: int, padding: int) -> jax.Array:
+    def count_convolution(x: Any, kernel: Any, *, stride: int, padding: int) -> jax.Array:
         y: jax.Array = original(x, kernel, stride=stride, padding=padding)
         work = Work(
             2 * y.size * math.prod(kernel.shape[:3]), (x.size + kernel.size + y.size) * width
@@ -69,27 +69,27 @@ def training_step(config: Config) -> list[Work]:
         found.extend([work] * passes)
         return y
 
-    def normalisation(x: Any, *others: Any) -> Any:
+    def count_normalisation(x: Any, *others: Any) -> Any:
         if x.ndim == 4:
             found.extend([Work(0, 3 * x.size * width), Work(0, 5 * x.size * width)])
         return normalise(x, *others)
 
-    def addition(*arguments: Any) -> jax.Array:
+    def count_addition(*arguments: Any) -> jax.Array:
         x: jax.Array = shortcut(*arguments)
         found.extend([Work(0, x.size * width)] * 2)
         return x
 
-    original: Callable[..., jax.Array] = layers.conv2d
-    normalise, shortcut = layers.normalise_batch, resnet.shortcut
+    original: Callable[..., jax.Array] = convolution.conv2d
+    normalise, shortcut = normalisation.normalise_batch, resnet.shortcut
     training, data = config.training, config.data
     half = training.identities_per_batch * training.images_per_identity
     images: Any = jax.ShapeDtypeStruct((half, data.image_height, data.image_width, 3), model.dtype)
     labels: Any = jax.ShapeDtypeStruct((2 * half,), jnp.int32)
     variables = jax.eval_shape(model.init, jax.random.key(0), images, images, labels, None)
     with (
-        mock.patch.object(layers, "conv2d", convolution),
-        mock.patch.object(layers, "normalise_batch", normalisation),
-        mock.patch.object(resnet, "shortcut", addition),
+        mock.patch.object(convolution, "conv2d", count_convolution),
+        mock.patch.object(normalisation, "normalise_batch", count_normalisation),
+        mock.patch.object(resnet, "shortcut", count_addition),
     ):
         jax.eval_shape(
             lambda *given: model.apply(*given, None, mutable=["batch_stats"]),

@@ -34,7 +34,7 @@ from benchmarks import measure
 from ddag_jax.cli.main import run
 from ddag_jax.cli.options import load_config
 from ddag_jax.config import Config
-from ddag_jax.errors import InputError
+from ddag_jax.errors import UserError
 
 if TYPE_CHECKING:
     from jax.sharding import Mesh
@@ -74,10 +74,10 @@ def prepare() -> None:
     """Sets the environment; to be called before jax is imported.
 
     Raises:
-        InputError: libtpu is not installed.
+        UserError: libtpu is not installed.
     """
     if importlib.util.find_spec("libtpu") is None:
-        raise InputError('libtpu, which holds the TPU compiler, is missing: pip install "jax[tpu]"')
+        raise UserError('libtpu, which holds the TPU compiler, is missing: pip install "jax[tpu]"')
     os.environ.update(ENVIRONMENT)
 
 
@@ -85,7 +85,7 @@ def slice_mesh(topology: str) -> "Mesh":
     """The mesh of the chips of a described slice, "v5e:4x4" say, as on the slice itself.
 
     Raises:
-        InputError: no such slice.
+        UserError: no such slice.
     """
     import jax
     from jax.experimental import topologies
@@ -93,13 +93,13 @@ def slice_mesh(topology: str) -> "Mesh":
     from ddag_jax.parallel import device_mesh
 
     if not re.fullmatch(r"v5e:\d+x\d+", topology):
-        raise InputError(f"--topology {topology}: give a slice of v5e, such as v5e:4x4")
+        raise UserError(f"--topology {topology}: give a slice of v5e, such as v5e:4x4")
     # A host has 2 x 2 chips, unless there is but one.
     host = {"chips_per_host_bounds": (1, 1, 1)} if topology == "v5e:1x1" else {}
     try:
         description = topologies.get_topology_desc(topology, "tpu", **host)
     except jax.errors.JaxRuntimeError as error:
-        raise InputError(f"--topology {topology}: {str(error).splitlines()[0]}") from None
+        raise UserError(f"--topology {topology}: {str(error).splitlines()[0]}") from None
     # In the order in which the processes of the slice would have them.
     return device_mesh(sorted(description.devices, key=lambda chip: (chip.process_index, chip.id)))
 
@@ -112,7 +112,7 @@ def abstract_state(config: Config, mesh: "Mesh") -> "TrainState":
     import jax
 
     from ddag_jax.build import build_model, build_optimizer
-    from ddag_jax.models.ddag import initialise
+    from ddag_jax.methods.ddag.model import initialise
     from ddag_jax.parallel import AXIS, replicated_shapes
     from ddag_jax.training.state import new_state
 
@@ -135,7 +135,7 @@ def train_program(config: Config, mesh: "Mesh", identities: int) -> tuple[Any, t
 
     from ddag_jax.build import build_model, build_optimizer, build_train_step
     from ddag_jax.parallel import AXIS, map_train_step
-    from ddag_jax.typing import Batch
+    from ddag_jax.types import Batch
 
     sharded = NamedSharding(mesh, PartitionSpec(AXIS))
     size = config.data.image_height, config.data.image_width, 3
@@ -354,7 +354,7 @@ def compile_slice(config: Config, topology: str) -> Iterator[Program]:
     """Compiles the train step at each of LOADS, and the embedding, for one slice.
 
     Raises:
-        InputError: no such slice, or a program does not fit into a chip's memory.
+        UserError: no such slice, or a program does not fit into a chip's memory.
     """
     mesh = slice_mesh(topology)
     chips, per_identity = mesh.size, 2 * config.training.images_per_identity
@@ -388,7 +388,7 @@ def _compile(
     try:
         compiled = function.lower(*arguments).compile()
     except jax.errors.JaxRuntimeError as error:
-        raise InputError(f"{name}, {topology}: {str(error).splitlines()[0]}") from None
+        raise UserError(f"{name}, {topology}: {str(error).splitlines()[0]}") from None
     seconds = time.perf_counter() - start
     memory, cost, hlo = compiled.memory_analysis(), compiled.cost_analysis(), compiled.as_text()
     scheduled = hlo[hlo.index("\nENTRY ") :]

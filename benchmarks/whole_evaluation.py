@@ -70,8 +70,8 @@ def configuration(data_dir: Path) -> Config:
 
 def write_images(size: Size, folder: Path) -> Path:
     """Prepares as many test images as SYSU-MM01 has; gives the folder to read from."""
-    from ddag_jax.data.prepare import prepare, read_layout
-    from ddag_jax.data.rehearsal import Tree, write_tree
+    from ddag_jax.datasets.prepare import prepare, read_layout
+    from ddag_jax.synthetic.rehearsal import Tree, write_tree
 
     counts = {key: n for key, n in images_alike().items() if key[0] <= size.people}
     images = [
@@ -105,7 +105,7 @@ class Evaluation:
         from ddag_jax.build import build_embed, build_model
         from ddag_jax.data.loader import evaluation_split
         from ddag_jax.evaluation.evaluator import Evaluator
-        from ddag_jax.models.ddag import initialise
+        from ddag_jax.methods.ddag.model import initialise
         from ddag_jax.parallel import device_mesh, map_embed, replicate
 
         self.config, self.mesh = config, device_mesh()

@@ -12,11 +12,11 @@ from jaxtyping import Array, UInt8
 
 from ddag_jax.config import Config
 from ddag_jax.data.augment import normalise
-from ddag_jax.errors import InputError
-from ddag_jax.models.ddag import DDAG, unit
-from ddag_jax.optimizer import learning_rate_schedule, sgd
+from ddag_jax.errors import UserError
+from ddag_jax.methods.ddag.model import DDAG, unit
+from ddag_jax.training.optimizer import learning_rate_schedule, sgd
 from ddag_jax.training.step import Step, make_train_step
-from ddag_jax.typing import Embeddings
+from ddag_jax.types import Embeddings
 
 _PUBLISHED_BATCH = 8 * 4  # n * m: images of a modality, which the published learning rate is for
 
@@ -25,13 +25,13 @@ def for_devices(config: Config, devices: int) -> Config:
     """The configuration with the batch's size that this many devices give it.
 
     Raises:
-        InputError: no batch of the configuration divides over them.
+        UserError: no batch of the configuration divides over them.
     """
     training = config.training
     if training.identities_per_device is not None:
         identities = training.identities_per_device * devices
         if identities < 2:
-            raise InputError(
+            raise UserError(
                 "training.identities_per_device: 1 on one device; the triplet loss needs at least 2"
                 " identities in a batch"
             )
@@ -39,7 +39,7 @@ def for_devices(config: Config, devices: int) -> Config:
         return dataclasses.replace(config, training=training)
     if training.identities_per_batch % devices:
         fitting = max(training.identities_per_batch // devices, 1) * devices
-        raise InputError(
+        raise UserError(
             f"training.identities_per_batch: {training.identities_per_batch} does not divide over"
             f" {devices} devices; take {fitting}, or another multiple of {devices}"
         )

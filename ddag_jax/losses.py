@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from ddag_jax.typing import Array as AnyArray
-from ddag_jax.typing import TrainingOutput
+from ddag_jax.types import Array as AnyArray
+from ddag_jax.types import TrainingOutput
 
 
 def cross_entropy(logits: Float[AnyArray, "k y"], labels: Int[Array, " k"]) -> Float[Array, ""]:

@@ -13,9 +13,9 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from ddag_jax.errors import InputError
+from ddag_jax.errors import UserError
 from ddag_jax.training.step import Step
-from ddag_jax.typing import Batch, Embeddings
+from ddag_jax.types import Batch, Embeddings
 
 AXIS = "data"
 _REPLICATED, _SHARDED = PartitionSpec(), PartitionSpec(AXIS)
@@ -35,7 +35,7 @@ def join_processes(
         processes: how many there are.
 
     Raises:
-        InputError: some of the arguments are missing or make no sense.
+        UserError: some of the arguments are missing or make no sense.
     """
     given = (coordinator, process_id, processes)
     if given == (None, None, None):
@@ -44,13 +44,13 @@ def join_processes(
             _connect()
         return
     if coordinator is None or process_id is None or processes is None:
-        raise InputError("--coordinator, --process-id, --processes: give all three, or none")
+        raise UserError("--coordinator, --process-id, --processes: give all three, or none")
     if not 0 <= process_id < processes:
-        raise InputError(
+        raise UserError(
             f"--process-id {process_id}: of {processes} processes they are 0 to {processes - 1}"
         )
     if ":" not in coordinator:
-        raise InputError(
+        raise UserError(
             f"--coordinator {coordinator}: give host and port, as in {coordinator}:8476"
         )
     jax.distributed.initialize(coordinator, num_processes=processes, process_id=process_id)
@@ -127,11 +127,11 @@ def map_train_step(train_step: Step, mesh: Mesh, mapping: str = "shard_map") -> 
     average, under both.
 
     Raises:
-        InputError: "pmap" with several processes.
+        UserError: "pmap" with several processes.
     """
     if mapping == "pmap":
         if jax.process_count() > 1:
-            raise InputError(
+            raise UserError(
                 "training.mapping: pmap is for the devices of one process; leave it at shard_map"
             )
         devices = list(mesh.devices)

@@ -29,12 +29,12 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
 jaxtyping.install_import_hook(
     [
         "ddag_jax.evaluation",
-        "ddag_jax.logs",
+        "ddag_jax.runs.logs",
         "ddag_jax.losses",
         "ddag_jax.models",
-        "ddag_jax.optimizer",
+        "ddag_jax.training.optimizer",
         "ddag_jax.report",
-        "ddag_jax.training.loop",
+        "ddag_jax.runs.train",
         "ddag_jax.training.step",
     ],
     "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))",
@@ -118,8 +118,8 @@ def finished(tmp_path_factory: pytest.TempPathFactory, run_debug: Callable[..., 
 @pytest.fixture(scope="session")
 def run_small(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., int]:
     """Two steps of `debug` on a rehearsed RegDB or LLCM: `run(dataset, workdir, trial)`."""
+    from ddag_jax.cli.data import main as data
     from ddag_jax.cli.train import main as train
-    from ddag_jax.data.prepare import main as data
 
     @functools.cache
     def prepared(dataset: str) -> Path:

@@ -60,7 +60,7 @@ class Rule:
 
 PACKAGE = ("ddag_jax/**",)
 JUDGES = (
-    "ddag_jax/training/loop.py",
+    "ddag_jax/runs/train.py",
     "ddag_jax/experiments/**",
     "ddag_jax/cli/**",
     "ddag_jax/pytorch/**",
@@ -75,7 +75,7 @@ WITHOUT_JAX = (
 RULES = (
     Rule(
         "config, typing and errors import nothing of ours",
-        where=("ddag_jax/config.py", "ddag_jax/typing.py", "ddag_jax/errors.py"),
+        where=("ddag_jax/config.py", "ddag_jax/types.py", "ddag_jax/errors.py"),
         only=(),
     ),
     Rule(
@@ -94,23 +94,23 @@ RULES = (
         only=(
             "ddag_jax.models",
             "ddag_jax.losses",
-            "ddag_jax.optimizer",
+            "ddag_jax.training.optimizer",
             "ddag_jax.training.state",
             "ddag_jax.data.augment",
-            "ddag_jax.typing",
+            "ddag_jax.types",
         ),
     ),
     Rule(
         "only the loop, experiments, cli and pytorch touch checkpoints",
         where=PACKAGE,
-        exempt=(*JUDGES, "ddag_jax/checkpoint.py"),
-        never=("ddag_jax.checkpoint",),
+        exempt=(*JUDGES, "ddag_jax/runs/checkpoint.py"),
+        never=("ddag_jax.runs.checkpoint",),
     ),
     Rule(
         "only the loop, experiments, cli and pytorch touch logs",
         where=PACKAGE,
-        exempt=(*JUDGES, "ddag_jax/logs.py"),
-        never=("ddag_jax.logs",),
+        exempt=(*JUDGES, "ddag_jax/runs/logs.py"),
+        never=("ddag_jax.runs.logs",),
     ),
     Rule(
         "only the loop, experiments, cli and pytorch touch the report",
@@ -127,7 +127,7 @@ RULES = (
     Rule(
         "checkpoint.py is the one file that imports orbax",
         where=("**",),
-        exempt=("ddag_jax/checkpoint.py", "tests/**", "benchmarks/**"),
+        exempt=("ddag_jax/runs/checkpoint.py", "tests/**", "benchmarks/**"),
         never=("orbax",),
     ),
     Rule(
@@ -151,7 +151,7 @@ RULES = (
     Rule(
         "progress.py is the one file that imports tqdm",
         where=PACKAGE,
-        exempt=("ddag_jax/progress.py",),
+        exempt=("ddag_jax/io/progress.py",),
         never=("tqdm",),
     ),
 )
@@ -260,30 +260,30 @@ def test_every_file_keeps_the_rules():
 
 BREAKING = [
     (0, "ddag_jax/config.py", "from ddag_jax import errors"),
-    (0, "ddag_jax/typing.py", "def f():\n    import ddag_jax.config"),
+    (0, "ddag_jax/types.py", "def f():\n    import ddag_jax.config"),
     (0, "ddag_jax/errors.py", "from . import config"),
-    (1, "ddag_jax/models/ddag.py", "from ddag_jax.config import ModelConfig"),
-    (1, "ddag_jax/models/ddag.py", "from ..config import ModelConfig"),
+    (1, "ddag_jax/methods/ddag/model.py", "from ddag_jax.config import ModelConfig"),
+    (1, "ddag_jax/methods/ddag/model.py", "from ..config import ModelConfig"),
     (1, "ddag_jax/losses.py", "if TYPE_CHECKING:\n    from ddag_jax import config"),
     (2, "ddag_jax/data/sampler.py", "import jax.numpy as jnp"),
     (2, "ddag_jax/evaluation/ranking.py", "def f():\n    from jax import numpy"),
     (3, "ddag_jax/training/step.py", "from ddag_jax.config import Config"),
     (3, "ddag_jax/training/step.py", "from ddag_jax.training import loop"),
     (4, "ddag_jax/training/state.py", "from ddag_jax import checkpoint"),
-    (5, "ddag_jax/data/loader.py", "from ddag_jax.logs import progress"),
+    (5, "ddag_jax/data/loader.py", "from ddag_jax.runs.logs import progress"),
     (6, "ddag_jax/evaluation/embed.py", "import ddag_jax.report.page"),
     (7, "configs/demo.py", "from ddag_jax.models import ddag"),
     (7, "configs/ablations/b.py", "import numpy as np"),
-    (8, "ddag_jax/training/loop.py", "import orbax.checkpoint as ocp"),
+    (8, "ddag_jax/runs/train.py", "import orbax.checkpoint as ocp"),
     (9, "ddag_jax/models/resnet.py", "import importlib\nimportlib.import_module('torch')"),
-    (9, "ddag_jax/checkpoint.py", "from torch import nn"),
+    (9, "ddag_jax/runs/checkpoint.py", "from torch import nn"),
     (10, "tests/test_data.py", "import tensorflow as tf"),
-    (11, "ddag_jax/training/loop.py", "import jax\nprint(jax.devices())"),
+    (11, "ddag_jax/runs/train.py", "import jax\nprint(jax.devices())"),
     (11, "ddag_jax/training/step.py", "from jax.sharding import PartitionSpec as P"),
     (11, "ddag_jax/data/loader.py", "import jax as j\nj.experimental.shard_map.shard_map(f)"),
     (12, "ddag_jax/utils.py", ""),
     (12, "ddag_jax/data/utils/files.py", ""),
-    (13, "ddag_jax/data/people.py", "from tqdm import tqdm"),
+    (13, "ddag_jax/synthetic/people.py", "from tqdm import tqdm"),
 ]
 
 
@@ -300,17 +300,17 @@ def test_every_rule_has_been_seen_to_fail():
     ("path", "source"),
     [
         (
-            "ddag_jax/models/ddag.py",
+            "ddag_jax/methods/ddag/model.py",
             "from ddag_jax.models import layers\nfrom ddag_jax import typing",
         ),
         (
             "ddag_jax/training/step.py",
             "from ddag_jax import losses\nfrom jax import lax\nlax.pmean",
         ),
-        ("ddag_jax/training/loop.py", "from ddag_jax import checkpoint, config, logs, parallel"),
+        ("ddag_jax/runs/train.py", "from ddag_jax import checkpoint, config, logs, parallel"),
         ("ddag_jax/data/sysu_mm01/builder.py", "import tensorflow_datasets as tfds"),
         ("ddag_jax/parallel.py", "import jax\njax.shard_map"),
-        ("ddag_jax/checkpoint.py", "import orbax.checkpoint"),
+        ("ddag_jax/runs/checkpoint.py", "import orbax.checkpoint"),
         ("ddag_jax/pytorch/keys.py", "import torch"),
         ("configs/demo.py", "import dataclasses\nfrom ddag_jax.config import Config"),
         ("ddag_jax/report/page.py", "from ddag_jax.report import charts\nbox.devices()"),

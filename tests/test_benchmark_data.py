@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from benchmarks import data
-from ddag_jax.data.layout import Counts
-from ddag_jax.data.prepare import read_layout
-from ddag_jax.data.rehearsal import write_tree
+from ddag_jax.datasets.checks import Counts
+from ddag_jax.datasets.prepare import read_layout
+from ddag_jax.synthetic.rehearsal import write_tree
 
 
 def test_the_tree_has_the_published_training_counts() -> None:

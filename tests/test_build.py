@@ -23,9 +23,9 @@ from ddag_jax.config import (
     TrainingConfig,
 )
 from ddag_jax.data.augment import normalise
-from ddag_jax.errors import InputError
-from ddag_jax.models.ddag import DDAG
-from ddag_jax.typing import Embeddings
+from ddag_jax.errors import UserError
+from ddag_jax.methods.ddag.model import DDAG
+from ddag_jax.types import Embeddings
 
 CHANGED = ModelConfig(
     backbone="resnet18",
@@ -125,7 +125,7 @@ def test_the_batch_grows_with_the_devices() -> None:
     for devices, identities in ((1, 2), (4, 8), (64, 128)):
         config = for_devices(Config(training=training), devices)
         assert config.training.identities_per_batch == identities
-    with pytest.raises(InputError, match=r"training\.identities_per_device: 1 on one device"):
+    with pytest.raises(UserError, match=r"training\.identities_per_device: 1 on one device"):
         for_devices(Config(training=TrainingConfig(identities_per_device=1)), 1)
     assert for_devices(Config(), 4) == Config()
 
@@ -135,7 +135,7 @@ def test_the_batch_grows_with_the_devices() -> None:
 )
 def test_identities_that_do_not_divide(identities: int, devices: int, fitting: int) -> None:
     config = Config(training=TrainingConfig(identities_per_batch=identities))
-    with pytest.raises(InputError, match=r"training\.identities_per_batch") as error:
+    with pytest.raises(UserError, match=r"training\.identities_per_batch") as error:
         for_devices(config, devices)
     message = str(error.value)
     assert f"{identities} does not divide over {devices} devices; take {fitting}," in message

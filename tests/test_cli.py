@@ -9,7 +9,7 @@ import pytest
 from ddag_jax.cli.options import load_config, override
 from ddag_jax.cli.train import main as train
 from ddag_jax.config import Config
-from ddag_jax.errors import InputError
+from ddag_jax.errors import UserError
 
 ROOT = Path(__file__).parents[1]
 SHIPPED = sorted(
@@ -76,7 +76,7 @@ def test_fields_are_overridden() -> None:
     ],
 )
 def test_a_mistyped_option_is_one_line_that_names_it(arguments: list[str], message: str) -> None:
-    with pytest.raises(InputError) as caught:
+    with pytest.raises(UserError) as caught:
         override(Config(), arguments, "train.py")
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
@@ -84,7 +84,7 @@ def test_a_mistyped_option_is_one_line_that_names_it(arguments: list[str], messa
 
 
 def test_an_unknown_configuration_lists_the_known_ones() -> None:
-    with pytest.raises(InputError, match=r"no such configuration.*demo.*sysu_mm01"):
+    with pytest.raises(UserError, match=r"no such configuration.*demo.*sysu_mm01"):
         load_config("configs/demmo.py")
 
 
@@ -102,7 +102,7 @@ def test_an_unknown_configuration_lists_the_known_ones() -> None:
 def test_a_broken_configuration_file_is_named(tmp_path: Path, source: str, message: str) -> None:
     path = tmp_path / "broken.py"
     path.write_text(source)
-    with pytest.raises(InputError) as caught:
+    with pytest.raises(UserError) as caught:
         load_config(str(path))
     assert message in str(caught.value)
     assert str(path) in str(caught.value)

@@ -12,17 +12,17 @@ import PIL.Image
 import pytest
 from etils import epath
 
-from ddag_jax.bounded import read_json
-from ddag_jax.checkpoint import Meta
 from ddag_jax.cli.options import load_config
 from ddag_jax.config import Config
-from ddag_jax.errors import InputError
+from ddag_jax.errors import UserError
 from ddag_jax.evaluation.protocols import FIGURES
 from ddag_jax.experiments import curves, table
 from ddag_jax.experiments import runs as runs_module
 from ddag_jax.experiments.__main__ import main
 from ddag_jax.experiments.rows import EXPERIMENTS, Curve, Experiment, Row
 from ddag_jax.experiments.runs import Result, Run, plan
+from ddag_jax.io.files import read_json
+from ddag_jax.runs.checkpoint import Meta
 
 TINY = [
     *("--data.image-height", "32", "--data.image-width", "16", "--model.width", "8"),
@@ -350,10 +350,10 @@ def test_a_result_of_other_weights_is_refused(tmp_path: Path) -> None:
     content = {"meta": run.meta.to_json(), "init": "weights/a", "minutes": 1.0, "records": []}
     run.result.write_text(json.dumps(content))
     assert read_json(run.result)["init"] == "weights/a"
-    with pytest.raises(InputError, match="was started from weights/a, not from random weights"):
+    with pytest.raises(UserError, match="was started from weights/a, not from random weights"):
         runs_module.read_result(run)
     run.result.write_text("{")
-    with pytest.raises(InputError, match="no result that this version can read"):
+    with pytest.raises(UserError, match="no result that this version can read"):
         runs_module.read_result(run)
 
 
@@ -366,5 +366,5 @@ def test_people_are_not_the_datasets_images(
         "_training_images",
         lambda *words: dataclasses.replace(really(*words), rendered=False),
     )
-    with pytest.raises(InputError, match="give --dataset sysu_mm01"):
+    with pytest.raises(UserError, match="give --dataset sysu_mm01"):
         plan(PAIR, "people", tmp_path, seeds=[0], fields=["--data.dir", str(debug_data), *TINY])

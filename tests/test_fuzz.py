@@ -16,10 +16,10 @@ from etils import epath
 
 from benchmarks import fuzz
 from ddag_jax.config import Config, from_dict
-from ddag_jax.data.images import read_image
-from ddag_jax.data.sysu_mm01.permutations import read_permutations
-from ddag_jax.data.sysu_mm01.training_arrays import _load
-from ddag_jax.errors import InputError
+from ddag_jax.datasets.images import read_image
+from ddag_jax.datasets.rand_perm_cam import read_permutations
+from ddag_jax.datasets.training_arrays import _load
+from ddag_jax.errors import UserError
 from ddag_jax.evaluation.stored_features import load_features
 from tests.test_architecture import sources
 
@@ -83,7 +83,7 @@ def test_an_image_bomb_is_refused_before_it_is_decoded(
 
     monkeypatch.setattr(PIL.Image.Image, "load", decoded)
     monkeypatch.setattr("PIL.ImageFile.ImageFile.load", decoded)
-    with pytest.raises(InputError, match=r"pixels"):
+    with pytest.raises(UserError, match=r"pixels"):
         read_image(epath.Path(tmp_path / "x.png"), 8, 8)
 
 
@@ -105,7 +105,7 @@ def test_what_is_no_file_is_not_waited_for(tmp_path: Path, reader: str, kind: st
         path.mkdir()
     else:
         path.symlink_to("/dev/zero")
-    with pytest.raises(InputError, match="no regular file"):
+    with pytest.raises(UserError, match="no regular file"):
         READERS[reader](path)
 
 
@@ -171,7 +171,7 @@ def test_a_name_without_end_is_refused_at_once(tmp_path: Path) -> None:
     content = content.replace(b"FloatStorage", b"x" * 200_000)
     (tmp_path / "x.pth").write_bytes(content)
     start = time.monotonic()
-    with pytest.raises(InputError, match=r"a name of 200,0\d\d characters"):
+    with pytest.raises(UserError, match=r"a name of 200,0\d\d characters"):
         read_state_dict(tmp_path / "x.pth")
     assert time.monotonic() - start < 5
 
@@ -191,6 +191,6 @@ def test_an_array_that_would_unpickle_is_refused(tmp_path: Path) -> None:
         },
     )
     for read, name in (("array", "x.npy"), ("features", "x.npz")):
-        with pytest.raises(InputError):
+        with pytest.raises(UserError):
             READERS[read](tmp_path / name)
     assert not (tmp_path / "trapped").exists()

@@ -13,9 +13,9 @@ import pytest
 from ddag_jax.evaluation.protocols import sysu_gallery, sysu_query
 from ddag_jax.evaluation.ranking import rank
 from ddag_jax.losses import batch_hard_triplet
-from ddag_jax.models.ddag import DDAG
-from ddag_jax.optimizer import sgd
+from ddag_jax.methods.ddag.model import DDAG
 from ddag_jax.pytorch.keys import Row, reference_rows, to_state_dict, to_variables
+from ddag_jax.training.optimizer import sgd
 from ddag_jax.training.state import new_state
 from ddag_jax.training.step import make_update
 

@@ -16,7 +16,7 @@ from ddag_jax.losses import (
     dynamic_graph_weight,
     graph_loss,
 )
-from ddag_jax.typing import TrainingOutput
+from ddag_jax.types import TrainingOutput
 
 LABELS = np.array([0, 0, 1, 1, 2, 2, 3, 3])
 BOUND = {"rtol": 1e-10, "atol": 1e-12}

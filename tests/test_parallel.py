@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh
 
-from ddag_jax.models.ddag import DDAG
+from ddag_jax.methods.ddag.model import DDAG
 from ddag_jax.parallel import (
     AXIS,
     device_mesh,

@@ -20,7 +20,7 @@ import pytest
 from benchmarks import tpu_compile
 from ddag_jax.cli.options import load_config
 from ddag_jax.config import Config
-from ddag_jax.models import layers
+from ddag_jax.models import pooling
 from ddag_jax.parallel import device_mesh
 
 ROOT = Path(__file__).parents[1]
@@ -86,11 +86,11 @@ def test_a_tpu_pools_as_a_cpu(values: str) -> None:
     rng = np.random.default_rng(0)
     drawn = rng.normal(size=(2, 13, 10, 3)), rng.integers(0, 3, (2, 9, 8, 3))
     x = jnp.asarray(drawn[values == "ties"], jnp.float32)
-    y = layers._sliced_max_pool(x)
-    np.testing.assert_array_equal(layers._xla_max_pool(x), y)
+    y = pooling._sliced_max_pool(x)
+    np.testing.assert_array_equal(pooling._xla_max_pool(x), y)
     g = jnp.asarray(rng.integers(1, 9, y.shape), jnp.float32)  # whose sums are exact
     np.testing.assert_array_equal(
-        layers._xla_max_pool_gradient(x, y, g), layers._sliced_max_pool_gradient(x, y, g)
+        pooling._xla_max_pool_gradient(x, y, g), pooling._sliced_max_pool_gradient(x, y, g)
     )
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from ddag_jax.cli.main import run
 from ddag_jax.config import DataConfig
-from ddag_jax.errors import InputError
+from ddag_jax.errors import UserError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -57,7 +57,7 @@ def _convert(arguments: Sequence[str] | None) -> None:
     except ModuleNotFoundError as error:
         if error.name not in ("torch", "safetensors"):
             raise
-        raise InputError(
+        raise UserError(
             f"converting weights needs {error.name}: pip install torch safetensors"
         ) from None
 

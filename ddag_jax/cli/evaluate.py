@@ -15,8 +15,8 @@ from ddag_jax.cli import environment
 from ddag_jax.cli.main import run
 from ddag_jax.cli.options import override
 from ddag_jax.config import Config, EvaluationConfig, differences
-from ddag_jax.errors import InputError
-from ddag_jax.progress import silence
+from ddag_jax.errors import UserError
+from ddag_jax.io.progress import silence
 
 if TYPE_CHECKING:
     from ddag_jax.evaluation.protocols import Record
@@ -136,58 +136,56 @@ def _expand(pattern: str) -> list[str]:
         return [pattern]
     found = sorted(glob.glob(pattern))
     if not found:
-        raise InputError(f"{pattern}: matches nothing")
+        raise UserError(f"{pattern}: matches nothing")
     return found
 
 
 def _check_options(options: argparse.Namespace, runs: Sequence[str]) -> None:
     if bool(runs) == bool(options.features):
-        raise InputError("give the folders of one or more runs, or --features FILE.npz, not both")
+        raise UserError("give the folders of one or more runs, or --features FILE.npz, not both")
     names = options.features or runs
     if twice := {name for name in names if names.count(name) > 1}:
-        raise InputError(f"{min(twice)}: given twice")
+        raise UserError(f"{min(twice)}: given twice")
     if options.features and (options.untrained or options.save_features or options.report):
-        raise InputError(
+        raise UserError(
             "--features: stored features have no network; leave out --untrained, --save-features"
             " and --report"
         )
     if options.rand_perm_cam and not options.features:
-        raise InputError(
+        raise UserError(
             "--rand-perm-cam: only with --features; a prepared dataset has its own permutations"
         )
     if options.save_features and len(runs) > 1:
-        raise InputError("--save-features: writes one run's features; give one run")
+        raise UserError("--save-features: writes one run's features; give one run")
     if options.report:
         from ddag_jax.report.page import check_target
 
         if len(runs) > 1:
-            raise InputError("--report: shows one run; give one run")
+            raise UserError("--report: shows one run; give one run")
         check_target(options.report)
     if options.json:
         target = epath.Path(options.json)
         if target.exists():
-            raise InputError(f"--json {target}: exists already; name another file, or remove it")
+            raise UserError(f"--json {target}: exists already; name another file, or remove it")
         if not target.parent.is_dir():
-            raise InputError(f"--json {target}: its folder does not exist; make it first")
+            raise UserError(f"--json {target}: its folder does not exist; make it first")
 
 
 def _judge_files(
     options: argparse.Namespace, fields: Sequence[str]
 ) -> "tuple[list[list[Record]], str]":
     """The records of each file, and what tells this evaluation from the published one."""
-    from ddag_jax.data.sysu_mm01.permutations import read_permutations
+    from ddag_jax.datasets.rand_perm_cam import read_permutations
     from ddag_jax.evaluation.protocols import evaluate, format_table, kind, searches
     from ddag_jax.evaluation.stored_features import load_features
 
     config = override(Config(), fields, "evaluate.py")
     for name in differences(Config(), config):
         if name not in ("data.dataset", "data.trial") and not name.startswith("evaluation."):
-            raise InputError(f"{_option(name)}: has no meaning for stored features; leave it out")
+            raise UserError(f"{_option(name)}: has no meaning for stored features; leave it out")
     data, settings = config.data, config.evaluation
     if settings.feature != "both" or settings.flip:
-        raise InputError(
-            "--features: the file's own feature is judged; leave out --feature, --flip"
-        )
+        raise UserError("--features: the file's own feature is judged; leave out --feature, --flip")
     draws = read_permutations(options.rand_perm_cam).draws() if options.rand_perm_cam else None
     one = len(options.features) == 1
     judged = []
@@ -216,10 +214,10 @@ def _judge_runs(
     Of several processes all embed, and only the first one prints, writes and has the records.
     """
     environment.prepare(options)
-    from ddag_jax.checkpoint import find_checkpoint, read_meta
     from ddag_jax.evaluation.protocols import kind
     from ddag_jax.evaluation.stored_features import check_target
     from ddag_jax.parallel import is_first_process
+    from ddag_jax.runs.checkpoint import find_checkpoint, read_meta
 
     if options.save_features:
         check_target(options.save_features)
@@ -229,7 +227,7 @@ def _judge_runs(
         config = override(stored, fields, "evaluate.py")
         for field in differences(stored, config):
             if field != "data.dir" and not field.startswith("evaluation."):
-                raise InputError(
+                raise UserError(
                     f"{_option(field)}: the checkpoint's own value stands; only --data.dir and the"
                     " fields of evaluation may be given"
                 )
@@ -248,7 +246,7 @@ def _check_alike(runs: Sequence[str], configs: Sequence[Config]) -> None:
                 "data.dataset",
                 "model.part_attention",
             ):
-                raise InputError(
+                raise UserError(
                     f"{runs[0]} and {name}: {field} is {values[0]} and {values[1]}; only runs that"
                     " are judged alike have an average: evaluate them one by one"
                 )
@@ -257,7 +255,7 @@ def _check_alike(runs: Sequence[str], configs: Sequence[Config]) -> None:
         for name, config in zip(runs, configs, strict=True):
             other = halves.setdefault(config.data.trial, name)
             if other != name:
-                raise InputError(
+                raise UserError(
                     f"{other} and {name}: both are of trial {config.data.trial}; RegDB's average is"
                     " over different ones"
                 )
@@ -268,14 +266,14 @@ def _judge_run(options: argparse.Namespace, name: str, config: Config) -> "list[
     import numpy as np
 
     from ddag_jax.build import build_model
-    from ddag_jax.checkpoint import find_checkpoint, read_meta, restore_variables
     from ddag_jax.data.loader import evaluation_split
     from ddag_jax.evaluation.evaluator import Evaluator, pick, reported_feature
     from ddag_jax.evaluation.protocols import format_table, kind
     from ddag_jax.evaluation.stored_features import save_features
-    from ddag_jax.models.ddag import initialise
+    from ddag_jax.methods.ddag.model import initialise
     from ddag_jax.parallel import device_mesh, is_first_process, on_all_devices, replicated_shapes
     from ddag_jax.report.ranked_lists import ranked_lists
+    from ddag_jax.runs.checkpoint import find_checkpoint, read_meta, restore_variables
 
     checkpoint = find_checkpoint(name)
     source = evaluation_split(config.data)
@@ -312,9 +310,9 @@ def _judge_run(options: argparse.Namespace, name: str, config: Config) -> "list[
     with (folder / f"ranked_lists{what}.png").open("wb") as file:
         picture.save(file, "png")
     if options.report:
-        from ddag_jax.logs import read_log
-        from ddag_jax.report.gather import Judged, gather
+        from ddag_jax.report.contents import Judged, gather
         from ddag_jax.report.page import write_page
+        from ddag_jax.runs.logs import read_log
 
         training = config.training
         judged = Judged(

@@ -13,7 +13,7 @@ import tyro
 
 import ddag_jax
 from ddag_jax.config import Config
-from ddag_jax.errors import InputError
+from ddag_jax.errors import UserError
 
 _PACKAGE = Path(ddag_jax.__file__).parent
 
@@ -28,7 +28,7 @@ def load_config(name: str) -> Config:
     """The configuration of a file with `get_config()`, or of a shipped one by its name ("demo").
 
     Raises:
-        InputError: there is no such file, or it does not make a valid `Config`.
+        UserError: there is no such file, or it does not make a valid `Config`.
     """
     path = Path(name)
     if not path.is_file():
@@ -38,7 +38,7 @@ def load_config(name: str) -> Config:
         shipped = sorted(
             str(file.relative_to(_shipped()).with_suffix("")) for file in _shipped().rglob("*.py")
         )
-        raise InputError(
+        raise UserError(
             f"{name}: no such configuration; give a Python file with get_config(), or one of "
             + ", ".join(shipped)
         )
@@ -50,9 +50,9 @@ def load_config(name: str) -> Config:
         spec.loader.exec_module(module)
         config = module.get_config()
     except Exception as error:  # whatever a user's own file can raise
-        raise InputError(f"{path}: {type(error).__name__}: {error}") from None
+        raise UserError(f"{path}: {type(error).__name__}: {error}") from None
     if not isinstance(config, Config):
-        raise InputError(f"{path}: get_config() must return a ddag_jax.config.Config")
+        raise UserError(f"{path}: get_config() must return a ddag_jax.config.Config")
     return config
 
 
@@ -60,7 +60,7 @@ def override(config: Config, arguments: Sequence[str], program: str) -> Config:
     """`config` with the fields that `arguments` name: `--optimizer.learning-rate 0.05`.
 
     Raises:
-        InputError: an unknown field (with the nearest one) or a value that it does not take.
+        UserError: an unknown field (with the nearest one) or a value that it does not take.
     """
     with one_line_faults():
         result, unknown = tyro.cli(
@@ -80,13 +80,13 @@ def override(config: Config, arguments: Sequence[str], program: str) -> Config:
         given = unknown[0].split("=")[0]
         near = difflib.get_close_matches(given.replace("_", "-"), fields, n=1, cutoff=0.5)
         hint = f"did you mean {near[0]}?" if near else f"{program} --help lists the fields"
-        raise InputError(f"{given}: no such option or configuration field; {hint}")
+        raise UserError(f"{given}: no such option or configuration field; {hint}")
     return result
 
 
 @contextlib.contextmanager
 def one_line_faults() -> Iterator[None]:
-    """Makes an `InputError` of one line of what tyro tells in a box and exits with.
+    """Makes an `UserError` of one line of what tyro tells in a box and exits with.
 
     `--help` passes, as the exit that it is.
     """
@@ -97,7 +97,7 @@ def one_line_faults() -> Iterator[None]:
     except SystemExit as stop:
         if not stop.code:
             raise
-        raise InputError(_one_line(printed.getvalue())) from None
+        raise UserError(_one_line(printed.getvalue())) from None
 
 
 def _one_line(box: str) -> str:

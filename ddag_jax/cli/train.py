@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from ddag_jax.cli import environment
 from ddag_jax.cli.main import run
 from ddag_jax.cli.options import load_config, override
-from ddag_jax.errors import InputError
-from ddag_jax.progress import silence
+from ddag_jax.errors import UserError
+from ddag_jax.io.progress import silence
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -63,7 +63,7 @@ def _train(arguments: Sequence[str] | None) -> int:
     if options.on_nonfinite:
         fields += ["--training.on-nonfinite", options.on_nonfinite]
     if options.profile < 0:
-        raise InputError(f"--profile {options.profile}: must be 0 (none) or a number of steps")
+        raise UserError(f"--profile {options.profile}: must be 0 (none) or a number of steps")
     if options.quiet:
         silence()
     config = override(load_config(options.config), fields, parser.prog)
@@ -71,7 +71,7 @@ def _train(arguments: Sequence[str] | None) -> int:
     if options.deterministic:
         environment.make_deterministic()
     environment.prepare(options)
-    from ddag_jax.training.loop import train
+    from ddag_jax.runs.train import train
 
     return train(
         config,

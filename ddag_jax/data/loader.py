@@ -12,11 +12,11 @@ from jaxtyping import Bool, Int, UInt8
 from tensorflow_datasets.proto import tf_example_pb2
 
 from ddag_jax.config import DataConfig
-from ddag_jax.data.builder import VERSION
-from ddag_jax.data.layout import Record, fingerprint
 from ddag_jax.data.sampler import IdentitySampler
-from ddag_jax.errors import InputError
-from ddag_jax.typing import Batch
+from ddag_jax.datasets.builder import VERSION
+from ddag_jax.datasets.checks import Record, fingerprint
+from ddag_jax.errors import UserError
+from ddag_jax.types import Batch
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,7 +66,7 @@ class ImageSource:
         """Reads images by their numbers in this source, 0 ... len - 1.
 
         Raises:
-          InputError: a record is cut short, overwritten, or not what was once written.
+          UserError: a record is cut short, overwritten, or not what was once written.
         """
         images = np.empty((len(indices), *self.image_size, 3), np.uint8)
         keys = self._keys[indices].tolist()
@@ -83,8 +83,8 @@ class ImageSource:
             image[:] = np.frombuffer(content, np.uint8).reshape(image.shape)
         return images
 
-    def _damaged(self, number: int, how: str) -> InputError:
-        return InputError(
+    def _damaged(self, number: int, how: str) -> UserError:
+        return UserError(
             f"{self.folder}: image {self.names[number]} is damaged ({how}); remove this folder and"
             " prepare the dataset again"
         )
@@ -115,7 +115,7 @@ def open_split(
         (RegDB's "train_1" ... "test_10").
 
     Raises:
-      InputError: not prepared, or not at this size.
+      UserError: not prepared, or not at this size.
     """
     height, width = image_size
     sizes = epath.Path(data_dir) / dataset
@@ -126,7 +126,7 @@ def open_split(
             for size in (sorted(sizes.iterdir()) if sizes.exists() else [])
             if (size / folder.name / "dataset_info.json").exists()
         ]
-        raise InputError(
+        raise UserError(
             f"{folder}: no prepared dataset"
             + (f" (there is one of {', '.join(others)} pixels)" if others else "")
             + f"; run: python -m ddag_jax.data prepare {dataset} --from FOLDER --to {data_dir}"
@@ -164,7 +164,7 @@ def evaluation_split(config: DataConfig) -> ImageSource:
     """Opens the images that the published figures are measured on.
 
     Raises:
-      InputError: not prepared.
+      UserError: not prepared.
     """
     return _open(config, f"test_{config.trial}" if config.dataset == "regdb" else "test")
 
@@ -184,7 +184,7 @@ def training_split(config: DataConfig, seed: int) -> tuple[ImageSource, ImageSou
       Training images, and those of identities held out of training; None where there are none.
 
     Raises:
-      InputError: not prepared; no identities are left to train on; more noise than there can be.
+      UserError: not prepared; no identities are left to train on; more noise than there can be.
     """
     validation = None
     if config.train_on == "train":
@@ -197,7 +197,7 @@ def training_split(config: DataConfig, seed: int) -> tuple[ImageSource, ImageSou
         }
         everyone = training = _open(config, everyone_is[config.dataset])
         if config.holdout_identities >= everyone.classes:
-            raise InputError(
+            raise UserError(
                 f"data.holdout_identities: {config.holdout_identities} of {everyone.classes}"
                 " identities leaves none to train on; lower it"
             )
@@ -226,7 +226,7 @@ def _mislabelled(source: ImageSource, share: float, seed: int) -> Int[np.ndarray
     free = np.delete(order, kept)
     count = round(share * len(source))
     if count > len(free) or source.classes < 2:
-        raise InputError(
+        raise UserError(
             f"data.label_noise: {share} of {len(source)} training images is too much: one of each"
             f" of {source.classes} identities in each modality keeps its label; lower it"
         )

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Int
 
-from ddag_jax.errors import InputError
+from ddag_jax.errors import UserError
 
 
 class Sample(NamedTuple):
@@ -44,11 +44,11 @@ class IdentitySampler:
           seed: of all draws.
 
         Raises:
-          InputError: fewer identities than a batch needs.
+          UserError: fewer identities than a batch needs.
         """
         classes = int(labels.max()) + 1 if len(labels) else 0
         if classes < identities_per_batch:
-            raise InputError(
+            raise UserError(
                 f"training.identities_per_batch: {identities_per_batch} asked for, but there are"
                 f" only {classes} identities to train on; lower it"
             )

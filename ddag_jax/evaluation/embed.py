@@ -7,9 +7,9 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Bool, Float, Int, UInt8
 
-from ddag_jax.errors import InputError
-from ddag_jax.progress import Progress
-from ddag_jax.typing import Embeddings
+from ddag_jax.errors import UserError
+from ddag_jax.io.progress import Progress
+from ddag_jax.types import Embeddings
 
 Modality = Literal["visible", "infrared"]
 EmbedFn = Callable[[UInt8[np.ndarray, "b h w 3"], Modality], Embeddings]
@@ -48,10 +48,10 @@ def embed(
 
     Raises:
         GaveUp: `give_up` said so.
-        InputError: there is no image, or an embedding is not finite (named by the image's index).
+        UserError: there is no image, or an embedding is not finite (named by the image's index).
     """
     if not len(infrared):
-        raise InputError("no images to embed")
+        raise UserError("no images to embed")
     members: dict[Modality, np.ndarray] = {
         "visible": np.flatnonzero(~infrared),
         "infrared": np.flatnonzero(infrared),
@@ -76,7 +76,7 @@ def embed(
             values = np.asarray(feature, dtype=np.float32)[: len(indices)]
             broken = ~np.isfinite(values).all(axis=1)
             if broken.any():
-                raise InputError(
+                raise UserError(
                     f"image {indices[broken.argmax()]} ({modality}): its {name} embedding is not"
                     " finite; the network's weights have diverged, use an earlier checkpoint or a"
                     " lower learning rate"

@@ -11,15 +11,15 @@ from ddag_jax.config import Config
 from ddag_jax.data.loader import ImageSource
 from ddag_jax.evaluation.embed import Modality, embed
 from ddag_jax.evaluation.protocols import Images, Record, evaluate, searches
-from ddag_jax.models.ddag import DDAG
+from ddag_jax.methods.ddag.model import DDAG
 from ddag_jax.parallel import Mesh, is_first_process, map_embed, my_part, shard
-from ddag_jax.typing import Embeddings
+from ddag_jax.types import Embeddings
 
 
 class Evaluator:
     """Compiled once, called with the variables of any checkpoint of the same network.
 
-    Raises `InputError` when made, not when called, where the images do not allow the protocol.
+    Raises `UserError` when made, not when called, where the images do not allow the protocol.
     """
 
     def __init__(self, config: Config, model: DDAG, mesh: Mesh, source: ImageSource) -> None:

@@ -26,10 +26,10 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from ddag_jax.config import EvaluationConfig
-from ddag_jax.errors import InputError
+from ddag_jax.errors import UserError
 from ddag_jax.evaluation.ranking import CameraRule, Metrics, rank_distances
 from ddag_jax.evaluation.reranking import rerank
-from ddag_jax.progress import Progress
+from ddag_jax.io.progress import Progress
 
 Dataset = Literal["sysu_mm01", "regdb", "llcm"]
 Direction = Literal["infrared_to_visible", "visible_to_infrared"]
@@ -204,7 +204,7 @@ def _permuted(
 ) -> Int[np.ndarray, " g"]:
     """The authors' draw: the first images of the trial's row of each folder's permutations."""
     if not draws:
-        raise InputError(
+        raise UserError(
             "evaluation.draw: there is no rand_perm_cam.mat; put it into the dataset's exp folder"
             " and prepare the dataset again, or draw with --evaluation.draw seeded"
         )
@@ -213,7 +213,7 @@ def _permuted(
         folder = f"cam{images.cameras[files[0]]}/{images.identities[files[0]]:04d}"
         row = draws[folder][trial][: IMAGES_DRAWN[shots]] if folder in draws else None
         if row is None or max(row) > len(files):
-            raise InputError(
+            raise UserError(
                 f"evaluation.draw: rand_perm_cam.mat does not fit {folder} with its {len(files)}"
                 " images; use the file and the images of the same release"
             )
@@ -236,13 +236,13 @@ def searches(
         draws: the authors' permutations by `cam{camera}/{identity:04d}`, for that draw.
 
     Raises:
-        InputError: a search is left without query, gallery or match; the draw has no permutations
+        UserError: a search is left without query, gallery or match; the draw has no permutations
             or they do not fit.
     """
     title = TITLES[dataset]
     unknown = np.flatnonzero(images.cameras < 1)
     if len(unknown) and dataset != "regdb":
-        raise InputError(
+        raise UserError(
             f"{title} evaluation: of {len(unknown)} images the camera is not known (first:"
             f" {images.names[unknown[0]]}), and the protocol goes by cameras; images of the"
             " reference's training arrays cannot be held out to judge by"
@@ -284,18 +284,18 @@ def _check(search: Search, images: Images, title: str) -> None:
     where = f"{title} {label(search.direction, search.mode)}"
     if not len(search.query):
         kind = "infrared" if search.direction == "infrared_to_visible" else "visible"
-        raise InputError(
+        raise UserError(
             f"{where}: none of the {len(images.identities)} images is {kind}, so there is no query"
         )
     if not len(search.galleries[0]):
         cameras = f" of its cameras {GALLERY_CAMERAS[search.mode]}" if search.mode else ""
-        raise InputError(
+        raise UserError(
             f"{where}: none of the {len(images.identities)} images can be in its gallery{cameras},"
             " so it cannot be evaluated"
         )
     gallery = images.identities[search.galleries[0]]
     if not np.isin(images.identities[search.query], gallery).any():
-        raise InputError(
+        raise UserError(
             f"{where}: no query's identity is in the gallery, so it cannot be evaluated"
         )
 
@@ -322,13 +322,13 @@ def evaluate(
         half: which of RegDB's ten.
 
     Raises:
-        InputError: a feature is not finite (named by its image).
+        UserError: a feature is not finite (named by its image).
     """
     for name, feature in features.items():
         broken = ~np.isfinite(feature).all(axis=1)
         if broken.any():
             i = broken.argmax()
-            raise InputError(
+            raise UserError(
                 f"{TITLES[dataset]} evaluation: the {name} feature of image {images.names[i]}"
                 f" (identity {images.identities[i]}, camera {images.cameras[i]}) holds NaN or"
                 " infinite values"
@@ -419,7 +419,7 @@ def average(runs: Sequence[Sequence[Record]], names: Sequence[str]) -> list[Reco
         names: of the runs, for messages.
 
     Raises:
-        InputError: two runs were judged differently, or are of the same half of RegDB.
+        UserError: two runs were judged differently, or are of the same half of RegDB.
     """
     varying = {f"{name}{end}" for name in FIGURES for end in ("", "_std")} | {"halves", "rendered"}
     if all(run[0]["halves"] for run in runs):
@@ -428,7 +428,7 @@ def average(runs: Sequence[Sequence[Record]], names: Sequence[str]) -> list[Reco
         kept = [{k: v for k, v in record.items() if k not in varying} for record in run]
         first = [{k: v for k, v in record.items() if k not in varying} for record in runs[0]]
         if kept != first:
-            raise InputError(
+            raise UserError(
                 f"{names[0]} and {name} were judged differently ({_difference(first, kept)}); only"
                 " runs of one protocol have an average"
             )
@@ -436,7 +436,7 @@ def average(runs: Sequence[Sequence[Record]], names: Sequence[str]) -> list[Reco
     if len(set(halves)) != len(halves):
         twice = next(half for half in halves if halves.count(half) > 1)
         both = [name for name, run in zip(names, runs, strict=True) if twice in run[0]["halves"]]
-        raise InputError(
+        raise UserError(
             f"{' and '.join(both)} are all of trial {twice}; RegDB's average is over different ones"
         )
     averaged = []

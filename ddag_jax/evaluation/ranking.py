@@ -24,7 +24,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from ddag_jax.errors import InputError
+from ddag_jax.errors import UserError
 
 CameraRule = Literal["sysu", "llcm", "none"]
 
@@ -85,7 +85,7 @@ def rank(
 ) -> Metrics:
     """Ranks the gallery by inner product (cosine similarity, for rows of unit length).
 
-    Raises `InputError` as `rank_distances` does.
+    Raises `UserError` as `rank_distances` does.
 
     >>> gallery = np.eye(2)[[0, 0, 1]]
     >>> metrics = rank(
@@ -115,7 +115,7 @@ def rank_distances(
 ) -> Metrics:
     """The same from a matrix of distances, in any unit.
 
-    Raises `InputError` where a distance is not finite, and where no query has a match.
+    Raises `UserError` where a distance is not finite, and where no query has a match.
 
     The one query finds its images at places 1 and 4: precision 1/1 and 2/4, so AP is 0.75, and
     two images found at place 4 make an INP of 0.5.
@@ -144,7 +144,7 @@ def rank_distances(
     [0. 1. 1.]
     """
     if not np.isfinite(distances).all():
-        raise InputError("features to rank: some values are NaN or infinite")
+        raise UserError("features to rank: some values are NaN or infinite")
     # Sorted by identity, each identity's columns are one run.
     by_identity = np.argsort(gallery_ids, kind="stable")
     _, starts = np.unique(gallery_ids[by_identity], return_index=True)
@@ -190,7 +190,7 @@ def rank_distances(
         first_place.append(first)
 
     if not sum(map(len, first_place)):
-        raise InputError("no query has an image of its identity in the gallery it may search")
+        raise UserError("no query has an image of its identity in the gallery it may search")
     first = np.concatenate(first_place)
     return Metrics(
         cmc=(first[:, None] <= np.arange(MAX_RANK)).mean(axis=0),

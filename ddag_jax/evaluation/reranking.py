@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Float, Int
 from scipy import sparse
 
-from ddag_jax.errors import InputError
+from ddag_jax.errors import UserError
 
 _CHUNK = 2**20
 """Distances whose order is looked at in one go, 16 bytes of memory each."""
@@ -54,7 +54,7 @@ def rerank(
         float32, from 0 to 1 up to rounding.
 
     Raises:
-        InputError: a feature is not finite, `k1` or `k2` is below 1, or `weight` is not in [0, 1].
+        UserError: a feature is not finite, `k1` or `k2` is below 1, or `weight` is not in [0, 1].
 
     Seen from the query at 0°, the image at 30° is a little nearer than the one at −32°. But its own
     nearest are those at 45° and 50°, while the other has nobody but the query:
@@ -65,13 +65,13 @@ def rerank(
     [[0.81, 0.31, 0.95, 1.0]]
     """
     if k1 < 1 or k2 < 1 or not 0 <= weight <= 1:
-        raise InputError(
+        raise UserError(
             f"re-ranking wants k1 and k2 of at least 1 and a weight in [0, 1], not k1={k1},"
             f" k2={k2}, weight={weight}"
         )
     features = np.concatenate([query_features, gallery_features], dtype=np.float32)
     if not np.isfinite(features).all():
-        raise InputError("features to re-rank: some values are NaN or infinite")
+        raise UserError("features to re-rank: some values are NaN or infinite")
 
     distances = features @ features.T
     distances *= -2

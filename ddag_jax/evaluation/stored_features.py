@@ -21,9 +21,9 @@ import numpy as np
 from etils import epath
 from jaxtyping import Bool, Float
 
-from ddag_jax.bounded import is_file
-from ddag_jax.errors import InputError
+from ddag_jax.errors import UserError
 from ddag_jax.evaluation.protocols import QUERY_CAMERAS, TITLES, Dataset, Images, Search
+from ddag_jax.io.files import is_file
 
 _SIDES = ("query", "gallery")
 _COLUMNS = ("features", "ids", "cameras", "names")
@@ -43,7 +43,7 @@ def save_features(
         search: whose direction says which modality is the query side.
 
     Raises:
-        InputError: `check_target`'s.
+        UserError: `check_target`'s.
     """
     target = check_target(path)
     asks = images.infrared == (search.direction == "infrared_to_visible")
@@ -61,22 +61,22 @@ def save_features(
         temporary.replace(target)
     except OSError as error:
         temporary.unlink(missing_ok=True)
-        raise InputError(f"{target}: cannot be written ({error}); name another file") from None
+        raise UserError(f"{target}: cannot be written ({error}); name another file") from None
 
 
 def check_target(path: epath.PathLike) -> epath.Path:
     """The file to write, found possible before any work is done.
 
     Raises:
-        InputError: it exists, does not end in .npz, or its folder does not exist.
+        UserError: it exists, does not end in .npz, or its folder does not exist.
     """
     target = epath.Path(path)
     if target.suffix != ".npz":
-        raise InputError(f"{target}: a file of features ends in .npz; name it {target}.npz")
+        raise UserError(f"{target}: a file of features ends in .npz; name it {target}.npz")
     if target.exists():
-        raise InputError(f"{target}: exists already; name another file, or remove it")
+        raise UserError(f"{target}: exists already; name another file, or remove it")
     if not target.parent.is_dir():
-        raise InputError(f"{target}: its folder does not exist; make it first")
+        raise UserError(f"{target}: its folder does not exist; make it first")
     return target
 
 
@@ -93,31 +93,31 @@ def load_features(
         float32 rows of unit length, the query side's before the gallery side's, and whose they are.
 
     Raises:
-        InputError: what is wrong with the file, array by array.
+        UserError: what is wrong with the file, array by array.
     """
     source = epath.Path(path)
     arrays = _read(source)
     sides = [_check_side(source, side, arrays) for side in _SIDES]
     (queries, asking), (gallery, answering) = sides
     if queries.shape[1] != gallery.shape[1]:
-        raise InputError(
+        raise UserError(
             f"{source}: query_features have {queries.shape[1]} channels, gallery_features"
             f" {gallery.shape[1]}; both must come from one model"
         )
     infrared = [_infrared(source, dataset, side) for side in (asking, answering)]
     for side, which in zip(_SIDES, infrared, strict=True):
         if which.any() != which.all():
-            raise InputError(
+            raise UserError(
                 f"{source}: {side} holds {which.sum()} infrared and {(~which).sum()} visible"
                 " images; each side is of one modality"
             )
     if infrared[0][0] == infrared[1][0]:
-        raise InputError(
+        raise UserError(
             f"{source}: query and gallery are both {'infrared' if infrared[0][0] else 'visible'};"
             f" {TITLES[dataset]} searches across modalities (give --data.dataset if it is another)"
         )
     if dataset == "sysu_mm01" and not infrared[0][0]:
-        raise InputError(
+        raise UserError(
             f"{source}: the query side is visible; SYSU-MM01's queries are cameras 3 and 6: swap"
             " the sides"
         )
@@ -133,29 +133,29 @@ def load_features(
 def _read(source: epath.Path) -> dict[str, np.ndarray]:
     wanted = {f"{side}_{column}" for side in _SIDES for column in _COLUMNS}
     if source.exists() and not is_file(source):
-        raise InputError(f"{source}: is no regular file")
+        raise UserError(f"{source}: is no regular file")
     try:
         with source.open("rb") as file:
             archive = np.load(file, allow_pickle=False)
             if not isinstance(archive, np.lib.npyio.NpzFile):
-                raise InputError(f"{source}: is a single array; expected an archive (.npz)")
+                raise UserError(f"{source}: is a single array; expected an archive (.npz)")
             missing = sorted(wanted - set(archive.files))
             if missing:
-                raise InputError(
+                raise UserError(
                     f"{source}: has no {', '.join(missing)}; it needs"
                     " {query,gallery}_{features,ids,cameras,names}"
                 )
             # What a packed file unpacks to, before any of it is: a bomb is small.
             unpacked = sum(entry.file_size for entry in zipfile.ZipFile(file).infolist())
             if unpacked > _LONGEST:
-                raise InputError(f"{source}: unpacks to {unpacked:,} bytes, too many for features")
+                raise UserError(f"{source}: unpacks to {unpacked:,} bytes, too many for features")
             return {name: archive[name] for name in wanted}
-    except InputError:
+    except UserError:
         raise
     except FileNotFoundError:
-        raise InputError(f"{source}: no such file") from None
+        raise UserError(f"{source}: no such file") from None
     except Exception as error:  # damaged or hostile bytes make the parsers raise anything
-        raise InputError(
+        raise UserError(
             f"{source}: cannot be read as a NumPy archive ({error}); write it again with np.savez,"
             " text as text and not as objects"
         ) from None
@@ -166,7 +166,7 @@ def _check_side(
 ) -> tuple[Float[np.ndarray, "n d"], Images]:
     features, ids, cameras, names = (arrays[f"{side}_{column}"] for column in _COLUMNS)
     if features.ndim != 2 or features.dtype.kind != "f" or 0 in features.shape:
-        raise InputError(
+        raise UserError(
             f"{source}: {side}_features is {features.dtype} of shape {features.shape}; expected"
             " floating point [images, channels]"
         )
@@ -176,7 +176,7 @@ def _check_side(
         ("names", names, "US"),
     ):
         if column.shape != (len(features),) or column.dtype.kind not in kinds:
-            raise InputError(
+            raise UserError(
                 f"{source}: {side}_{name} is {column.dtype} of shape {column.shape}; expected"
                 f" {'text' if kinds == 'US' else 'whole numbers'} [{len(features)}], one for each"
                 f" row of {side}_features"
@@ -185,18 +185,18 @@ def _check_side(
     try:
         names = names.astype(str) if names.dtype.kind == "U" else np.char.decode(names, "utf-8")
     except UnicodeDecodeError:
-        raise InputError(f"{source}: {side}_names are no text in UTF-8") from None
+        raise UserError(f"{source}: {side}_names are no text in UTF-8") from None
     length = np.linalg.norm(features, axis=1, keepdims=True)
     broken = ~np.isfinite(length[:, 0]) | (length[:, 0] == 0)
     if broken.any():
-        raise InputError(
+        raise UserError(
             f"{source}: {side}_features of {names[broken.argmax()]} (row {broken.argmax()}) are"
             " zero or not finite"
         )
     keys = list(zip(ids.tolist(), cameras.tolist(), names.tolist(), strict=True))
     if len(set(keys)) < len(keys):
         twice = next(key for key in keys if keys.count(key) > 1)
-        raise InputError(
+        raise UserError(
             f"{source}: {side} holds image {twice[2]} of identity {twice[0]}, camera {twice[1]}"
             " twice; give each image once"
         )
@@ -218,7 +218,7 @@ def _infrared(source: epath.Path, dataset: Dataset, side: Images) -> Bool[np.nda
     if dataset == "sysu_mm01":
         strange = ~np.isin(side.cameras, range(1, 7))
         if strange.any():
-            raise InputError(
+            raise UserError(
                 f"{source}: {side.names[int(strange.argmax())]} is of camera"
                 f" {side.cameras[strange.argmax()]}; SYSU-MM01 has cameras 1 to 6"
             )
@@ -231,7 +231,7 @@ def _infrared(source: epath.Path, dataset: Dataset, side: Images) -> Bool[np.nda
         kinds = {False for p in parts if visible.fullmatch(p)}
         kinds |= {True for p in parts if infrared.fullmatch(p)}
         if len(kinds) != 1:
-            raise InputError(
+            raise UserError(
                 f"{source}: the name {name!r} does not say its modality; {TITLES[dataset]}'s names"
                 " do, by their folder (Visible or Thermal; vis, nir, test_vis or test_nir)"
             )

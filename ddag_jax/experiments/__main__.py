@@ -8,7 +8,7 @@ from etils import epath
 
 from ddag_jax.cli import environment
 from ddag_jax.cli.main import run
-from ddag_jax.errors import InputError
+from ddag_jax.errors import UserError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -96,7 +96,7 @@ def _seeds(given: Sequence[int]) -> list[int]:
     if len(given) == 1 and given[0] >= 1:
         return list(range(given[0]))
     if len(given) == 1 or len(set(given)) != len(given) or min(given) < 0:
-        raise InputError(
+        raise UserError(
             f"--seeds {' '.join(map(str, given))}: give how many, or several different ones of 0"
             " or more"
         )

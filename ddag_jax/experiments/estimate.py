@@ -7,11 +7,11 @@ from collections.abc import Sequence
 
 from etils import epath
 
-from ddag_jax.bounded import parse_json
-from ddag_jax.checkpoint import find_checkpoint, read_meta, saved_steps
 from ddag_jax.data.sampler import steps_per_epoch
 from ddag_jax.experiments.runs import Run, evaluate, read_result, train, training_images
-from ddag_jax.progress import interval
+from ddag_jax.io.files import parse_json
+from ddag_jax.io.progress import interval
+from ddag_jax.runs.checkpoint import find_checkpoint, read_meta, saved_steps
 
 _STEPS = 16
 

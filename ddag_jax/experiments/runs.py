@@ -23,8 +23,15 @@ from typing import Any
 
 from etils import epath
 
-from ddag_jax.bounded import parse_json, read_bytes, read_json
-from ddag_jax.checkpoint import (
+from ddag_jax.cli.options import load_config, override
+from ddag_jax.config import Config, DataConfig, differences, from_dict
+from ddag_jax.data.loader import ImageSource, evaluation_split, training_split
+from ddag_jax.data.sampler import IdentitySampler
+from ddag_jax.errors import UserError
+from ddag_jax.evaluation.protocols import Images, Record, kind, searches
+from ddag_jax.experiments.rows import Experiment, Row
+from ddag_jax.io.files import parse_json, read_bytes, read_json
+from ddag_jax.runs.checkpoint import (
     Meta,
     check_same_run,
     find_checkpoint,
@@ -32,13 +39,6 @@ from ddag_jax.checkpoint import (
     saved_steps,
     step_folder,
 )
-from ddag_jax.cli.options import load_config, override
-from ddag_jax.config import Config, DataConfig, differences, from_dict
-from ddag_jax.data.loader import ImageSource, evaluation_split, training_split
-from ddag_jax.data.sampler import IdentitySampler
-from ddag_jax.errors import InputError
-from ddag_jax.evaluation.protocols import Images, Record, kind, searches
-from ddag_jax.experiments.rows import Experiment, Row
 
 DATASETS = ("sysu_mm01", "regdb", "llcm", "people")
 """Each with a configuration of its name."""
@@ -99,7 +99,7 @@ def plan(
         init: a checkpoint whose backbone to start from.
 
     Raises:
-        InputError: a field is set that the rows or seeds set; data or weights are missing, do not
+        UserError: a field is set that the rows or seeds set; data or weights are missing, do not
             allow a row's training or protocol, or are drawings or not, against `dataset`.
     """
     base = load_config(dataset)
@@ -115,9 +115,9 @@ def plan(
     }
     for field in differences(base, given):
         if field in owned:
-            raise InputError(f"--{field.replace('_', '-')}: {owned[field]}; leave it out")
+            raise UserError(f"--{field.replace('_', '-')}: {owned[field]}; leave it out")
     if trials is not None and given.data.dataset != "regdb":
-        raise InputError(f"--trials: only regdb has trials, not {dataset}; leave it out")
+        raise UserError(f"--trials: only regdb has trials, not {dataset}; leave it out")
     if init is not None:
         find_checkpoint(init)
     halves = (trials or _TRIALS) if given.data.dataset == "regdb" else (None,)
@@ -129,7 +129,7 @@ def plan(
         config = _with(given, fixed, row.name)
         images = _checked(config.data, config)
         if dataset == "people" and not images.rendered:
-            raise InputError(
+            raise UserError(
                 f"{images.folder}: holds no rendered people but SYSU-MM01's images; give --dataset"
                 " sysu_mm01, or the people's --data.dir"
             )
@@ -174,7 +174,7 @@ def _with(config: Config, fields: Mapping[str, Any], where: str) -> Config:
             },
         )
     except ValueError as error:
-        raise InputError(f"{where}: {error}") from None
+        raise UserError(f"{where}: {error}") from None
 
 
 def _words(fields: Mapping[str, Any]) -> list[str]:
@@ -218,7 +218,7 @@ def training_images(run: Run) -> ImageSource:
 
 
 def _check_started(run: Run) -> None:
-    """Raises InputError where the run that is there is of another configuration."""
+    """Raises UserError where the run that is there is of another configuration."""
     read_result(run)
     steps = saved_steps(run.folder)
     if steps and not run.result.exists():
@@ -229,7 +229,7 @@ def read_result(run: Run) -> Result | None:
     """What a run scored, None where it is not finished.
 
     Raises:
-        InputError: the file cannot be read, or is of another configuration, other data or weights.
+        UserError: the file cannot be read, or is of another configuration, other data or weights.
     """
     path = run.result
     if not path.exists():
@@ -242,13 +242,13 @@ def read_result(run: Run) -> Result | None:
         )
         init, minutes, records = stored["init"], stored["minutes"], list(stored["records"])
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(
+        raise UserError(
             f"{path}: no result that this version can read ({error}); remove it, and its run is"
             " evaluated again"
         ) from None
     check_same_run(saved, run.meta, path)
     if init != run.init:
-        raise InputError(
+        raise UserError(
             f"{path}: was started from {init or 'random weights'}, not from"
             f" {run.init or 'random weights'}; give the same --init, or another --workdir"
         )
@@ -259,7 +259,7 @@ def execute(run: Run, *, quiet: bool = False) -> Result:
     """Trains, or goes on training, and evaluates, each in a process of its own.
 
     Raises:
-        InputError: one of them ended early; it has said why itself.
+        UserError: one of them ended early; it has said why itself.
     """
     started, fresh = time.monotonic(), not run.folder.exists()
     epochs = run.config.training.epochs
@@ -284,12 +284,12 @@ def train(run: Run, folder: epath.Path, words: Sequence[str], *, epochs: int, qu
     """train.py in a process of its own, which is to end after so many epochs.
 
     Raises:
-        InputError: it failed, or was asked to stop before.
+        UserError: it failed, or was asked to stop before.
     """
     init = ["--init", run.init] if run.init else []
     _start("ddag_jax.cli.train", [*words, "--workdir", str(folder), *init], folder, quiet)
     if not _trained(folder, epochs):
-        raise InputError(f"{folder}: training was asked to stop; {_AGAIN}")
+        raise UserError(f"{folder}: training was asked to stop; {_AGAIN}")
 
 
 def evaluate(run: Run, folder: epath.PathLike, *, quiet: bool) -> None:
@@ -303,7 +303,7 @@ def _start(module: str, words: Sequence[str], folder: epath.PathLike, quiet: boo
 
     Raises:
         KeyboardInterrupt: after Ctrl-C, when the command has ended.
-        InputError: it failed.
+        UserError: it failed.
     """
     process = subprocess.Popen(
         [sys.executable, "-m", module, *words, *(["--quiet"] if quiet else [])],
@@ -328,7 +328,7 @@ def _start(module: str, words: Sequence[str], folder: epath.PathLike, quiet: boo
         raise KeyboardInterrupt
     if code:
         how = f"was ended by signal {-code}" if code < 0 else "failed, for the reason above"
-        raise InputError(f"{folder}: {module} {how}; when that is mended, {_AGAIN}")
+        raise UserError(f"{folder}: {module} {how}; when that is mended, {_AGAIN}")
 
 
 def _trained(folder: epath.Path, epochs: int) -> bool:

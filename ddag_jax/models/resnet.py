@@ -8,7 +8,8 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from ddag_jax.models.layers import BatchNorm, Conv
+from ddag_jax.models.convolution import Conv
+from ddag_jax.models.normalisation import BatchNorm
 
 
 class Bottleneck(nn.Module):

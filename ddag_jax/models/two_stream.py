@@ -5,7 +5,9 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from ddag_jax.models.layers import BatchNorm, Conv, max_pool_3x3_2
+from ddag_jax.models.convolution import Conv
+from ddag_jax.models.normalisation import BatchNorm
+from ddag_jax.models.pooling import max_pool_3x3_2
 from ddag_jax.models.resnet import Stages
 
 

@@ -12,11 +12,11 @@ import numpy as np
 
 from ddag_jax.cli import environment
 from ddag_jax.cli.main import run
-from ddag_jax.errors import InputError
+from ddag_jax.errors import UserError
 
 if TYPE_CHECKING:
     from ddag_jax.pytorch.side_by_side import Difference
-    from ddag_jax.typing import Batch
+    from ddag_jax.types import Batch
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -57,7 +57,7 @@ def _compare(arguments: Sequence[str] | None) -> int:
     options = parser.parse_args(arguments)
     (n, m), (height, width) = options.batch, options.image_size
     if n < 2 or m < 1 or height < 32 or width < 16:
-        raise InputError("--batch needs at least 2 1, --image-size at least 32 16")
+        raise UserError("--batch needs at least 2 1, --image-size at least 32 16")
 
     environment.prepare()
     from ddag_jax.pytorch import side_by_side
@@ -69,7 +69,7 @@ def _compare(arguments: Sequence[str] | None) -> int:
     else:
         batch = _read_batch(Path(options.images), n, m, height, width)
     if n > reference.dimensions.classes:
-        raise InputError(f"--batch: the weights know {reference.dimensions.classes} identities")
+        raise UserError(f"--batch: the weights know {reference.dimensions.classes} identities")
     differences = side_by_side.differences(reference, batch)
     print(_table(differences, side_by_side.BOUNDS))
     print()
@@ -109,9 +109,9 @@ def _table(differences: "Sequence[Difference]", bounds: dict[str, float]) -> str
 
 def _read_batch(folder: Path, n: int, m: int, height: int, width: int) -> "Batch":
     """The first `n` identities with `m` images in each modality."""
-    from ddag_jax.data.images import SUFFIXES, read_image
-    from ddag_jax.data.sysu_mm01.layout import INFRARED_CAMERAS
-    from ddag_jax.typing import Batch
+    from ddag_jax.datasets.images import SUFFIXES, read_image
+    from ddag_jax.datasets.sysu_mm01 import INFRARED_CAMERAS
+    from ddag_jax.types import Batch
 
     images: dict[str, tuple[list[Path], list[Path]]] = defaultdict(lambda: ([], []))
     for path in sorted(folder.glob("cam[1-6]/*/*")):
@@ -120,7 +120,7 @@ def _read_batch(folder: Path, n: int, m: int, height: int, width: int) -> "Batch
             images[path.parent.name][infrared].append(path)
     enough = [pair for _, pair in sorted(images.items()) if min(map(len, pair)) >= m][:n]
     if len(enough) < n:
-        raise InputError(
+        raise UserError(
             f"{folder}: {len(enough)} identities have {m} images in each modality, --batch asks"
             f" for {n}; the folder must be laid out as SYSU-MM01 (camC/IDENTITY/*.jpg)"
         )

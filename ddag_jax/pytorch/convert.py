@@ -13,9 +13,8 @@ import torch
 from etils import epath
 
 import ddag_jax
-from ddag_jax.checkpoint import Meta, find_checkpoint, read_meta, read_variables, save_weights
 from ddag_jax.config import Config, DataConfig, ModelConfig
-from ddag_jax.errors import InputError
+from ddag_jax.errors import UserError
 from ddag_jax.pytorch.keys import (
     Dimensions,
     Layout,
@@ -25,6 +24,7 @@ from ddag_jax.pytorch.keys import (
     torchvision_layout,
 )
 from ddag_jax.pytorch.reading import read_state_dict
+from ddag_jax.runs.checkpoint import Meta, find_checkpoint, read_meta, read_variables, save_weights
 
 _RANKS = 20  # of the reference's `cmc`
 
@@ -70,7 +70,7 @@ def from_torchvision(source: str, destination: str, *, overwrite: bool = False) 
         overwrite: replace a checkpoint there.
 
     Raises:
-        InputError: the file cannot be read, it is another network's (every missing, unexpected and
+        UserError: the file cannot be read, it is another network's (every missing, unexpected and
             misshapen key is listed), or `destination` exists.
     """
     output = _new_checkpoint(destination, overwrite)
@@ -97,7 +97,7 @@ def from_reference(
         overwrite: replace a checkpoint there.
 
     Raises:
-        InputError: the file cannot be read, it is another network's (every missing, unexpected and
+        UserError: the file cannot be read, it is another network's (every missing, unexpected and
             misshapen key is listed), or `destination` exists.
     """
     output = _new_checkpoint(destination, overwrite)
@@ -112,7 +112,7 @@ def from_reference(
         )
         config = Config(data=DataConfig(image_height=height, image_width=width), model=model)
     except ValueError as error:
-        raise InputError(f"{source}: {error}") from None
+        raise UserError(f"{source}: {error}") from None
     layout = reference_layout(dimensions)
     what = (
         f"the reference's network ({dimensions.classes} classes, {dimensions.parts} parts,"
@@ -136,18 +136,18 @@ def to_reference(source: str, destination: str, *, overwrite: bool = False) -> S
         overwrite: replace a file there.
 
     Raises:
-        InputError: there is no checkpoint, the reference has no such network (every field that
+        UserError: there is no checkpoint, the reference has no such network (every field that
             it cannot have is named), or `destination` exists.
     """
     output = Path(destination)
     if output.is_dir() or (output.exists() and not overwrite):
-        raise InputError(_exists(destination, replaceable=output.is_file()))
+        raise UserError(_exists(destination, replaceable=output.is_file()))
     checkpoint = find_checkpoint(source)
     meta = read_meta(checkpoint)
     model = meta.config.model
     faults = _not_in_reference(model)
     if faults:
-        raise InputError(f"{source}: the reference cannot hold this network: {'; '.join(faults)}")
+        raise UserError(f"{source}: the reference cannot hold this network: {'; '.join(faults)}")
     layout = reference_layout(
         Dimensions(meta.classes, model.parts, model.graph_heads, model.graph_head_dim)
     )
@@ -157,7 +157,7 @@ def to_reference(source: str, destination: str, *, overwrite: bool = False) -> S
     needed = {key: layout.shapes[key] for key in layout.mapped}
     if found != needed:
         differing = sorted(k for k in needed.keys() | found.keys() if needed.get(k) != found.get(k))
-        raise InputError(f"{checkpoint}: not of its own configuration: {', '.join(differing)}")
+        raise UserError(f"{checkpoint}: not of its own configuration: {', '.join(differing)}")
     net = {
         key: torch.from_numpy(arrays[key])
         if key in arrays
@@ -211,7 +211,7 @@ def _fit(
         elif key in layout.zeros and tensor.any():
             faults.append(f"not zero    {key}: our network has no shift there")
     if faults:
-        raise InputError(
+        raise UserError(
             f"{source}: not {what}; {len(faults)} keys differ, nothing was written:\n  "
             + "\n  ".join(sorted(faults))
         )
@@ -250,11 +250,11 @@ def _summary(
 
 
 def _new_checkpoint(destination: str, overwrite: bool) -> epath.Path:
-    """Where to write a checkpoint; raises InputError where something else stands."""
+    """Where to write a checkpoint; raises UserError where something else stands."""
     output = epath.Path(destination)
     replaceable = (output / "meta").exists() and not (output / "progress").exists()
     if output.exists() and not (overwrite and replaceable):
-        raise InputError(_exists(destination, replaceable))
+        raise UserError(_exists(destination, replaceable))
     return output
 
 

@@ -12,7 +12,7 @@ import safetensors
 import safetensors.torch
 import torch
 
-from ddag_jax.errors import InputError
+from ddag_jax.errors import UserError
 
 _ENCLOSING = ("net", "state_dict", "model")
 _LONGEST_NAME = 1000
@@ -29,19 +29,19 @@ def read_state_dict(path: str | Path) -> dict[str, torch.Tensor]:
         Tensors on the CPU, as they were stored.
 
     Raises:
-        InputError: there is no such file, it is damaged, it holds anything but tensors and plain
+        UserError: there is no such file, it is damaged, it holds anything but tensors and plain
             or NumPy numbers (nothing of it is then run), or no state dict.
     """
     path = Path(path)
     if not path.is_file():
-        raise InputError(f"{path}: no such file")
+        raise UserError(f"{path}: no such file")
     stored = _load(path)
     for name in _ENCLOSING:
         if isinstance(stored, Mapping) and isinstance(stored.get(name), Mapping):
             stored = stored[name]
             break
     if not isinstance(stored, Mapping) or not stored:
-        raise InputError(
+        raise UserError(
             f"{path}: holds no state dict, neither by itself nor under one of "
             + ", ".join(_ENCLOSING)
         )
@@ -51,9 +51,7 @@ def read_state_dict(path: str | Path) -> dict[str, torch.Tensor]:
         if not isinstance(key, str) or not isinstance(value, torch.Tensor)
     ]
     if strangers:
-        raise InputError(
-            f"{path}: not tensors by name, as a state dict has: {', '.join(strangers)}"
-        )
+        raise UserError(f"{path}: not tensors by name, as a state dict has: {', '.join(strangers)}")
     if all(key.startswith(_WRAPPER) for key in stored):
         return {key.removeprefix(_WRAPPER): value for key, value in stored.items()}
     return dict(stored)
@@ -69,7 +67,7 @@ def _load(path: Path) -> Any:
     except Exception as error:  # damaged or hostile bytes make the parsers raise anything
         reason = str(error).strip().splitlines() or [type(error).__name__]
         refused = [line for line in reason if "Unsupported" in line or "GLOBAL" in line]
-        raise InputError(
+        raise UserError(
             f"{path}: refused: not weights that can be read safely, or damaged:"
             f" {(refused or reason)[0].strip()[:300]}"
         ) from None

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int
 
-from ddag_jax.errors import InputError
+from ddag_jax.errors import UserError
 from ddag_jax.pytorch.keys import Dimensions
 from ddag_jax.pytorch.reading import read_state_dict
 
@@ -36,7 +36,7 @@ class Reference:
             weights: file of a state dict; None: as the network initialises itself (seed 0).
 
         Raises:
-            InputError: there is no such checkout or file, or the weights do not fit the network.
+            UserError: there is no such checkout or file, or the weights do not fit the network.
         """
         state_dict = None if weights is None else read_state_dict(weights)
         self.dimensions = dimensions = (
@@ -57,7 +57,7 @@ class Reference:
             try:
                 net.load_state_dict(state_dict)
             except RuntimeError as error:
-                raise InputError(f"{weights}: {error}") from None
+                raise UserError(f"{weights}: {error}") from None
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self._net = net.to(self.device)
         self._triplet = loss.OriTripletLoss
@@ -174,7 +174,7 @@ def _import(checkout: Path) -> list[types.ModuleType]:
     """The checkout's own modules, which `import` finds under their bare names there alone."""
     for name in _MODULES:
         if not (checkout / f"{name}.py").is_file():
-            raise InputError(
+            raise UserError(
                 f"{checkout}: no checkout of the PyTorch reference, which has a {name}.py"
             )
     kept = {name: sys.modules.pop(name) for name in _THEIRS if name in sys.modules}

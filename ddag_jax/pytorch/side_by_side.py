@@ -19,7 +19,7 @@ from ddag_jax.pytorch.keys import Row, reference_rows, to_state_dict, to_variabl
 from ddag_jax.pytorch.reference import Reference, to_numpy
 from ddag_jax.training.state import TrainState, new_state
 from ddag_jax.training.step import make_update
-from ddag_jax.typing import Batch
+from ddag_jax.types import Batch
 
 BOUNDS = {
     "embedding": 1e-11,

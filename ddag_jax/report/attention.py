@@ -11,8 +11,8 @@ from jaxtyping import Array, Bool, Float, Int, UInt8
 
 from ddag_jax.data.augment import normalise
 from ddag_jax.evaluation.embed import Modality
-from ddag_jax.models.ddag import DDAG
-from ddag_jax.models.layers import stripe_matrix
+from ddag_jax.methods.ddag.model import DDAG
+from ddag_jax.models.pooling import stripe_matrix
 
 
 class Looks(NamedTuple):

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import ddag_jax
-from ddag_jax.data.new_folder import new_folder
-from ddag_jax.errors import InputError
+from ddag_jax.errors import UserError
 from ddag_jax.evaluation.protocols import FIGURES, Record
+from ddag_jax.io.files import new_folder
 from ddag_jax.report.figures import Figure
 
 LIMIT = 15 * 10**6
@@ -58,18 +58,18 @@ def check_target(folder: str | os.PathLike[str]) -> Path:
     """The folder to write, found possible before any work is done.
 
     Raises:
-        InputError: it holds what no report wrote, is a file, or its own folder does not exist.
+        UserError: it holds what no report wrote, is a file, or its own folder does not exist.
     """
     target = Path(folder)
     if not target.absolute().parent.is_dir():
-        raise InputError(f"--report {target}: its folder does not exist; make it first")
+        raise UserError(f"--report {target}: its folder does not exist; make it first")
     if not os.path.lexists(target):
         return target
     if target.is_symlink() or not target.is_dir():
-        raise InputError(f"--report {target}: is no folder; name another one, or remove it")
+        raise UserError(f"--report {target}: is no folder; name another one, or remove it")
     stranger = _stranger(target)
     if stranger:
-        raise InputError(
+        raise UserError(
             f"--report {target}: holds {stranger}, which no report wrote; name another folder, or"
             " an empty one"
         )
@@ -100,7 +100,7 @@ def write_page(folder: str | os.PathLike[str], page: Page) -> Path:
         The page.
 
     Raises:
-        InputError: `check_target`'s; it cannot be written.
+        UserError: `check_target`'s; it cannot be written.
     """
     target = check_target(folder)
     text = render(page)

@@ -16,7 +16,7 @@ def training_curves(lines: Sequence[Mapping[str, Any]]) -> dict[str, Series]:
     """What a log says of the training.
 
     Args:
-        lines: of `log.jsonl`; ddag_jax/logs.py describes them.
+        lines: of `log.jsonl`; ddag_jax/runs/logs.py describes them.
 
     Returns:
         "losses" (the terms that play a part), "learning_rate", "graph_weight", "rank1" and "mAP"

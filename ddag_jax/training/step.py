@@ -10,9 +10,9 @@ from jaxtyping import Array, Float, Int, Key
 
 from ddag_jax.data.augment import augment
 from ddag_jax.losses import Losses, ddag_losses, dynamic_graph_weight
-from ddag_jax.models.ddag import DDAG
+from ddag_jax.methods.ddag.model import DDAG
 from ddag_jax.training.state import TrainState
-from ddag_jax.typing import Batch
+from ddag_jax.types import Batch
 
 Step = Callable[[TrainState, Batch], tuple[TrainState, Losses]]
 

@@ -13,7 +13,6 @@ from array_record.python import array_record_module
 from tensorflow_datasets.proto import tf_example_pb2
 
 from ddag_jax.config import DataConfig
-from ddag_jax.data.builder import VERSION
 from ddag_jax.data.loader import (
     ImageSource,
     evaluation_split,
@@ -22,8 +21,9 @@ from ddag_jax.data.loader import (
     training_split,
 )
 from ddag_jax.data.sampler import IdentitySampler, Sample
-from ddag_jax.errors import InputError
-from ddag_jax.typing import Batch
+from ddag_jax.datasets.builder import VERSION
+from ddag_jax.errors import UserError
+from ddag_jax.types import Batch
 
 SIZE = (32, 16)
 
@@ -83,7 +83,7 @@ def test_subset(data_dir: Path, mask: bool) -> None:
 
 
 def test_not_prepared(tmp_path: Path) -> None:
-    with pytest.raises(InputError) as caught:
+    with pytest.raises(UserError) as caught:
         open_split(tmp_path / "none", "sysu_mm01", (96, 48), "train")
     message = str(caught.value)
     assert "\n" not in message
@@ -93,7 +93,7 @@ def test_not_prepared(tmp_path: Path) -> None:
 
 
 def test_prepared_at_another_size(data_dir: Path) -> None:
-    with pytest.raises(InputError, match=r"there is one of 32x16 pixels.*--image-size 96 48$"):
+    with pytest.raises(UserError, match=r"there is one of 32x16 pixels.*--image-size 96 48$"):
         open_split(data_dir, "sysu_mm01", (96, 48), "train")
 
 
@@ -101,7 +101,7 @@ def test_half_deleted_is_not_prepared(tmp_path: Path) -> None:
     """What a killed prepare leaves has another name, and what has no description is not whole."""
     (tmp_path / "sysu_mm01" / "32x16" / f"incomplete.AB12CD_{VERSION}").mkdir(parents=True)
     (tmp_path / "sysu_mm01" / "32x16" / VERSION).mkdir()
-    with pytest.raises(InputError, match="no prepared dataset; run"):
+    with pytest.raises(UserError, match="no prepared dataset; run"):
         open_split(tmp_path, "sysu_mm01", SIZE, "train")
 
 
@@ -137,7 +137,7 @@ def test_training_split_with_a_drawn_holdout(data_dir: Path) -> None:
 
 
 def test_holdout_of_everyone(data_dir: Path) -> None:
-    with pytest.raises(InputError, match=r"data\.holdout_identities: 6 of 6 identities"):
+    with pytest.raises(UserError, match=r"data\.holdout_identities: 6 of 6 identities"):
         training_split(make_config(data_dir, holdout_identities=6), seed=0)
 
 
@@ -275,7 +275,7 @@ DAMAGE: dict[str, Callable[[Path], object]] = {
 def test_a_damaged_file_is_one_clear_line(shard: Path, tmp_path: Path, damage: str) -> None:
     read_all(tmp_path)
     DAMAGE[damage](shard)
-    with pytest.raises(InputError) as caught:
+    with pytest.raises(UserError) as caught:
         read_all(tmp_path)
     told = str(caught.value)
     assert told.startswith(f"{shard.parent}: image cam1/0001/0001.jpg is damaged (")
@@ -288,7 +288,7 @@ def test_a_byte_of_a_stored_record_flipped(shard: Path, tmp_path: Path) -> None:
     content = bytearray(shard.read_bytes())
     content[4000] ^= 1
     shard.write_bytes(content)
-    with pytest.raises(InputError, match=r"image cam2/0001/0001\.jpg is damaged \(Corrupted "):
+    with pytest.raises(UserError, match=r"image cam2/0001/0001\.jpg is damaged \(Corrupted "):
         read_all(tmp_path)
 
 
@@ -311,10 +311,10 @@ def test_a_byte_of_an_image_flipped(shard: Path, tmp_path: Path, data_dir: Path)
     whole = open_split(data_dir, "sysu_mm01", SIZE, "train").images(others)
     np.testing.assert_array_equal(source.images(others), whole)
     told = f"{shard.parent}: image {source.names[7]} is damaged (its checksum differs); remove"
-    with pytest.raises(InputError, match=re.escape(told)):
+    with pytest.raises(UserError, match=re.escape(told)):
         source.images(np.array([3, 7]))
     # By its number in a subset, too.
-    with pytest.raises(InputError, match=re.escape(told)):
+    with pytest.raises(UserError, match=re.escape(told)):
         source.subset(np.array([9, 7])).images(np.array([1]))
 
 
@@ -324,7 +324,7 @@ def test_damage_reaches_whoever_reads_batches(shard: Path, tmp_path: Path) -> No
     batches = training_batches(
         training, make_sampler(training), steps_per_epoch=9, first_step=0, last_step=9
     )
-    with pytest.raises(InputError, match="is damaged"):
+    with pytest.raises(UserError, match="is damaged"):
         list(batches)
 
 
@@ -368,5 +368,5 @@ def test_label_noise_is_in_nothing_that_is_judged(data_dir: Path) -> None:
 
 
 def test_more_label_noise_than_there_can_be(data_dir: Path) -> None:
-    with pytest.raises(InputError, match=r"data\.label_noise: 0\.99 of 72"):
+    with pytest.raises(UserError, match=r"data\.label_noise: 0\.99 of 72"):
         training_split(make_config(data_dir, label_noise=0.99), seed=0)

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from ddag_jax.data.sampler import IdentitySampler, Sample, steps_per_epoch
-from ddag_jax.errors import InputError
+from ddag_jax.errors import UserError
 
 RNG = np.random.default_rng(0)
 image_labels = RNG.permutation(np.repeat(np.arange(10), 12))
@@ -86,7 +86,7 @@ PINNED = ([6, 7, 1, 5], [58, 46, 105], [32, 118, 29])
 
 def test_too_few_identities() -> None:
     assert make_sampler(identities=10).sample(0, 0).labels.shape == (10,)
-    with pytest.raises(InputError, match=r"training\.identities_per_batch: 11 .* only 10 "):
+    with pytest.raises(UserError, match=r"training\.identities_per_batch: 11 .* only 10 "):
         make_sampler(identities=11)
 
 

@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ddag_jax.errors import InputError
+from ddag_jax.errors import UserError
 from ddag_jax.evaluation.embed import embed
-from ddag_jax.typing import Embeddings
+from ddag_jax.types import Embeddings
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (11, 4, 2, 3), dtype=np.uint8)
 INFRARED = np.array([0, 1, 0, 0, 1, 1, 0, 0, 0, 0, 1], dtype=bool)
@@ -103,20 +103,20 @@ def test_an_embedding_that_is_not_finite_names_its_image(image):
         rows = np.where(found[:, None], np.nan, 1.0)
         return Embeddings(np.ones((len(images), 3)), rows)
 
-    with pytest.raises(InputError, match=f"image {image} .*part embedding is not finite"):
+    with pytest.raises(UserError, match=f"image {image} .*part embedding is not finite"):
         embed(broken, IMAGES.__getitem__, INFRARED, 4)
 
 
 def test_no_images():
-    with pytest.raises(InputError, match="no images"):
+    with pytest.raises(UserError, match="no images"):
         embed(network, IMAGES.__getitem__, INFRARED[:0], 4)
 
 
 def test_a_fault_in_reading_comes_through():
     def read(indices):
         if 7 in indices:
-            raise InputError("cam1/0007/0001.jpg: unreadable")
+            raise UserError("cam1/0007/0001.jpg: unreadable")
         return IMAGES[indices]
 
-    with pytest.raises(InputError, match="unreadable"):
+    with pytest.raises(UserError, match="unreadable"):
         embed(network, read, INFRARED, 2)

@@ -8,8 +8,8 @@ import pytest
 import scipy.io
 
 from ddag_jax.config import EvaluationConfig
-from ddag_jax.data.sysu_mm01.permutations import read_permutations
-from ddag_jax.errors import InputError
+from ddag_jax.datasets.rand_perm_cam import read_permutations
+from ddag_jax.errors import UserError
 from ddag_jax.evaluation import protocols, ranking
 
 
@@ -181,20 +181,20 @@ def test_only_the_mode_asked_for(recorded_images):
 def test_images_that_make_a_mode_impossible(recorded_images, dropped, message):
     kept = ~np.isin(recorded_images[1], dropped)
     left = [column[kept] for column in recorded_images]
-    with pytest.raises(InputError, match=message):
+    with pytest.raises(UserError, match=message):
         judge({"part": random_features(left[0])}, left)
 
 
 def test_images_of_unknown_cameras_cannot_be_judged(recorded_images):
     identities, cameras, names = recorded_images
-    with pytest.raises(InputError, match="camera is not known"):
+    with pytest.raises(UserError, match="camera is not known"):
         judge({"part": random_features(identities)}, (identities, cameras * 0, names))
 
 
 def test_a_feature_that_is_not_finite_names_its_image(recorded_images):
     features = random_features(recorded_images[0])
     features[17, 3] = np.nan
-    with pytest.raises(InputError, match=f"part feature of image {recorded_images[2][17]}"):
+    with pytest.raises(UserError, match=f"part feature of image {recorded_images[2][17]}"):
         judge({"part": features}, recorded_images)
 
 
@@ -234,12 +234,12 @@ def test_the_authors_draw(split_dir, sysu_images):
 def test_draws_that_are_missing_or_do_not_fit(split_dir, sysu_images):
     settings = EvaluationConfig(draw="rand_perm_cam")
     draws = read_permutations(split_dir / "rand_perm_cam.mat").draws()
-    with pytest.raises(InputError, match=r"there is no rand_perm_cam\.mat"):
+    with pytest.raises(UserError, match=r"there is no rand_perm_cam\.mat"):
         protocols.searches("sysu_mm01", as_images(sysu_images), settings, {})
     test = sysu_images[0].min()
     few = ~((sysu_images[0] == test) & (sysu_images[1] == 1))
     few[np.flatnonzero(~few)[:2]] = True  # two images of many are left
-    with pytest.raises(InputError, match=f"does not fit cam1/{test:04d} with its 2 images"):
+    with pytest.raises(UserError, match=f"does not fit cam1/{test:04d} with its 2 images"):
         protocols.searches(
             "sysu_mm01", as_images([column[few] for column in sysu_images]), settings, draws
         )
@@ -363,7 +363,7 @@ def test_average_over_regdb_s_halves():
     table = protocols.format_table(averaged, "runs/regdb_*").splitlines()
     assert table[0] == "runs/regdb_*: RegDB, trials 1, 2, 7, mean of 3 runs"
     assert table[1] == "per cent; mean ± deviation over the runs"
-    with pytest.raises(InputError, match="a and d are all of trial 2"):
+    with pytest.raises(UserError, match="a and d are all of trial 2"):
         protocols.average([runs[0], runs[1], runs[0]], ["a", "b", "d"])
 
 
@@ -373,12 +373,10 @@ def test_no_average_over_different_protocols(recorded_images):
         judge(features, recorded_images, mode="all", trials=1, shots=shots)
         for shots in ("single", "multi")
     )
-    with pytest.raises(
-        InputError, match=r"one and two were judged differently \(shots: single and"
-    ):
+    with pytest.raises(UserError, match=r"one and two were judged differently \(shots: single and"):
         protocols.average([single, multi], ["one", "two"])
     both = judge(features, recorded_images, trials=1)
-    with pytest.raises(InputError, match="1 and 2 rows"):
+    with pytest.raises(UserError, match="1 and 2 rows"):
         protocols.average([single, both], ["one", "two"])
 
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from ddag_jax.errors import InputError
+from ddag_jax.errors import UserError
 from ddag_jax.evaluation import ranking
 
 RULES = ("sysu", "llcm", "none")
@@ -107,7 +107,7 @@ def test_camera_3_never_sees_camera_2():
 
     assert places(3) == (1, 1)
     assert places(6) == (0, pytest.approx((1 / 2 + 2 / 3) / 2))
-    with pytest.raises(InputError, match="no query"):
+    with pytest.raises(UserError, match="no query"):
         places(3, slice(0, 2))
 
 
@@ -130,7 +130,7 @@ def test_llcm_skips_only_the_own_identity_in_the_own_camera():
     assert places(5) == ([0, 1], 1 / 2)
     assert places(4) == ([1, 1], pytest.approx((1 + 2 / 3) / 2))
     assert places(9) == ([1, 1], pytest.approx((1 + 2 / 3 + 3 / 4) / 3))
-    with pytest.raises(InputError, match="no query"):
+    with pytest.raises(UserError, match="no query"):
         places(5, slice(0, 2))
 
 
@@ -146,5 +146,5 @@ def test_fewer_identities_than_ranks():
 def test_distances_that_are_not_finite(bad):
     distances, *who = random_case(0)
     distances[2, 3] = bad
-    with pytest.raises(InputError, match="NaN or infinite"):
+    with pytest.raises(UserError, match="NaN or infinite"):
         ranking.rank_distances(distances, *who, camera_rule="none")

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from ddag_jax.errors import InputError
+from ddag_jax.errors import UserError
 from ddag_jax.evaluation import ranking, reranking
 from ddag_jax.evaluation.reranking import rerank
 
@@ -144,12 +144,12 @@ def test_ranks_better_where_images_of_an_identity_support_each_other():
 def test_features_that_are_not_finite(side, bad):
     case = random_case(0)
     case[side][2, 3] = bad
-    with pytest.raises(InputError, match="NaN or infinite"):
+    with pytest.raises(UserError, match="NaN or infinite"):
         rerank(*case)
 
 
 @pytest.mark.parametrize("options", [{"k1": 0}, {"k2": 0}, {"weight": 1.1}, {"weight": -0.1}])
 def test_options_out_of_range(options):
     (name, value), *_ = options.items()
-    with pytest.raises(InputError, match=f"{name}={value}"):
+    with pytest.raises(UserError, match=f"{name}={value}"):
         rerank(*random_case(0), **options)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from ddag_jax.config import EvaluationConfig
-from ddag_jax.errors import InputError
+from ddag_jax.errors import UserError
 from ddag_jax.evaluation.protocols import Images, evaluate, searches
 from ddag_jax.evaluation.stored_features import load_features, save_features
 
@@ -110,7 +110,7 @@ def test_what_is_wrong_is_named(fault: str, tmp_path: Path) -> None:
     change, message = FAULTS[fault]
     bad = tmp_path / "bad.npz"
     np.savez(bad, **change(dict(np.load(tmp_path / "good.npz"))))
-    with pytest.raises(InputError, match=message) as caught:
+    with pytest.raises(UserError, match=message) as caught:
         load_features(bad, "sysu_mm01")
     assert str(caught.value).startswith(str(bad))
 
@@ -119,12 +119,12 @@ def test_what_is_wrong_is_named(fault: str, tmp_path: Path) -> None:
 def test_a_file_that_is_none(content: bytes, tmp_path: Path) -> None:
     file = tmp_path / "x.npz"
     file.write_bytes(content)
-    with pytest.raises(InputError, match="cannot be read"):
+    with pytest.raises(UserError, match="cannot be read"):
         load_features(file, "regdb")
     np.save(tmp_path / "x.npy", np.zeros(3))
-    with pytest.raises(InputError, match="single array"):
+    with pytest.raises(UserError, match="single array"):
         load_features(tmp_path / "x.npy", "regdb")
-    with pytest.raises(InputError, match="no such file"):
+    with pytest.raises(UserError, match="no such file"):
         load_features(tmp_path / "y.npz", "regdb")
 
 
@@ -134,7 +134,7 @@ def test_names_must_tell_the_modality(dataset: str, tmp_path: Path) -> None:
     found = searches(dataset, images, EvaluationConfig())
     images = images._replace(names=[f"{n}.png" for n in range(40)])
     save_features(tmp_path / "x.npz", features, images, found[0])
-    with pytest.raises(InputError, match="does not say its modality"):
+    with pytest.raises(UserError, match="does not say its modality"):
         load_features(tmp_path / "x.npz", dataset)
 
 
@@ -148,7 +148,7 @@ def test_nothing_is_overwritten(tmp_path: Path) -> None:
         (tmp_path / "x.npy", "ends in .npz"),
         (tmp_path / "none" / "x.npz", "folder does not exist"),
     ):
-        with pytest.raises(InputError, match=message):
+        with pytest.raises(UserError, match=message):
             save_features(target, features, images, search)
     assert file.read_text() == "mine"
     assert [path.name for path in tmp_path.iterdir()] == ["x.npz"]

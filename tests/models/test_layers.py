@@ -11,14 +11,10 @@ import torch
 from jax.sharding import Mesh, PartitionSpec
 from torch import nn
 
-from ddag_jax.models import layers
-from ddag_jax.models.layers import (
-    BatchNorm,
-    conv2d,
-    max_pool_3x3_2,
-    normalise_batch,
-    stripe_matrix,
-)
+from ddag_jax.models import convolution, winograd
+from ddag_jax.models.convolution import conv2d
+from ddag_jax.models.normalisation import BatchNorm, normalise_batch
+from ddag_jax.models.pooling import max_pool_3x3_2, stripe_matrix
 from tests.models.torch_modules import assert_close, to_ours, to_torch
 
 
@@ -68,7 +64,7 @@ def test_both_kernel_gradients_agree(kernel_size: int, stride: int, size: tuple[
         arguments = (x, jnp.array(normal(2, *y.shape)), shape, stride, kernel_size // 2)
         ours, default = (
             jax.jit(f, static_argnums=(2, 3, 4))(*arguments)
-            for f in (layers._dot_kernel_gradient, layers._xla_kernel_gradient)
+            for f in (convolution._dot_kernel_gradient, convolution._xla_kernel_gradient)
         )
     assert_close(ours, default)
 
@@ -77,7 +73,7 @@ def test_both_kernel_gradients_agree(kernel_size: int, stride: int, size: tuple[
 def test_winograd_as_pytorch(size: tuple[int, int]) -> None:
     """Of as many channels as it takes, for a CPU, in float64: the same but for rounding."""
     x, kernel = normal(0, 2, *size, 64), normal(1, 3, 3, 64, 96)
-    assert layers._winograd_pays(jnp.array(x), jnp.array(kernel), 1, 1)
+    assert winograd.winograd_pays(jnp.array(x), jnp.array(kernel), 1, 1)
     x_torch = to_torch(x).requires_grad_()
     kernel_torch = torch.tensor(kernel.transpose(3, 2, 0, 1), requires_grad=True)
     theirs = nn.functional.conv2d(x_torch, kernel_torch, padding=1)
@@ -99,12 +95,12 @@ def test_winograd_rounds_as_a_convolution_does() -> None:
     x, kernel = normal(0, 1, 18, 9, 512), normal(1, 3, 3, 512, 512)
     exact = nn.functional.conv2d(to_torch(x), torch.tensor(kernel.transpose(3, 2, 0, 1)), padding=1)
     narrow = jnp.array(x, jnp.float32), jnp.array(kernel, jnp.float32)
-    assert layers._winograd_pays(*narrow, 1, 1)
-    winograd, plain = (
+    assert winograd.winograd_pays(*narrow, 1, 1)
+    fast, plain = (
         np.abs(np.asarray(convolve(*narrow, 1, 1)) - to_ours(exact)).max()
-        for convolve in (layers._spatial_conv, layers._xla_conv)
+        for convolve in (convolution._spatial_conv, convolution._xla_conv)
     )
-    assert winograd < 8 * plain
+    assert fast < 8 * plain
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])

@@ -8,9 +8,9 @@ import numpy as np
 import optax
 from jax.typing import DTypeLike
 
-from ddag_jax.models.ddag import DDAG
-from ddag_jax.optimizer import sgd
-from ddag_jax.typing import Batch
+from ddag_jax.methods.ddag.model import DDAG
+from ddag_jax.training.optimizer import sgd
+from ddag_jax.types import Batch
 
 CLASSES, HEIGHT, WIDTH = 10, 32, 16
 

@@ -13,7 +13,15 @@ import safetensors.torch
 import torch
 
 from ddag_jax.build import build_model
-from ddag_jax.checkpoint import (
+from ddag_jax.cli import evaluate
+from ddag_jax.cli.convert import main
+from ddag_jax.config import Config, ModelConfig
+from ddag_jax.errors import UserError
+from ddag_jax.methods.ddag.model import DDAG, initialise
+from ddag_jax.parallel import device_mesh, replicated_shapes
+from ddag_jax.pytorch.keys import Dimensions, reference_layout, to_variables, torchvision_layout
+from ddag_jax.pytorch.reading import read_state_dict
+from ddag_jax.runs.checkpoint import (
     Meta,
     read_meta,
     read_variables,
@@ -21,14 +29,6 @@ from ddag_jax.checkpoint import (
     restore_variables,
     save_weights,
 )
-from ddag_jax.cli import evaluate
-from ddag_jax.cli.convert import main
-from ddag_jax.config import Config, ModelConfig
-from ddag_jax.errors import InputError
-from ddag_jax.models.ddag import DDAG, initialise
-from ddag_jax.parallel import device_mesh, replicated_shapes
-from ddag_jax.pytorch.keys import Dimensions, reference_layout, to_variables, torchvision_layout
-from ddag_jax.pytorch.reading import read_state_dict
 
 REFERENCE = reference_layout(Dimensions(classes=6, parts=4, heads=3, head_dim=8))
 FIGURES = {"epoch": 12, "cmc": np.linspace(0, 1, 20), "mAP": np.float64(0.25)}
@@ -247,7 +247,7 @@ def test_a_damaged_file_is_one_line(tmp_path, capsys, content, reason):
 @pytest.mark.parametrize("stored", [{}, [torch.ones(1)], {"net": {"w": 1.0}}, {1: torch.ones(1)}])
 def test_what_is_no_state_dict_is_refused(tmp_path, stored):
     torch.save(stored, tmp_path / "x.pth")
-    with pytest.raises(InputError, match=r"no state dict|not tensors by name"):
+    with pytest.raises(UserError, match=r"no state dict|not tensors by name"):
         read_state_dict(tmp_path / "x.pth")
 
 

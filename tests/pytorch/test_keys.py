@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from ddag_jax.models.ddag import DDAG, initialise
+from ddag_jax.methods.ddag.model import DDAG, initialise
 from ddag_jax.pytorch.keys import Dimensions, reference_layout, to_variables, torchvision_layout
 
 SMALL = Dimensions(classes=5, parts=4, heads=2, head_dim=16)

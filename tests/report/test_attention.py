@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from ddag_jax.data.augment import normalise
-from ddag_jax.models.ddag import DDAG
+from ddag_jax.methods.ddag.model import DDAG
 from ddag_jax.report.attention import choose_batch, graph_attention, look_at, stripes
 from tests.models.tiny import HEIGHT, WIDTH, network, random_variables
 

@@ -14,15 +14,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ddag_jax.checkpoint import find_checkpoint, read_meta
 from ddag_jax.config import EvaluationConfig
 from ddag_jax.data.loader import evaluation_split
-from ddag_jax.errors import InputError
+from ddag_jax.errors import UserError
 from ddag_jax.evaluation.protocols import Images, searches
 from ddag_jax.evaluation.protocols import evaluate as evaluate_all
 from ddag_jax.report import figures
-from ddag_jax.report.gather import QUERIES, Judged, cmc_curves, gather
+from ddag_jax.report.contents import QUERIES, Judged, cmc_curves, gather
 from ddag_jax.report.page import LIMIT, Page, check_target, write_page
+from ddag_jax.runs.checkpoint import find_checkpoint, read_meta
 from tests.models.tiny import HEIGHT, WIDTH, network, random_variables
 from tests.report.conftest import Report
 
@@ -247,7 +247,7 @@ def test_a_failure_leaves_the_earlier_report(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(figures.Figure, "standalone", full)
-    with pytest.raises(InputError, match="cannot be written"):
+    with pytest.raises(UserError, match="cannot be written"):
         write_page(tmp_path / "report", page._replace(title="another"))
     assert index.read_text(encoding="utf-8") == before
     assert [path.name for path in tmp_path.iterdir()] == ["report"]

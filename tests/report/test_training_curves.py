@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from ddag_jax.errors import InputError
-from ddag_jax.logs import read_log
+from ddag_jax.errors import UserError
 from ddag_jax.report.training_curves import training_curves
+from ddag_jax.runs.logs import read_log
 
 RECORD = {"direction": "infrared_to_visible", "mode": "all", "feature": "part"}
 LINES = [
@@ -47,5 +47,5 @@ def test_a_log_is_read_to_its_torn_line(tmp_path: Path) -> None:
     (tmp_path / "log.jsonl").write_text(text + '{"kind": "tr')
     assert read_log(tmp_path) == LINES
     (tmp_path / "log.jsonl").write_text("torn\n" + text)
-    with pytest.raises(InputError, match="line 1: not a line"):
+    with pytest.raises(UserError, match="line 1: not a line"):
         read_log(tmp_path)

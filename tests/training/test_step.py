@@ -8,10 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ddag_jax.models.ddag import DDAG
+from ddag_jax.methods.ddag.model import DDAG
 from ddag_jax.training.state import TrainState, new_state
 from ddag_jax.training.step import Step, image_keys, make_train_step
-from ddag_jax.typing import TrainingOutput
+from ddag_jax.types import TrainingOutput
 from tests.models import tiny
 
 STEPS_PER_EPOCH = 2

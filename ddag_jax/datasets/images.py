@@ -1,0 +1,103 @@
+"""Image files to uint8 arrays of one size, decoded in parallel."""
+
+import collections
+import concurrent.futures
+import io
+import os
+from collections.abc import Iterable, Iterator
+from typing import TypeAlias
+
+import numpy as np
+import PIL.Image
+from etils import epath
+from jaxtyping import UInt8
+
+from ddag_jax.errors import UserError
+from ddag_jax.io.files import read_bytes
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp")
+"""Lower-case endings of the files that count as images."""
+
+ImageFile: TypeAlias = epath.Path | UInt8[np.ndarray, "h w 3"]
+"""An image as a file, or as its pixels."""
+
+_FORMATS = ("JPEG", "PNG", "BMP", "DIB")
+"""Of Pillow's decoders, those that a file of such an ending may need."""
+
+_LONGEST = 256 * 2**20
+"""Bytes of a file."""
+
+_MOST_PIXELS = 50_000_000
+"""Of an image; decoded, it takes 150 MB."""
+
+_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA")
+
+
+def read_image(path: ImageFile, height: int, width: int) -> UInt8[np.ndarray, "h w 3"]:
+    """Decodes an image and resizes it, whatever its shape, with Lanczos (as the reference does).
+
+    Grey becomes three equal channels; transparency is dropped. An image that is an array already
+    is resized only.
+
+    Raises:
+      UserError: the file is no image (nor a file: a pipe, say), is cut short, has more pixels than
+        any camera, or is in a colour space (CMYK, 16 bits, ...) whose conversion to RGB would be a
+        guess.
+    """
+    if isinstance(path, np.ndarray):
+        ready = PIL.Image.fromarray(np.ascontiguousarray(path))
+        return np.asarray(ready.resize((width, height), PIL.Image.Resampling.LANCZOS))
+    try:
+        content = read_bytes(path, _LONGEST)
+        if not content:
+            raise UserError(f"{path}: is empty (0 bytes); copy it again from the original")
+        with PIL.Image.open(io.BytesIO(content), formats=_FORMATS) as image:
+            if image.width * image.height > _MOST_PIXELS:  # the header's word, before decoding
+                raise UserError(
+                    f"{path}: {image.width} x {image.height} pixels are more than any camera's;"
+                    " remove it or scale it down"
+                )
+            if image.mode not in _MODES:
+                raise UserError(f"{path}: is a {image.mode} image; convert it to RGB or grey")
+            small = image.convert("RGB").resize((width, height), PIL.Image.Resampling.LANCZOS)
+    except PIL.UnidentifiedImageError as error:
+        raise UserError(f"{path}: is no image; copy it again from the original") from error
+    except UserError:
+        raise
+    except Exception as error:  # Pillow's decoders let anything through on broken files
+        raise UserError(
+            f"{path}: cannot be read as an image ({error}); copy it again from the original"
+        ) from error
+    return np.asarray(small)
+
+
+def read_images(
+    paths: Iterable[ImageFile], height: int, width: int
+) -> Iterator[UInt8[np.ndarray, "h w 3"]]:
+    """`read_image` of each path, in order, on all cores.
+
+    Threads suffice: Pillow decodes and resizes without holding Python's lock.
+    """
+    workers = os.cpu_count() or 1
+    with concurrent.futures.ThreadPoolExecutor(workers) as pool:
+        pending: collections.deque[concurrent.futures.Future] = collections.deque()
+        for path in paths:
+            pending.append(pool.submit(read_image, path, height, width))
+            if len(pending) > 4 * workers:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
+
+
+def unreadable_images(paths: Iterable[ImageFile]) -> Iterator[str | None]:
+    """For each path, in order, why it cannot be read, or None; on all cores."""
+
+    def fault(path: ImageFile) -> str | None:
+        try:
+            read_image(path, height=1, width=1)
+        except UserError as error:
+            return str(error)
+        return None
+
+    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+        yield from pool.map(fault, paths)

@@ -1,0 +1,1 @@
+"""DDAG (Ye et al., ECCV 2020)."""

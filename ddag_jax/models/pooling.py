@@ -1,0 +1,105 @@
+"""Max-pooling of the stem, and averages over horizontal stripes."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
+
+_WINDOW, _STRIDE = 3, 2
+
+
+def _pool_slices(x: Array) -> list[Array]:
+    """The nine shifted views whose maximum is the 3x3/2 pool of an already padded `x`."""
+    h, w = ((size - _WINDOW) // _STRIDE + 1 for size in x.shape[1:3])
+    span_h, span_w = _STRIDE * (h - 1) + 1, _STRIDE * (w - 1) + 1
+    return [
+        x[:, i : i + span_h : _STRIDE, j : j + span_w : _STRIDE]
+        for i in range(_WINDOW)
+        for j in range(_WINDOW)
+    ]
+
+
+def _pad_for_pool(x: Array) -> Array:
+    lowest = jnp.array(-jnp.inf, x.dtype)
+    return jax.lax.pad(x, lowest, [(0, 0, 0), (1, 1, 0), (1, 1, 0), (0, 0, 0)])
+
+
+def _sliced_max_pool(x: Array) -> Array:
+    return functools.reduce(jnp.maximum, _pool_slices(_pad_for_pool(x)))
+
+
+def _xla_max_pool(x: Array) -> Array:
+    window, strides = (1, _WINDOW, _WINDOW, 1), (1, _STRIDE, _STRIDE, 1)
+    padding = ((0, 0), (1, 1), (1, 1), (0, 0))
+    return jax.lax.reduce_window(x, -jnp.inf, jax.lax.max, window, strides, padding)
+
+
+@jax.custom_vjp
+def max_pool_3x3_2(x: Float[Array, "b h w c"]) -> Float[Array, "b ho wo c"]:
+    """3x3 maximum pooling, stride 2, padding 1: ResNet's stem.
+
+    The gradient goes to the first maximum of a window in row-major order, as in PyTorch; written
+    out as nine masked slices, since XLA's select-and-scatter is several times slower on a CPU. On
+    a TPU, where each slice would be a copy of its own, XLA's is the better one.
+    """
+    return jax.lax.platform_dependent(x, tpu=_xla_max_pool, default=_sliced_max_pool)
+
+
+def _max_pool_fwd(x: Array) -> tuple[Array, tuple[Array, Array]]:
+    y = max_pool_3x3_2(x)
+    return y, (x, y)
+
+
+def _sliced_max_pool_gradient(x: Array, y: Array, g: Array) -> Array:
+    padded = _pad_for_pool(x)
+    taken = jnp.zeros(y.shape, bool)
+    dx = jnp.zeros(padded.shape, g.dtype)
+    h, w = y.shape[1:3]
+    for index, view in enumerate(_pool_slices(padded)):
+        i, j = divmod(index, _WINDOW)
+        hit = (view == y) & ~taken
+        taken |= hit
+        dx += jax.lax.pad(
+            jnp.where(hit, g, 0),
+            jnp.array(0, g.dtype),
+            [
+                (0, 0, 0),
+                (i, padded.shape[1] - i - _STRIDE * (h - 1) - 1, _STRIDE - 1),
+                (j, padded.shape[2] - j - _STRIDE * (w - 1) - 1, _STRIDE - 1),
+                (0, 0, 0),
+            ],
+        )
+    return dx[:, 1:-1, 1:-1]
+
+
+def _xla_max_pool_gradient(x: Array, y: Array, g: Array) -> Array:
+    (dx,) = jax.vjp(_xla_max_pool, x)[1](g)
+    return dx
+
+
+def _max_pool_bwd(saved: tuple[Array, Array], g: Array) -> tuple[Array]:
+    x, y = saved
+    dx = jax.lax.platform_dependent(
+        x, y, g, tpu=_xla_max_pool_gradient, default=_sliced_max_pool_gradient
+    )
+    return (dx,)
+
+
+max_pool_3x3_2.defvjp(_max_pool_fwd, _max_pool_bwd)
+
+
+def stripe_matrix(height: int, parts: int, dtype: DTypeLike) -> Float[Array, "p h"]:
+    """Row weights that average a map of `height` rows into `parts` stripes, with adaptive bins.
+
+    Stripe i covers rows floor(i*h/p) ... ceil((i+1)*h/p) - 1, so stripes overlap where p does not
+    divide h (PyTorch's adaptive pooling).
+
+    >>> stripe_matrix(3, 2, jnp.float32).tolist()
+    [[0.5, 0.5, 0.0], [0.0, 0.5, 0.5]]
+    """
+    row = jnp.arange(height)[None]
+    index = jnp.arange(parts)[:, None]
+    start, stop = index * height // parts, -((index + 1) * height // -parts)
+    return ((row >= start) & (row < stop)) / (stop - start).astype(dtype)

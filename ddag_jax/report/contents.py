@@ -1,0 +1,298 @@
+"""From an evaluated network to the report: what is in it, and in which order."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from ddag_jax.evaluation.embed import Modality, ReadFn
+from ddag_jax.evaluation.protocols import (
+    Images,
+    Record,
+    Search,
+    describe,
+    label,
+    rank_trials,
+)
+from ddag_jax.methods.ddag.model import DDAG
+from ddag_jax.report import figures
+from ddag_jax.report.attention import (
+    choose_batch,
+    compared_features,
+    graph_attention,
+    look_at,
+    stripes,
+)
+from ddag_jax.report.figures import Figure
+from ddag_jax.report.page import Block, Page
+from ddag_jax.report.pairs import compare_pairs
+from ddag_jax.report.ranked_lists import choose_queries, nearest_images, spread
+from ddag_jax.report.thumbnails import thumbnails
+from ddag_jax.report.training_curves import training_curves
+
+QUERIES = 96
+"""Ranked lists in a report, over all searches."""
+_PEOPLE_MAPPED, _IMAGES_MAPPED = 12, 480
+_LOOKED_AT, _EXAMPLES = 32, 6
+_IMAGES_OF_A_PERSON = 24
+_BATCH = 8, 4  # the most people, and images of each and modality, in the graph's batch
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Judged:
+    """A run that was evaluated, and everything the report is made of."""
+
+    title: str
+    """Of the run."""
+    images: Images
+    read_images: ReadFn
+    searches: Sequence[Search]
+    features: Mapping[str, Float[np.ndarray, "N _"]]
+    """All that the network gives, by name."""
+    judged: Mapping[str, Float[np.ndarray, "N _"]]
+    """Those in the table."""
+    reported: str
+    """Name of the feature in the ranked lists, the histogram and the map."""
+    reported_feature: Float[np.ndarray, "N _"]
+    untrained: Mapping[str, Float[np.ndarray, "N _"]]
+    """The table's features of the network before training."""
+    records: Sequence[Record]
+    untrained_records: Sequence[Record]
+    reranked: bool
+    model: DDAG
+    variables: Any
+    """Of the trained network, {"params", "batch_stats"}, on this host."""
+    batch: tuple[int, int]
+    """Identities, and images of each in each modality, of a training batch."""
+    log: Sequence[Mapping[str, Any]]
+    """Lines of the run's log; none where there is no log."""
+
+
+def gather(run: Judged) -> Page:
+    """Everything that the page shows."""
+    charts, precisions = _curves(run)
+    return Page(
+        title=run.title,
+        protocol=", ".join(describe(run.records[0])),
+        several=run.records[0]["trials"] > 1,
+        blocks=_blocks(run),
+        curves=charts,
+        lists=_lists(run, precisions),
+        embeddings=_embeddings(run),
+        attention=_attention(run),
+        training=_training(run.log),
+    )
+
+
+def _blocks(run: Judged) -> list[Block]:
+    """The table: a block a search, a row a feature, the untrained network's below."""
+    blocks = []
+    for search in run.searches:
+        rows = [
+            (prefix + record["feature"], record)
+            for prefix, records in (("", run.records), ("untrained ", run.untrained_records))
+            for record in records
+            if (record["direction"], record["mode"]) == (search.direction, search.mode)
+        ]
+        blocks.append(Block(label(search.direction, search.mode), rows))
+    return blocks
+
+
+def cmc_curves(run: Judged, search: Search) -> dict[str, Float[np.ndarray, " 20"]]:
+    """The mean curve of each feature over a search's trials, the untrained network's below."""
+    return {
+        prefix + name: np.mean(
+            [trial.cmc for trial in rank_trials(feature, run.images, search, run.reranked)], axis=0
+        )
+        for prefix, features in (("", run.judged), ("untrained ", run.untrained))
+        for name, feature in features.items()
+    }
+
+
+def _curves(run: Judged) -> tuple[list[Figure], list[np.ndarray]]:
+    """The charts of CMC curves, and of each search the average precision of each query in the
+    first trial."""
+    charts, precisions = [], []
+    for search in run.searches:
+        name = f"cmc_{search.mode or search.direction}"
+        title = label(search.direction, search.mode)
+        charts.append(figures.cmc(name, title, cmc_curves(run, search)))
+        (first, *_) = rank_trials(
+            run.reported_feature,
+            run.images,
+            search._replace(galleries=search.galleries[:1]),
+            reranked=False,
+        )
+        precisions.append(first.average_precision)
+    return charts, precisions
+
+
+def _lists(run: Judged, precisions: Sequence[np.ndarray]) -> dict[str, Any]:
+    """The ranked lists, and the images of everybody who is in one, ready for JSON."""
+    identities, cameras = run.images.identities, run.images.cameras
+    searches: list[dict[str, Any]] = []
+    shown: list[int] = []
+    for search, precision in zip(run.searches, precisions, strict=True):
+        places, hardest = choose_queries(
+            precision, identities[search.query], QUERIES // len(run.searches)
+        )
+        asked = search.query[places]
+        nearest = nearest_images(run.reported_feature, run.images, search, asked)
+        rows = []
+        for query, place, found, similarity in zip(asked, places, *nearest, strict=True):
+            seen = found >= 0
+            shown += [int(query), *found[seen].tolist()]
+            rows.append(
+                {
+                    "query": int(query),
+                    "precision": round(float(precision[place]), 4),
+                    "found": found[seen].tolist(),
+                    "similarity": [round(float(value), 3) for value in similarity[seen]],
+                }
+            )
+        name = label(search.direction, search.mode)
+        searches.append({"label": name, "hardest": hardest, "queries": rows})
+    people = {who: _images_of(run, who) for who in np.unique(identities[shown]).tolist()}
+    # By turns, so that where there is no room for all, everybody has some.
+    turns = [
+        images[turn]
+        for turn in range(_IMAGES_OF_A_PERSON)
+        for images in people.values()
+        if turn < len(images)
+    ]
+    jpegs = thumbnails(run.read_images, shown, turns)
+    return {
+        "searches": searches,
+        "people": {
+            identity: {
+                "images": [number for number in images if number in jpegs],
+                "total": int((identities == identity).sum()),
+            }
+            for identity, images in people.items()
+        },
+        "images": {
+            number: [
+                int(identities[number]),
+                int(cameras[number]),
+                "infrared" if run.images.infrared[number] else "visible",
+                jpeg,
+            ]
+            for number, jpeg in jpegs.items()
+        },
+    }
+
+
+def _images_of(run: Judged, identity: int) -> list[int]:
+    """Numbers of a person's images, by camera and name, spread where there are too many."""
+    mine = np.flatnonzero(run.images.identities == identity)
+    names = np.asarray(run.images.names)[mine]
+    mine = mine[np.lexsort((names, run.images.cameras[mine]))]
+    return mine[spread(len(mine), _IMAGES_OF_A_PERSON)].tolist()
+
+
+def _embeddings(run: Judged) -> list[Figure]:
+    """The map of some people, the histogram of all pairs."""
+    from sklearn.manifold import TSNE
+
+    identities, infrared = run.images.identities, run.images.infrared
+    people = np.unique(identities)
+    people = people[spread(len(people), _PEOPLE_MAPPED)]
+    each = _IMAGES_MAPPED // len(people) // 2
+    numbers = np.concatenate(
+        [
+            mine[spread(len(mine), each)]
+            for identity in people
+            for modality in (infrared, ~infrared)
+            if len(mine := np.flatnonzero((identities == identity) & modality))
+        ]
+    )
+    points = TSNE(
+        perplexity=min(30, (len(numbers) - 1) / 3), metric="cosine", init="random", random_state=0
+    ).fit_transform(run.reported_feature[numbers])
+    charts = [figures.embedding_map(points, identities[numbers], infrared[numbers], "t-SNE")]
+    pairs = compare_pairs(run.reported_feature, identities, infrared)
+    if pairs is not None:
+        charts.append(figures.similarities(pairs))
+    return charts
+
+
+def _attention(run: Judged) -> list[Figure]:
+    """The parts, the cells, the graph."""
+    search = run.searches[0]
+    asked = search.query[spread(len(search.query), _LOOKED_AT)]
+    nearest = nearest_images(run.reported_feature, run.images, search, asked)
+    seen = nearest.images[:, 0] >= 0
+    asked, found, similarity = asked[seen], nearest.images[seen, 0], nearest.similarity[seen, 0]
+    modality: Modality = "infrared" if run.images.infrared[asked[0]] else "visible"
+    other: Modality = "visible" if modality == "infrared" else "infrared"
+
+    def look(numbers: Int[np.ndarray, " b"], modality: Modality, others: Any) -> Any:
+        targets = {name: run.features[name][others] for name in compared_features(run.reported)}
+        return look_at(run.model, run.variables, run.read_images(numbers), modality, targets)
+
+    asking, answering = look(asked, modality, found), look(found, other, asked)
+    charts = []
+    bands: list[tuple[float, float]] = []
+    if asking.parts is not None:
+        bands = stripes(asking.activation.shape[1], asking.parts.shape[1])
+        for looks, kind in ((asking, modality), (answering, other)):
+            title = f"Part attention, mean of {len(asked)} {kind} images"
+            charts.append(figures.part_map(f"part_attention_{kind}", title, looks.parts.mean(0)))
+        if asking.part_weights is not None:
+            charts.append(figures.part_weights(asking.part_weights))
+    for number, row in enumerate(spread(len(asked), _EXAMPLES), start=1):
+        both = np.array([asked[row], found[row]])
+        identity, camera = run.images.identities[both], run.images.cameras[both]
+        right = identity[0] == identity[1]
+        title = (
+            f"{'✓' if right else '✗'} identity {identity[0]}, camera {camera[0]} → identity"
+            f" {identity[1]}, camera {camera[1]}: {similarity[row]:.2f}"
+        )
+        alt = (
+            f"Identity {identity[0]} seen by camera {camera[0]}, and the image found first:"
+            f" identity {identity[1]}, camera {camera[1]}, {'right' if right else 'wrong'},"
+            f" similarity {similarity[row]:.2f}; over each the cells that make them alike."
+        )
+        query, answer = run.read_images(both)
+        shown = figures.Example(
+            query,
+            answer,
+            asking.activation[row],
+            answering.activation[row],
+            bands,
+            asking.part_weights,
+            None if asking.parts is None else asking.parts[row].mean(0),
+        )
+        charts.append(figures.example(f"example_{number}", title, alt, shown))
+    batch = choose_batch(
+        run.images.identities,
+        run.images.infrared,
+        *(min(wanted, most) for wanted, most in zip(run.batch, _BATCH, strict=True)),
+    )
+    if run.model.graph_attention and batch is not None:
+        images = [
+            run.read_images(numbers.reshape(-1)).reshape(*numbers.shape, *query.shape)
+            for numbers in (batch.visible, batch.infrared)
+        ]
+        attention = graph_attention(run.model, run.variables, *images)
+        charts.append(figures.graph_map(attention, batch.identities, batch.visible.shape[1]))
+    return charts
+
+
+def _training(lines: Sequence[Mapping[str, Any]]) -> list[Figure]:
+    """What the log says of each step and epoch."""
+    found = training_curves(lines)
+    shown = {
+        "losses": ("Loss terms", "loss"),
+        "learning_rate": ("Learning rate", "learning rate"),
+        "graph_weight": ("Coefficient of the graph loss", "weight"),
+        "rank1": ("Rank-1 while training", "rank-1, %"),
+        "mAP": ("mAP while training", "mAP, %"),
+    }
+    return [
+        figures.curves(name, title, unit, found[name], logarithmic=name == "learning_rate")
+        for name, (title, unit) in shown.items()
+        if name in found
+    ]

@@ -1,0 +1,1 @@
+"""Rendered people, and rehearsals of the datasets' folders."""

@@ -1,0 +1,226 @@
+"""Trees of exactly a dataset's shape, to rehearse with before the real images are there.
+
+Folders, names of files and lists are as the dataset has them, and as many. The images are a few
+rendered people over and over: good for counts, layouts and protocols, not for training.
+"""
+
+import dataclasses
+import io
+import pathlib
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import PIL.Image
+from etils import epath
+from jaxtyping import UInt8
+
+from ddag_jax.datasets import llcm, regdb, sysu_mm01
+from ddag_jax.datasets.checks import RENDERED, count, examples, raise_faults, read_identities
+from ddag_jax.datasets.rand_perm_cam import read_permutations
+from ddag_jax.errors import UserError
+from ddag_jax.io.files import new_folder
+from ddag_jax.io.progress import Progress
+from ddag_jax.synthetic.people import INFRARED, VISIBLE, People, render
+
+
+@dataclasses.dataclass(frozen=True)
+class Tree:
+    """What to write."""
+
+    images: list[tuple[str, int, int]]
+    """Name below the folder, identity, and the camera of people.py that seems to see it."""
+    lists: Mapping[str, bytes]
+    """All other files, by name."""
+
+
+def sysu_mm01_tree(exp: epath.PathLike) -> Tree:
+    """SYSU-MM01: the folders that its permutations know, of identities in no list, too.
+
+    Args:
+      exp: a folder with the dataset's own lists and `rand_perm_cam.mat`; they come along.
+
+    Raises:
+      UserError: one of these is missing or damaged, or they do not belong together.
+    """
+    exp = epath.Path(exp)
+    if not exp.is_dir():
+        raise UserError(f"--exp {exp}: no such folder")
+    names = [f"{split}_id.txt" for split in sysu_mm01.SPLITS]
+    faults: list[str] = []
+    listed = set().union(*(read_identities(exp / name, faults) for name in names))
+    folders: Mapping[str, int] = {}
+    try:
+        folders = read_permutations(exp / "rand_perm_cam.mat").folders
+    except UserError as error:
+        faults.append(str(error))
+    raise_faults(faults)
+    images = []
+    for folder, files in folders.items():
+        camera, identity = (int(part) for part in folder.removeprefix("cam").split("/"))
+        images += [(f"{folder}/{n:04d}.jpg", identity, camera) for n in range(1, files + 1)]
+    if strangers := listed - {identity for _, identity, _ in images}:
+        raise UserError(
+            f"{exp}: {count(strangers, 'listed identity has', 'listed identities have')} no image"
+            f" in rand_perm_cam.mat ({examples(strangers)}); take all from the same release"
+        )
+    return Tree(
+        images, {f"exp/{name}": (exp / name).read_bytes() for name in (*names, "rand_perm_cam.mat")}
+    )
+
+
+def regdb_tree(seed: int) -> Tree:
+    """RegDB, with ten random halves of its identities for the ten trials."""
+    rng = np.random.default_rng(seed)
+    published = regdb.PUBLISHED["train_1"].identities + regdb.PUBLISHED["test_1"].identities
+    identities = range(1, published + 1)
+    images = []
+    lines: dict[tuple[str, int], list[str]] = {}
+    for identity in identities:
+        who = "_".join([rng.choice(["male", "female"]), rng.choice(["front", "back"])])
+        for modality, top, camera in (("visible", "Visible", 1), ("thermal", "Thermal", 3)):
+            for number in range(10 * identity, 10 * identity + 10):
+                name = f"{top}/{identity}/{who}_{modality[0]}_{number:05d}_{identity}.bmp"
+                images.append((name, identity, camera))
+                lines.setdefault((modality, identity), []).append(name)
+    lists = {}
+    for trial in regdb.TRIALS:
+        order = rng.permutation(identities).tolist()
+        half = len(order) // 2
+        for split, members in (("train", order[:half]), ("test", order[half:])):
+            for modality in ("visible", "thermal"):
+                lists[f"idx/{split}_{modality}_{trial}.txt"] = "".join(
+                    f"{name} {label}\n"
+                    for label, identity in enumerate(members)
+                    for name in lines[modality, identity]
+                ).encode()
+    return Tree(images, lists)
+
+
+def llcm_tree(seed: int, scale: float) -> Tree:
+    """LLCM; who is in which split, and seen by which cameras, is drawn.
+
+    Args:
+      seed: of the draw.
+      scale: of its identities and images, this share.
+    """
+    rng = np.random.default_rng(seed)
+    sizes = {split: round(scale * counts.identities) for split, counts in llcm.PUBLISHED.items()}
+    order = (1 + rng.permutation(sum(sizes.values()))).tolist()
+    splits = {
+        "train": sorted(order[: sizes["train"]]),
+        "test": sorted(order[sizes["train"] :]),
+    }
+    images = []
+    lists = {"idx/test_id.txt": (",".join(map(str, splits["test"])) + "\n").encode()}
+    for split, members in splits.items():
+        published = llcm.PUBLISHED[split]
+        for kind, cameras, drawn_as, total in (
+            ("vis", llcm.CAMERAS["test_vis"], VISIBLE, published.visible),
+            ("nir", llcm.CAMERAS["test_nir"], INFRARED, published.infrared),
+        ):
+            lines = []
+            shares = _shares(round(total * len(members) / published.identities), len(members))
+            for label, (identity, share) in enumerate(zip(members, shares, strict=True)):
+                # Three or more in turn, so that few people suffice for all cameras.
+                turn = range(3 * label, 3 * label + int(rng.integers(3, 6)))
+                seen = sorted(cameras[place % len(cameras)] for place in turn)
+                for camera, files in zip(seen, _shares(share, len(seen)), strict=True):
+                    place = f"{kind}/{identity:04d}"
+                    if split == "test":
+                        place = f"test_{kind}/cam{camera}/{identity:04d}"
+                    second = rng.integers(190_000, 200_000)
+                    for frame in range(7_000, 7_000 + 10 * files, 10):
+                        file = f"{identity:04d}_c{camera:02d}_s{second}_f{frame}_{kind}.jpg"
+                        view = drawn_as[camera % len(drawn_as)]
+                        images.append((f"{place}/{file}", identity, view))
+                        lines.append(f"{place}/{file} {label}\n")
+            if split == "train":
+                lists[f"idx/train_{kind}.txt"] = "".join(lines).encode()
+    return Tree(images, lists)
+
+
+def _shares(total: int, parts: int) -> list[int]:
+    """A total in equal parts, as far as it goes."""
+    return [total // parts + (part < total % parts) for part in range(parts)]
+
+
+def write_tree(
+    tree: Tree,
+    folder: epath.PathLike,
+    *,
+    distinct: int,
+    heights: Sequence[int],
+    seed: int,
+    note: str,
+    linked: bool = True,
+    progress: bool = True,
+) -> None:
+    """Draws a few people and writes their images under all names.
+
+    Each image is one file with many names (hard links), where the file system has them: some 200
+    files in the place of tens of thousands are written, and above all removed, many times as fast.
+    They are read-only, since what is written into one name would show under the others.
+
+    Args:
+      tree: what to write.
+      folder: where to; must not exist. It appears when it is whole.
+      distinct: people to draw, 1 to 1000. Identities take them in turn.
+      heights: of the images in pixels. A person has an image of each height in each camera; the
+        names take them in turn.
+      seed: of the people.
+      note: what rendered.txt says.
+      linked: whether a file may have many names.
+      progress: show a progress bar on standard error.
+
+    Raises:
+      UserError: a number is out of its range; the folder exists, or cannot be made or written.
+    """
+    if not 1 <= distinct <= 1000:
+        raise UserError(f"--distinct {distinct}: must be from 1 to 1000")
+    people = [People(train_identities=distinct, height=height, seed=seed) for height in heights]
+    drawn: dict[tuple[int, int], list[bytes]] = {}
+    written: dict[tuple[int, int, int], pathlib.Path] = {}
+    made: set[str] = set()
+    with (
+        new_folder(folder) as partial,
+        Progress(len(tree.images), "writing", "image", shown=progress) as bar,
+    ):
+        for number, (name, identity, camera) in enumerate(tree.images):
+            person = 1 + identity % distinct
+            parent, _, file_name = name.rpartition("/")
+            if (person, camera) not in drawn:
+                drawn[person, camera] = [
+                    _encoded(render(one, person, camera, variant), file_name)
+                    for variant, one in enumerate(people, start=1)
+                ]
+            if parent not in made:
+                (partial / parent).mkdir(parents=True)
+                made.add(parent)
+            variant = number % len(people)
+            path, before = partial / name, written.get((person, camera, variant))
+            if not (linked and before and _link(before, path)):
+                path.write_bytes(drawn[person, camera][variant])
+                if linked:
+                    path.chmod(0o444)
+                    written[person, camera, variant] = path
+            bar.update()
+        for name, content in tree.lists.items():
+            (partial / name).parent.mkdir(exist_ok=True)
+            (partial / name).write_bytes(content)
+        (partial / RENDERED).write_text(note)
+
+
+def _link(before: pathlib.Path, path: pathlib.Path) -> bool:
+    """Gives a file another name; False where the file system has no links, or no more of it."""
+    try:
+        path.hardlink_to(before)
+    except OSError:
+        return False
+    return True
+
+
+def _encoded(pixels: UInt8[np.ndarray, "h w 3"], name: str) -> bytes:
+    """A file of the format that its name says."""
+    file = io.BytesIO()
+    PIL.Image.fromarray(pixels).save(file, format="bmp" if name.endswith(".bmp") else "jpeg")
+    return file.getvalue()

@@ -1,0 +1,550 @@
+"""Nothing is ever lost: a test for each promise of docs/reliability.md."""
+
+import json
+import math
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from benchmarks.debug_runs import computed, differences, log_lines
+from ddag_jax.data.loader import training_split
+from ddag_jax.data.sampler import IdentitySampler
+from ddag_jax.evaluation.evaluator import Evaluator
+from ddag_jax.runs import train as loop
+from ddag_jax.runs.checkpoint import RunCheckpoints, find_checkpoint, read_meta, saved_steps
+from tests.processes import LIMIT, ROOT, together
+from tests.runs.test_processes import named
+
+pytestmark = pytest.mark.slow  # trains, and starts processes that do
+
+Run = Callable[..., int]
+
+LONGER = ("--training.steps-per-epoch", "40")
+"""So that there is time to signal a process."""
+
+
+def steps(run: Path) -> list[int]:
+    return [line["step"] for line in log_lines(run) if line["kind"] == "train"]
+
+
+def notes(run: Path) -> list[str]:
+    return [line["text"] for line in log_lines(run) if line["kind"] == "note"]
+
+
+def copy(run: Path, to: Path, without: tuple[int, ...] = ()) -> Path:
+    """A run that was killed before it wrote these checkpoints."""
+    shutil.copytree(run, to)
+    for step in without:
+        shutil.rmtree(to / "checkpoints" / str(step))
+    return to
+
+
+def benchmark(name: str, *words: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, "-m", f"benchmarks.{name}", *words],
+        cwd=ROOT,
+        env={**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""},  # one device
+        capture_output=True,
+        text=True,
+        timeout=LIMIT,
+    )
+
+
+# --- 1. Exact resume --------------------------------------------------------------------------
+
+
+def test_killed_thirty_times_a_run_ends_as_if_it_had_not_been() -> None:
+    ended = benchmark("kill_resume", "--kills", "30")
+    assert ended.returncode == 0, ended.stdout + ended.stderr[-3000:]
+    assert ended.stdout.startswith("30 kills in ")
+
+
+def test_an_evaluation_that_a_kill_cut_off_is_made_up_for(
+    finished: Path, run_debug: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = copy(finished, tmp_path / "run", without=(12,))
+    lines = (run / "log.jsonl").read_text().splitlines(keepends=True)
+    kept = [x for x in lines if (r := json.loads(x))["step"] < 8 or r["kind"] in ("train", "epoch")]
+    (run / "log.jsonl").write_text("".join(kept))
+    (run / "checkpoints" / "8" / "score.json").unlink()
+    assert run_debug(run, "--resume") == 0
+    assert differences(run, finished) == []
+
+
+# --- 2. Checkpoints are whole or absent -------------------------------------------------------
+
+
+def largest_file(folder: Path) -> Path:
+    return max(
+        (path for path in folder.rglob("*") if path.is_file()), key=lambda p: p.stat().st_size
+    )
+
+
+def truncate(checkpoint: Path) -> None:
+    file = largest_file(checkpoint / "variables")
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+
+
+def flip(checkpoint: Path) -> None:
+    file = largest_file(checkpoint / "progress")
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+
+
+def delete(checkpoint: Path) -> None:
+    shutil.rmtree(checkpoint / "progress")
+
+
+def cut_meta(checkpoint: Path) -> None:
+    (checkpoint / "meta" / "metadata").write_text('{"config": {')
+
+
+def swap(checkpoint: Path) -> None:
+    """Its files are whole, but of another checkpoint."""
+    shutil.rmtree(checkpoint / "variables")
+    shutil.copytree(checkpoint.parent / "8" / "variables", checkpoint / "variables")
+
+
+@pytest.mark.parametrize("damage", [truncate, flip, delete, cut_meta, swap])
+def test_the_checkpoint_before_a_damaged_one_is_used(
+    damage: Callable[[Path], None],
+    finished: Path,
+    run_debug: Run,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    run = copy(finished, tmp_path / "run")
+    damage(run / "checkpoints" / "12")
+    if damage is not flip:  # one goes on to the end: compiling takes time
+        monkeypatch.setattr(loop._Run, "go_on", lambda self, state, resume: int(state.step) - 8)
+    assert run_debug(run, "--resume") == 0
+    aside = run / "damaged_checkpoint_12"
+    warning = f"warning: the checkpoint of step 12 is damaged; it is now {aside}"
+    assert warning in capsys.readouterr().out
+    assert warning in notes(run)
+    assert aside.is_dir()
+    if damage is flip:
+        assert differences(run, finished) == []
+
+
+def test_without_a_whole_checkpoint_nothing_is_started(
+    finished: Path, run_debug: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = copy(finished, tmp_path / "run")
+    for step in saved_steps(run):
+        truncate(run / "checkpoints" / str(step))
+    before = sorted(run.rglob("*"))
+    assert run_debug(run, "--resume") == 2
+    error = capsys.readouterr().err
+    assert "none of its checkpoints is whole; start anew with --overwrite" in error
+    assert all(f"checkpoints/{step}/variables: damaged" in error for step in saved_steps(run))
+    assert sorted(run.rglob("*")) == before
+
+
+def test_a_full_disk_ends_the_run_and_spares_the_last_checkpoint(
+    finished: Path, debug_data: Path, run_debug: Run, tmp_path: Path
+) -> None:
+    run = copy(finished, tmp_path / "run", without=(12,))
+    room = largest_file(run / "checkpoints" / "8").stat().st_size // 2
+    words = ["train.py", "debug", "--workdir", run, "--data.dir", debug_data, "--resume"]
+    program = (
+        "import resource, runpy, sys\n"
+        f"resource.setrlimit(resource.RLIMIT_FSIZE, ({room}, {room}))\n"
+        "sys.argv = sys.argv[1:]\n"
+        "runpy.run_path('train.py', run_name='__main__')\n"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", program, *map(str, words)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=LIMIT,
+    )
+    assert ended.returncode == 2, ended.stderr[-3000:]
+    (told,) = ended.stderr.splitlines()
+    assert told.startswith("error: ")
+    assert "cannot be written" in told
+    assert "that of step 8 is whole: make room, then go on with --resume" in told
+    assert saved_steps(run)[-1] == 8
+    assert run_debug(run, "--resume") == 0
+    assert differences(run, finished) == []
+
+
+def test_the_best_is_never_pruned(
+    finished: Path, run_debug: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second of five epochs is made the best; the last two stay beside it."""
+    real = RunCheckpoints.scored
+    monkeypatch.setattr(
+        RunCheckpoints,
+        "scored",
+        lambda self, step, score, write: real(self, step, float(step == 8), write=write),
+    )
+    run = tmp_path / "run"
+    assert run_debug(run, "--training.epochs", "5") == 0
+    assert saved_steps(run) == [8, 16, 20]
+    assert find_checkpoint(run).name == "8"
+
+
+# --- 3. Preemption ----------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def longer(tmp_path_factory: pytest.TempPathFactory, run_debug: Run) -> Path:
+    """An undisturbed run of 120 steps."""
+    folder = tmp_path_factory.mktemp("runs") / "longer"
+    assert run_debug(folder, *LONGER) == 0
+    return folder
+
+
+def start(run: Path, data: Path) -> subprocess.Popen:
+    words = ["train.py", "debug", "--workdir", run, "--data.dir", data, "--resume", *LONGER]
+    return subprocess.Popen(
+        [sys.executable, *map(str, words)],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def wait_for(kind: str, run: Path) -> Callable[[list[subprocess.Popen]], None]:
+    """Waits until the run has logged a line of a kind, or a process has ended."""
+
+    def wait(processes: list[subprocess.Popen]) -> None:
+        while all(process.poll() is None for process in processes):
+            if any(line["kind"] == kind for line in log_lines(run)):
+                return
+            time.sleep(0.002)
+
+    return wait
+
+
+@pytest.mark.parametrize(
+    ("number", "moment", "code"),
+    [
+        (signal.SIGTERM, "train", 0),
+        (signal.SIGTERM, "epoch", 0),  # an evaluation follows
+        (signal.SIGINT, "train", 130),
+    ],
+)
+def test_a_signal_ends_the_run_after_its_step(
+    number: int,
+    moment: str,
+    code: int,
+    longer: Path,
+    debug_data: Path,
+    run_debug: Run,
+    tmp_path: Path,
+) -> None:
+    run = tmp_path / "run"
+    process = start(run, debug_data)
+    wait_for(moment, run)([process])
+    process.send_signal(number)
+    out, err = process.communicate(timeout=LIMIT)
+    assert process.returncode == code, err[-3000:]
+    last = steps(run)[-1]
+    assert last < 120
+    assert saved_steps(run)[-1] == last
+    text = f"stopped after step {last} of 120; go on with --resume"
+    assert notes(run)[-1] == text
+    assert text in out
+    assert not (run / "lock.json").exists()
+    assert run_debug(run, "--resume", *LONGER) == 0
+    assert steps(run) == list(range(1, 121))
+    assert [*computed(run)] == [*computed(longer)]
+    assert not [d for d in differences(run, longer) if "step 120" in d or "score" in d]
+
+
+def test_a_signal_cuts_an_evaluation_short(
+    finished: Path, run_debug: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = copy(finished, tmp_path / "run", without=(12,))
+    real = Evaluator.embed
+
+    def preempted(self: Evaluator, *arguments: Any, **options: Any) -> Any:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return real(self, *arguments, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Evaluator, "embed", preempted)
+        assert run_debug(run, "--resume") == 0
+    assert saved_steps(run)[-1] == 12
+    assert {x["step"] for x in log_lines(run) if x["kind"] == "evaluation"} == {4, 8}
+    assert run_debug(run, "--resume") == 0
+    assert differences(run, finished) == []
+
+
+def test_a_second_ctrl_c_ends_at_once() -> None:
+    program = (
+        "import os, signal\n"
+        "from ddag_jax.runs.preemption import StopRequest\n"
+        "with StopRequest() as stop:\n"
+        "    os.kill(os.getpid(), signal.SIGINT)\n"
+        "    assert stop.after(1) and stop.exit_code == 130\n"
+        "    print('goes on', flush=True)\n"
+        "    os.kill(os.getpid(), signal.SIGINT)\n"
+        "    print('still here', flush=True)\n"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=LIMIT
+    )
+    assert (ended.returncode, ended.stdout) == (130, "goes on\n"), ended.stderr
+
+
+def test_all_processes_save_the_same_step(tmp_path: Path, debug_data: Path) -> None:
+    """Of two, the second is told to end."""
+    run = tmp_path / "run"
+    words = ["train.py", "debug", "--workdir", run, "--data.dir", debug_data]
+    words += ["--training.epochs", 60, "--training.eval-every", 60]
+
+    def preempt(processes: list[subprocess.Popen]) -> None:
+        wait_for("train", run)(processes)
+        processes[1].send_signal(signal.SIGTERM)
+
+    results = together(2, 2, lambda where: words + named(where), meanwhile=preempt)
+    for result in results:
+        assert result.returncode == 0, result.stderr[-3000:]
+    last = steps(run)[-1]
+    assert last < 240
+    assert saved_steps(run)[-1] == last
+    assert notes(run)[-1] == f"stopped after step {last} of 240; go on with --resume"
+    for result in together(1, 4, lambda _: [*words, "--resume", "--training.log-every", 1]):
+        assert result.returncode == 0, result.stderr[-3000:]
+    assert steps(run) == list(range(1, 241))
+
+
+# --- 4. Numbers that go wrong -----------------------------------------------------------------
+
+
+def poisoned(*bad: int) -> Callable[..., Any]:
+    """`build_train_step` whose steps of these numbers have a loss and a gradient of NaN."""
+    real = loop.build_train_step
+
+    def build(*arguments: Any) -> Callable[..., Any]:
+        step = real(*arguments)
+
+        def poison(state: Any, batch: Any) -> Any:
+            hit = jnp.isin(state.step + 1, jnp.array(bad))
+            weight = jnp.where(hit, jnp.nan, state.graph_weight)
+            after, losses = step(state.replace(graph_weight=weight), batch)
+            mended = jnp.where(hit, state.graph_weight, after.graph_weight)
+            return after.replace(graph_weight=mended), losses
+
+        return poison
+
+    return build
+
+
+def test_a_step_that_is_not_finite_stops_the_run(
+    run_debug: Run,
+    debug_data: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    run = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "build_train_step", poisoned(6))
+        assert run_debug(run, "--training.log-every", "4") == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: step 6: total, graph_weight is not finite"), error
+    told = json.loads((run / "failed_step.json").read_text())
+    assert (told["step"], told["epoch"], told["total"]) == (6, 1, None)
+    assert math.isfinite(told["identity"])
+    assert saved_steps(run) == [4]  # the last before it
+    config = read_meta(find_checkpoint(run)).config
+    images, _ = training_split(config.data, 0)
+    sample = IdentitySampler(
+        images.labels, images.infrared, identities_per_batch=8, images_per_identity=2, seed=0
+    ).sample(1, 1)
+    for kind, indices in (("visible", sample.visible), ("infrared", sample.infrared)):
+        assert told[kind] == [images.names[i] for i in indices.reshape(-1)]
+    assert run_debug(run, "--resume", "--training.log-every", "4") == 0  # it was but a bad memory
+
+
+def test_too_high_a_learning_rate_is_told(
+    run_debug: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    assert run_debug(run, "--optimizer.learning-rate", "1e30") == 2
+    assert "training has diverged" in capsys.readouterr().err
+    assert json.loads((run / "failed_step.json").read_text())["step"] == 2
+
+
+def test_steps_that_are_not_finite_are_skipped_up_to_a_limit(
+    run_debug: Run,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    run = tmp_path / "run"
+    monkeypatch.setattr(loop, "build_train_step", poisoned(2, 3, 6, 9, 10, 11))
+    skip = ("--on-nonfinite", "skip", "--training.nonfinite-limit", "3")
+    assert run_debug(run, *skip) == 2
+    lines = {line["step"]: line for line in log_lines(run) if line["kind"] == "train"}
+    counted = [lines[step].get("skipped_in_row", 0) for step in range(1, 11)]
+    assert counted == [0, 1, 2, 0, 0, 1, 0, 0, 1, 2]
+    assert lines[2]["total"] is None
+    assert "error: step 11: " in capsys.readouterr().err
+    assert json.loads((run / "failed_step.json").read_text())["step"] == 11
+
+
+def test_losses_are_asked_for_only_to_log_them(
+    run_debug: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And then only when the next step is under way: checking them costs no wait of its own."""
+    from ddag_jax.losses import Losses
+
+    events: list[str] = []
+
+    class OnDevice:
+        def __init__(self, step: int) -> None:
+            self.step = step
+
+        def __float__(self) -> float:
+            events.append(f"ask {self.step}")
+            return 0.0
+
+        def __int__(self) -> int:
+            return int(float(self))
+
+    def fake(*_: Any) -> Any:
+        def step(state: Any, batch: Any) -> Any:
+            number = len([event for event in events if event.startswith("step")]) + 1
+            events.append(f"step {number}")
+            return state.replace(step=state.step + 1), Losses(*[OnDevice(number)] * 8)
+
+        return step
+
+    monkeypatch.setattr(loop, "map_train_step", fake)
+    monkeypatch.setattr(loop._Run, "_evaluate", lambda *_: True)
+    words = ("--training.epochs", "1", "--training.steps-per-epoch", "8")
+    drops = ("--optimizer.drop-epochs",)
+    assert run_debug(tmp_path / "run", *words, "--training.log-every", "3", *drops) == 0
+    order = [event for i, event in enumerate(events) if i == 0 or event != events[i - 1]]
+    assert order == [
+        "step 1", "step 2", "ask 1", "step 3", "step 4", "ask 3", "step 5", "step 6", "step 7",
+        "ask 6", "step 8", "ask 8",
+    ]  # fmt: skip
+
+
+# --- 5. Data faults ---------------------------------------------------------------------------
+
+
+def test_a_damaged_record_is_named(
+    debug_data: Path, run_debug: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = shutil.copytree(debug_data, tmp_path / "data")
+    for file in data.rglob("*train.array_record*"):
+        content = bytearray(file.read_bytes())
+        for at in range(len(content) // 4, 3 * len(content) // 4, 500):
+            content[at] ^= 16
+        file.write_bytes(content)
+    assert run_debug(tmp_path / "run", "--data.dir", str(data)) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert error.count("\n") == 1
+    assert "prepare the dataset again" in error
+    assert ": image cam" in error
+
+
+def test_a_changed_dataset_is_refused_on_resume(
+    finished: Path,
+    debug_data: Path,
+    run_debug: Run,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    data = shutil.copytree(debug_data, tmp_path / "data")
+    (file,) = data.rglob("*val.array_record*")
+    file.write_bytes(file.read_bytes() + b"x")
+    run = copy(finished, tmp_path / "run", without=(12,))
+    before = sorted(run.rglob("*"))
+    assert run_debug(run, "--resume", "--data.dir", str(data)) == 2
+    assert "the prepared dataset's fingerprint was " in capsys.readouterr().err
+    assert sorted(run.rglob("*")) == before
+
+
+# --- 6. One writer ----------------------------------------------------------------------------
+
+
+def test_a_second_run_in_a_folder_is_refused(
+    debug_data: Path, run_debug: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    process = start(run, debug_data)
+    try:
+        wait_for("train", run)([process])
+        for option in ("--resume", "--overwrite"):
+            assert run_debug(run, option, *LONGER) == 2
+            told = capsys.readouterr().err
+            assert f"process {process.pid} on " in told
+            assert "is writing this run" in told
+    finally:
+        process.kill()
+        process.communicate()
+    assert run_debug(run, "--overwrite", "--training.epochs", "1") == 0
+    assert notes(run)[0].startswith(f"took over the lock of process {process.pid} on ")
+
+
+# --- 7. Other machines ------------------------------------------------------------------------
+
+
+def test_a_checkpoint_goes_on_with_other_devices(
+    tmp_path: Path, debug_data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Written by four devices; the learning rate is low, so that rounding does not grow."""
+    four = tmp_path / "four"
+
+    def train(run: Path, devices: int, *more: str) -> None:
+        words = ["train.py", "debug", "--workdir", run, "--data.dir", debug_data]
+        words += ["--optimizer.learning-rate", 0.001, *more]
+        (ended,) = together(1, devices, lambda _: words)
+        assert ended.returncode == 0, ended.stderr[-3000:]
+
+    train(four, 4)
+    runs = {n: copy(four, tmp_path / f"on{n}", without=(12,)) for n in (1, 2, 8)}
+    with ThreadPoolExecutor(2) as pool:
+        for _ in pool.map(lambda n: train(runs[n], n, "--resume"), runs):
+            pass
+    expected = [line for line in computed(four) if line["kind"] == "train"]
+    for run in runs.values():
+        assert "going on after step 8 of 12" in notes(run)
+        ours = [line for line in computed(run) if line["kind"] == "train"]
+        assert ours[:8] == expected[:8]
+        for mine, theirs in zip(ours, expected, strict=True):
+            for name in ("identity", "triplet", "part", "graph", "total", "graph_weight"):
+                assert mine[name] == pytest.approx(theirs[name], rel=2e-3), (mine["step"], name)
+
+
+def test_a_checkpoint_says_what_wrote_it(finished: Path) -> None:
+    import ddag_jax
+
+    meta = read_meta(find_checkpoint(finished))
+    assert meta.version == ddag_jax.__version__
+    assert meta.config.training.epochs == 3
+    assert len(meta.data) == 64
+    np.testing.assert_equal(meta.classes, 14)
+
+
+# --- 9. Long runs -----------------------------------------------------------------------------
+
+
+def test_memory_is_flat() -> None:
+    ended = benchmark("memory", "--steps", "200")
+    assert ended.returncode == 0, ended.stdout + ended.stderr[-3000:]
+    assert "200 steps, 10 evaluations and checkpoints" in ended.stdout

@@ -1,0 +1,334 @@
+"""A real run of `debug`: train, evaluate, stop, resume, and everything that refuses."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+
+from ddag_jax.cli.evaluate import main as evaluate
+from ddag_jax.runs.checkpoint import RunCheckpoints, find_checkpoint, read_meta, saved_steps
+
+pytestmark = pytest.mark.slow  # compiles and trains a network
+
+FIGURES = {"rank1", "rank5", "rank10", "rank20", "mAP", "mINP"}
+LOSSES = {"identity", "triplet", "part", "graph", "without_graph", "total"}
+
+
+def log_lines(run: Path) -> list[dict]:
+    return [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+
+
+def computed(line: dict) -> dict:
+    """A log line without what depends on the clock."""
+    return {k: v for k, v in line.items() if k not in ("time", "images_per_second")}
+
+
+def variables(folder: Path) -> list[tuple[str, np.ndarray]]:
+    tree = ocp.Checkpointer(ocp.StandardCheckpointHandler()).restore(folder)
+    return [
+        (jax.tree_util.keystr(path), np.asarray(leaf))
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+    ]
+
+
+def test_the_log_has_every_step_once_with_every_loss(finished: Path) -> None:
+    lines = log_lines(finished)
+    steps = [line for line in lines if line["kind"] == "train"]
+    assert [line["step"] for line in steps] == list(range(1, 13))
+    for line in steps:
+        assert line.keys() >= LOSSES | {"graph_weight", "learning_rate"}
+        assert line["without_graph"] == pytest.approx(
+            line["identity"] + line["triplet"] + line["part"], rel=1e-5
+        )
+        assert line["total"] == pytest.approx(
+            line["without_graph"] + line["graph_weight"] * line["graph"], rel=1e-5
+        )
+    assert {line["graph_weight"] for line in steps if line["epoch"] == 0} == {0.0}
+
+
+def test_the_coefficient_follows_the_epoch_before(finished: Path) -> None:
+    lines = log_lines(finished)
+    for epoch in (0, 1):
+        mean = np.mean(
+            [x["without_graph"] for x in lines if x["kind"] == "train" and x["epoch"] == epoch]
+        )
+        for line in lines:
+            if line["kind"] == "train" and line["epoch"] == epoch + 1:
+                assert line["graph_weight"] == pytest.approx(1 / (1 + mean), rel=1e-5)
+
+
+def test_held_out_identities_choose_the_best(finished: Path) -> None:
+    evaluations = [line for line in log_lines(finished) if line["kind"] == "evaluation"]
+    assert [(line["step"], line["split"]) for line in evaluations] == [
+        (4, "held_out"),
+        (8, "held_out"),
+        (12, "held_out"),
+    ]
+    scores = {
+        line["step"]: next(
+            record["rank1"] + record["mAP"]
+            for record in line["records"]
+            if record["feature"] == "part"
+        )
+        for line in evaluations
+    }
+    best = max(scores, key=lambda step: (scores[step], step))
+    assert find_checkpoint(finished).name == str(best)
+    assert set(saved_steps(finished)) == {8, 12, best}
+
+
+def test_evaluate_writes_what_it_prints(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert evaluate([str(finished), "--untrained"]) == 0
+    printed = capsys.readouterr().out
+    for name in ("evaluation.json", "evaluation_untrained.json"):
+        records = json.loads((finished / name).read_text())
+        assert {(record["mode"], record["feature"]) for record in records} == {
+            (mode, feature) for mode in ("all", "indoor") for feature in ("global", "part")
+        }
+        for record in records:
+            assert record.keys() >= FIGURES | {f"{figure}_std" for figure in FIGURES}
+            assert (record["dataset"], record["shots"], record["trials"]) == (
+                "sysu_mm01",
+                "single",
+                10,
+            )
+            assert f"{record['rank1']:.2f} ± {record['rank1_std']:.2f}" in printed
+    assert "all-search" in printed
+    assert "untrained part" in printed
+
+
+def test_a_stopped_run_goes_on_as_if_it_had_not_been(
+    finished: Path,
+    run_debug: Callable[..., int],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    run = tmp_path / "run"
+    real_save = RunCheckpoints.save
+
+    def save_then_stop(self: RunCheckpoints, step: int, *rest: object) -> None:
+        if step == 8:  # its lines are in the log already; its checkpoint never comes to be
+            raise KeyboardInterrupt
+        real_save(self, step, *rest)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RunCheckpoints, "save", save_then_stop)
+        assert run_debug(run) == 130
+    assert saved_steps(run) == [4]
+    assert run_debug(run, "--resume") == 0
+    notes = [line["text"] for line in log_lines(run) if line["kind"] == "note"]
+    assert notes == ["going on after step 4 of 12"]
+
+    kinds = ("train", "epoch", "evaluation")
+    assert [computed(x) for x in log_lines(run) if x["kind"] in kinds] == [
+        computed(x) for x in log_lines(finished) if x["kind"] in kinds
+    ]
+    for item in ("variables", "progress"):
+        ours = variables(run / "checkpoints" / "12" / item)
+        theirs = variables(finished / "checkpoints" / "12" / item)
+        assert [name for name, _ in ours] == [name for name, _ in theirs]
+        for (name, mine), (_, other) in zip(ours, theirs, strict=True):
+            np.testing.assert_array_equal(mine, other, err_msg=name)
+
+
+def test_resuming_a_finished_run_changes_nothing(
+    finished: Path, run_debug: Callable[..., int]
+) -> None:
+    before = (finished / "log.jsonl").read_text()
+    assert run_debug(finished, "--resume") == 0
+    assert (finished / "log.jsonl").read_text() == before
+
+
+def test_pmap_and_shard_map_train_alike(
+    finished: Path, run_debug: Callable[..., int], tmp_path: Path
+) -> None:
+    assert run_debug(tmp_path / "run", "--training.mapping", "pmap") == 0
+    ours, theirs = (
+        [x["total"] for x in log_lines(run) if x["kind"] == "train"]
+        for run in (tmp_path / "run", finished)
+    )
+    np.testing.assert_allclose(ours, theirs, rtol=1e-5)
+
+
+def test_without_held_out_identities_the_test_set_is_only_watched(
+    run_debug: Callable[..., int], tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    arguments = ["--data.train-on", "train+val", "--training.epochs", "1"]
+    assert run_debug(run, *arguments, "--optimizer.drop-epochs") == 0
+    (line,) = [x for x in log_lines(run) if x["kind"] == "evaluation"]
+    assert line["split"] == "test"
+    assert not (run / "checkpoints" / "4" / "metrics").exists()
+    assert read_meta(find_checkpoint(run)).classes == 20  # of both lists
+
+
+def test_a_run_starts_from_another_ones_backbone(
+    finished: Path, run_debug: Callable[..., int], tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    arguments = ["--optimizer.backbone-scale", "0", "--training.epochs", "1"]
+    assert run_debug(run, *arguments, "--init", str(finished)) == 0
+    started_from = dict(variables(find_checkpoint(finished) / "variables"))
+    # With a learning rate of 0 the backbone stays what it was initialised with.
+    for name, array in variables(run / "checkpoints" / "4" / "variables"):
+        if name.startswith("['params']['two_stream']"):
+            np.testing.assert_array_equal(array, started_from[name], err_msg=name)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "exists already"),
+        (["--resume", "--training.seed", "4"], "training.seed was 0, now 4"),
+        (["--resume", "--overwrite"], "contradict"),
+    ],
+)
+def test_a_run_is_never_mixed_up_with_another(
+    finished: Path,
+    run_debug: Callable[..., int],
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    message: str,
+) -> None:
+    before = sorted(path.name for path in finished.rglob("*"))
+    assert run_debug(finished, *arguments) == 2
+    assert message in capsys.readouterr().err
+    assert sorted(path.name for path in finished.rglob("*")) == before
+
+
+@pytest.mark.parametrize("option", ["--overwrite", "--resume"])
+def test_only_runs_are_removed_or_gone_on_with(
+    run_debug: Callable[..., int],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    option: str,
+) -> None:
+    (tmp_path / "thesis.tex").write_text("years of work")
+    assert run_debug(tmp_path, option) == 2
+    assert "thesis.tex" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+    assert (tmp_path / "thesis.tex").read_text() == "years of work"
+
+
+def test_a_workdir_that_cannot_be_made_is_named(
+    run_debug: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("")
+    assert run_debug(tmp_path / "file", "--overwrite") == 2
+    assert "is a file" in capsys.readouterr().err
+    assert run_debug(tmp_path / "file" / "run") == 2
+    assert "name another --workdir" in capsys.readouterr().err
+
+
+def test_a_damaged_checkpoint_is_named(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for damage in ("description", "arrays"):
+        checkpoint = tmp_path / damage
+        shutil.copytree(find_checkpoint(finished), checkpoint)
+        variables = checkpoint / "variables"
+        for file in variables.rglob("*"):
+            described = file.name == "_METADATA"
+            if file.is_file() and described == (damage == "description"):
+                file.write_bytes(b"x" * (file.stat().st_size // 2))
+        assert evaluate([str(checkpoint)]) == 2
+        error = capsys.readouterr().err
+        assert f"{variables}: damaged" in error
+        assert error.count("\n") == 1
+
+
+def test_overwrite_starts_anew(run_debug: Callable[..., int], tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    for seed in ("1", "2"):
+        arguments = ["--training.epochs", "1", "--training.seed", seed, "--overwrite"]
+        assert run_debug(run, *arguments) == 0
+    assert read_meta(find_checkpoint(run)).config.training.seed == 2
+    assert [x["step"] for x in log_lines(run) if x["kind"] == "train"] == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--training.identities-per-batch", "12"], "take 8, or another multiple of 8"),
+        (["--training.identities-per-batch", "16"], "only 14 identities"),
+        (["--data.dir", "nowhere"], "python -m ddag_jax.data prepare"),
+        (["--data.image-height", "64"], "32x16"),
+        (["--init", "nowhere"], "nowhere"),
+        (["--data.train-on", "train+val", "--data.holdout-identities", "99"], "leaves none"),
+    ],
+)
+def test_a_fault_is_found_before_anything_is_written(
+    run_debug: Callable[..., int],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    message: str,
+) -> None:
+    run = tmp_path / "run"
+    assert run_debug(run, *arguments) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.startswith("error: ")
+    assert error.count("\n") == 1
+    assert not run.exists()
+
+
+def test_evaluate_refuses_what_it_cannot_judge(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert evaluate([str(tmp_path)]) == 2
+    assert "neither a run" in capsys.readouterr().err
+    assert evaluate([str(finished), "--model.parts", "3"]) == 2
+    assert "the checkpoint's own value stands" in capsys.readouterr().err
+
+
+def test_a_checkpoint_of_another_network_is_refused(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its configuration says one thing and its arrays another."""
+    checkpoint = tmp_path / "checkpoint"
+    shutil.copytree(find_checkpoint(finished), checkpoint)
+    meta = checkpoint / "meta" / "metadata"
+    stored = json.loads(meta.read_text())
+    stored["config"]["model"]["width"] = 16
+    meta.write_text(json.dumps(stored))
+    assert evaluate([str(checkpoint)]) == 2
+    error = capsys.readouterr().err
+    assert "another network" in error
+    assert "batch_stats/neck/mean: (64,) in the checkpoint, (128,) here" in error
+    assert not (checkpoint / "evaluation.json").exists()
+
+
+def test_a_checkpoint_that_is_none_is_refused(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "meta").mkdir()
+    (tmp_path / "meta" / "metadata").write_text('{"config": {"model": 3}}')
+    assert evaluate([str(tmp_path)]) == 2
+    assert "no checkpoint that this version" in capsys.readouterr().err
+
+
+def test_profile_records_steps(run_debug: Callable[..., int], tmp_path: Path) -> None:
+    assert run_debug(tmp_path / "run", "--profile", "2") == 0
+    assert list((tmp_path / "run" / "profile").rglob("*.xplane.pb"))
+    texts = [line["text"] for line in log_lines(tmp_path / "run") if line["kind"] == "note"]
+    assert any("the trace of the last steps is in" in text for text in texts)
+    assert run_debug(tmp_path / "run", "--resume") == 0  # the folder is still a run's
+
+
+def test_profile_of_more_steps_than_there_are(
+    run_debug: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_debug(tmp_path / "run", "--profile", "8") == 2
+    assert "--profile 8: there are 12 steps to go" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_ranked_lists_are_in_the_events(finished: Path) -> None:
+    events = [path.read_bytes() for path in (finished / "tensorboard").iterdir()]
+    assert sum(content.count(b"held_out/ranked_lists") for content in events) == 3
