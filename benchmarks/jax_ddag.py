@@ -4,13 +4,13 @@ from typing import Any
 
 import jax
 import numpy as np
+from ddag_jax.build import build_embed, build_model, build_optimizer, build_train_step
+from ddag_jax.methods.ddag.model import initialise
 from jaxtyping import UInt8
 
 from benchmarks.workload import CLASSES, GRAPH_WEIGHT, STEPS, Noise
-from ddag_jax.build import build_embed, build_model, build_optimizer, build_train_step
 from ddag_jax.config import Config
 from ddag_jax.losses import Losses
-from ddag_jax.methods.ddag.model import initialise
 from ddag_jax.parallel import (
     AXIS,
     Mesh,

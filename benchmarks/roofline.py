@@ -22,9 +22,9 @@ from unittest import mock
 
 import jax
 import jax.numpy as jnp
+from ddag_jax.build import build_model
 
 from benchmarks.workload import CLASSES
-from ddag_jax.build import build_model
 from ddag_jax.config import Config
 from ddag_jax.models import convolution, normalisation, resnet
 

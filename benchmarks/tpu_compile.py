@@ -110,9 +110,9 @@ def slice_mesh(topology: str) -> "Mesh":
 def abstract_state(config: Config, mesh: "Mesh") -> "TrainState":
     """Shapes and dtypes of the state, replicated over the mesh."""
     import jax
-
     from ddag_jax.build import build_model, build_optimizer
     from ddag_jax.methods.ddag.model import initialise
+
     from ddag_jax.parallel import AXIS, replicated_shapes
     from ddag_jax.training.state import new_state
 
@@ -131,9 +131,9 @@ def train_program(config: Config, mesh: "Mesh", identities: int) -> tuple[Any, t
     """train.py's mapped (so jitted) step and shapes to call it with, for so many identities."""
     import jax
     import jax.numpy as jnp
+    from ddag_jax.build import build_model, build_optimizer, build_train_step
     from jax.sharding import NamedSharding, PartitionSpec
 
-    from ddag_jax.build import build_model, build_optimizer, build_train_step
     from ddag_jax.parallel import AXIS, map_train_step
     from ddag_jax.types import Batch
 
@@ -152,9 +152,9 @@ def embed_program(config: Config, mesh: "Mesh") -> tuple[Any, tuple[Any, ...]]:
     """evaluate.py's mapped (so jitted) embedding and shapes to call it with."""
     import jax
     import jax.numpy as jnp
+    from ddag_jax.build import build_embed, build_model
     from jax.sharding import NamedSharding, PartitionSpec
 
-    from ddag_jax.build import build_embed, build_model
     from ddag_jax.parallel import AXIS, map_embed
 
     images = jax.ShapeDtypeStruct(

@@ -101,11 +101,11 @@ class Evaluation:
     def __init__(self, config: Config) -> None:
         environment.prepare()
         import jax
-
         from ddag_jax.build import build_embed, build_model
+        from ddag_jax.methods.ddag.model import initialise
+
         from ddag_jax.data.loader import evaluation_split
         from ddag_jax.evaluation.evaluator import Evaluator
-        from ddag_jax.methods.ddag.model import initialise
         from ddag_jax.parallel import device_mesh, map_embed, replicate
 
         self.config, self.mesh = config, device_mesh()

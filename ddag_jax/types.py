@@ -1,4 +1,4 @@
-"""Shape-annotated aliases and the two structures that travel through the program.
+"""Shape-annotated aliases, and the batch that travels from the host to the step.
 
 Dimensions, as annotations spell them:
 
@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Int, UInt8
 
 Array = jax.Array | np.ndarray
 
@@ -32,24 +32,3 @@ class Batch(NamedTuple):
     infrared: UInt8[Array, "n m h w 3"]
     labels: Int[Array, " n"]
     """Class of each identity slot, 0 ... classes - 1, no class twice."""
-
-
-class TrainingOutput(NamedTuple):
-    """What the network gives in training mode: every tensor that a loss, a picture or a test reads.
-
-    A branch that the configuration leaves out is None.
-    """
-
-    pooled: Float[jax.Array, "k c"]
-    """Average-pooled backbone feature, before the neck: the triplet loss and the graph read it."""
-    global_logits: Float[jax.Array, "k y"]
-    part_logits: Float[jax.Array, "k y"] | None
-    graph_log_probs: Float[jax.Array, "k y"] | None
-
-
-class Embeddings(NamedTuple):
-    """What the network gives in evaluation mode, each row of unit length."""
-
-    global_feature: Float[jax.Array, "b c"]
-    part_feature: Float[jax.Array, "b d"] | None
-    """None where the part attention is off; d = c, or parts * c for concatenation."""

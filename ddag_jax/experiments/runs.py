@@ -24,7 +24,7 @@ from typing import Any
 from etils import epath
 
 from ddag_jax.cli.options import load_config, override
-from ddag_jax.config import Config, DataConfig, differences, from_dict
+from ddag_jax.config import Config, DataConfig, differences
 from ddag_jax.data.loader import ImageSource, evaluation_split, training_split
 from ddag_jax.data.sampler import IdentitySampler
 from ddag_jax.errors import UserError
@@ -35,6 +35,7 @@ from ddag_jax.runs.checkpoint import (
     Meta,
     check_same_run,
     find_checkpoint,
+    meta_from_json,
     read_meta,
     saved_steps,
     step_folder,
@@ -237,10 +238,10 @@ def read_result(run: Run) -> Result | None:
     try:
         stored = read_json(path)
         meta = stored["meta"]
-        saved = Meta(
-            from_dict(meta["config"]), int(meta["classes"]), str(meta["data"]), meta["version"]
-        )
+        saved = meta_from_json(path, meta)
         init, minutes, records = stored["init"], stored["minutes"], list(stored["records"])
+    except UserError:
+        raise
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
             f"{path}: no result that this version can read ({error}); remove it, and its run is"

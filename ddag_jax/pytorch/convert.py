@@ -13,7 +13,7 @@ import torch
 from etils import epath
 
 import ddag_jax
-from ddag_jax.config import Config, DataConfig, ModelConfig
+from ddag_jax.config import Config, DataConfig, DDAGConfig, method_name
 from ddag_jax.errors import UserError
 from ddag_jax.pytorch.keys import (
     Dimensions,
@@ -105,7 +105,7 @@ def from_reference(
     dimensions = Dimensions.of(tensors)
     height, width = image_size
     try:
-        model = ModelConfig(
+        model = DDAGConfig(
             parts=dimensions.parts,
             graph_heads=dimensions.heads,
             graph_head_dim=dimensions.head_dim,
@@ -146,7 +146,7 @@ def to_reference(source: str, destination: str, *, overwrite: bool = False) -> S
     meta = read_meta(checkpoint)
     model = meta.config.model
     faults = _not_in_reference(model)
-    if faults:
+    if faults or not isinstance(model, DDAGConfig):
         raise UserError(f"{source}: the reference cannot hold this network: {'; '.join(faults)}")
     layout = reference_layout(
         Dimensions(meta.classes, model.parts, model.graph_heads, model.graph_head_dim)
@@ -175,8 +175,10 @@ def to_reference(source: str, destination: str, *, overwrite: bool = False) -> S
     return _summary(net, layout, variables)
 
 
-def _not_in_reference(model: ModelConfig) -> list[str]:
-    """The fields in which a network differs from all that the reference can be, and how."""
+def _not_in_reference(model: Any) -> list[str]:
+    """Return how a network differs from all that the reference can be."""
+    if not isinstance(model, DDAGConfig):
+        return [f"its method is {method_name(model)}, not ddag"]
     fixed = {
         "backbone": "resnet50",
         "width": 64,

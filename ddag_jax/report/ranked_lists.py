@@ -6,7 +6,7 @@ import numpy as np
 from jaxtyping import Float, Int
 from PIL import Image, ImageDraw
 
-from ddag_jax.evaluation.embed import ReadFn
+from ddag_jax.evaluation.embed import ReadImages
 from ddag_jax.evaluation.protocols import Images, Search
 from ddag_jax.evaluation.ranking import skipped
 
@@ -96,7 +96,7 @@ def ranked_lists(
     features: Float[np.ndarray, "N d"],
     images: Images,
     search: Search,
-    read_images: ReadFn,
+    read_images: ReadImages,
     rows: int = 8,
 ) -> Image.Image:
     """A search's first trial: a row a query, itself and its ten nearest gallery images.

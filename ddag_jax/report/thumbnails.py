@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
-from ddag_jax.evaluation.embed import ReadFn
+from ddag_jax.evaluation.embed import ReadImages
 
 BUDGET = 10 * 2**20
 """Characters of all thumbnails together, in base64."""
@@ -20,7 +20,7 @@ _CHUNK = 256
 
 
 def thumbnails(
-    read_images: ReadFn,
+    read_images: ReadImages,
     necessary: Sequence[int],
     welcome: Sequence[int],
     budget: int = BUDGET,
@@ -54,7 +54,7 @@ def thumbnails(
 
 
 def _encoded(
-    read_images: ReadFn, numbers: Sequence[int], form: tuple[int, int], limit: int
+    read_images: ReadImages, numbers: Sequence[int], form: tuple[int, int], limit: int
 ) -> dict[int, str] | None:
     """All of them, or None where they take more than `limit` characters."""
     encoded: dict[int, str] = {}
