@@ -280,7 +280,7 @@ class Training:
         backend = "inductor" if device == "cuda" else "eager"
         self.losses = torch.compile(losses, backend=backend) if style.compiled else losses
         self.triplet = triplet_by_anchor if style.reference else triplet_at_once
-        self.margin = config.loss.margin
+        self.margin = config.model.margin
         self.style, self.device = style, device
 
     def __call__(self, steps: int = 1) -> dict[str, Tensor]:

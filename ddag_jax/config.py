@@ -310,10 +310,8 @@ class Config:
 
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
     augment: AugmentConfig = dataclasses.field(default_factory=AugmentConfig)
-    model: DDAGConfig | BaselineConfig | MethodConfig = dataclasses.field(
-        default_factory=DDAGConfig
-    )
-    """The method and its settings: one of the package's, or a dataclass of your own."""
+    model: Any = dataclasses.field(default_factory=DDAGConfig)
+    """The method and its settings: DDAGConfig, BaselineConfig, or a MethodConfig of your own."""
     optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
     training: TrainingConfig = dataclasses.field(default_factory=TrainingConfig)
     evaluation: EvaluationConfig = dataclasses.field(default_factory=EvaluationConfig)
