@@ -22,6 +22,7 @@ class View(NamedTuple):
     """Class of each image, 0 ... classes - 1."""
 
 
+@runtime_checkable
 class Method(Protocol):
     """A network, its losses, and what it carries from step to step. All functions are pure.
 

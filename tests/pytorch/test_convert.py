@@ -12,12 +12,12 @@ import pytest
 import safetensors.torch
 import torch
 
-from ddag_jax.build import build_model
 from ddag_jax.cli import evaluate
 from ddag_jax.cli.convert import main
-from ddag_jax.config import Config, ModelConfig
+from ddag_jax.config import Config, DDAGConfig
 from ddag_jax.errors import UserError
-from ddag_jax.methods.ddag.model import DDAG, initialise
+from ddag_jax.methods.build import build_method
+from ddag_jax.methods.ddag.method import DDAG
 from ddag_jax.parallel import device_mesh, replicated_shapes
 from ddag_jax.pytorch.keys import Dimensions, reference_layout, to_variables, torchvision_layout
 from ddag_jax.pytorch.reading import read_state_dict
@@ -93,8 +93,8 @@ def test_reference_to_ours_is_exact_and_complete(reference):
     model = meta.config.model
     assert (model.parts, model.graph_heads, model.graph_head_dim) == (4, 3, 8)
     assert (meta.config.data.image_height, meta.config.data.image_width) == (64, 32)
-    network = build_model(meta.config, meta.classes)
-    shapes = jax.eval_shape(lambda: initialise(network, jax.random.key(0), 64, 32))
+    method = build_method(model, meta.classes)
+    shapes = jax.eval_shape(lambda: method.init(jax.random.key(0), (64, 32)))
     one_device = device_mesh(jax.devices()[:1])
     restored = restore_variables(reference.ours, replicated_shapes(shapes, one_device))
     arrays = {key: tensor.numpy() for key, tensor in reference.net.items()}
@@ -135,8 +135,8 @@ def test_torchvision_fills_both_stems_and_the_stages(backbone, request, tmp_path
         )
         assert main(["torchvision", str(tmp_path / "resnet50.safetensors"), str(ours)]) == 0
         assert "keys read     318" in capsys.readouterr().out
-    model = DDAG(classes=3, backbone=backbone, graph_head_dim=4)
-    shapes = jax.eval_shape(lambda: initialise(model, jax.random.key(0), 32, 16))
+    method = DDAG(DDAGConfig(backbone=backbone, graph_head_dim=4), classes=3)
+    shapes = jax.eval_shape(lambda: method.init(jax.random.key(0), (32, 16)))
     restored = restore_backbone(ours, types.SimpleNamespace(**shapes))
     arrays = {key: tensor.numpy() for key, tensor in net.items()}
     for collection, trees in to_variables(arrays, layout.rows).items():
@@ -374,7 +374,7 @@ REFUSED = {
 
 @pytest.mark.parametrize("fields", [*([field] for field in REFUSED), list(REFUSED)], ids="-".join)
 def test_what_the_reference_cannot_hold_is_refused_by_name(tmp_path, capsys, fields):
-    model = ModelConfig(**{field: REFUSED[field] for field in fields})
+    model = DDAGConfig(**{field: REFUSED[field] for field in fields})
     save_weights(tmp_path / "ours", {"params": {}}, Meta(Config(model=model), 5).to_json())
     assert main(["to-reference", str(tmp_path / "ours"), str(tmp_path / "model.t")]) == 2
     error = capsys.readouterr().err

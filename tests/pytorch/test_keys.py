@@ -6,7 +6,8 @@ import jax
 import numpy as np
 import pytest
 
-from ddag_jax.methods.ddag.model import DDAG, initialise
+from ddag_jax.config import DDAGConfig
+from ddag_jax.methods.ddag.method import DDAG
 from ddag_jax.pytorch.keys import Dimensions, reference_layout, to_variables, torchvision_layout
 
 SMALL = Dimensions(classes=5, parts=4, heads=2, head_dim=16)
@@ -34,22 +35,22 @@ def test_every_key_is_mapped_or_ignored(layout):
 
 
 @pytest.mark.parametrize(
-    ("name", "model", "heads"),
+    ("name", "config", "heads"),
     [
         (
             "reference",
-            DDAG(classes=5, parts=4, graph_heads=2, graph_head_dim=16),
+            DDAGConfig(parts=4, graph_heads=2, graph_head_dim=16),
             ("neck", "classifier", "iwpa", "cgsa"),
         ),
-        ("resnet50", DDAG(classes=5), ()),
-        ("resnet18", DDAG(classes=5, backbone="resnet18"), ()),
+        ("resnet50", DDAGConfig(), ()),
+        ("resnet18", DDAGConfig(backbone="resnet18"), ()),
     ],
 )
-def test_the_mapped_keys_fill_our_network(name, model, heads):
+def test_the_mapped_keys_fill_our_network(name, config, heads):
     layout = LAYOUTS[name]
     arrays = {key: np.broadcast_to(np.float32(0), layout.shapes[key]) for key in layout.mapped}
     filled = jax.tree.map(np.shape, to_variables(arrays, layout.rows))
-    variables = jax.eval_shape(lambda: initialise(model, jax.random.key(0), 32, 16))
+    variables = jax.eval_shape(lambda: DDAG(config, 5).init(jax.random.key(0), (32, 16)))
     wanted = {
         collection: {
             part: jax.tree.map(lambda x: x.shape, tree)
