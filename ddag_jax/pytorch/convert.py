@@ -15,6 +15,7 @@ from etils import epath
 import ddag_jax
 from ddag_jax.config import Config, DataConfig, ModelConfig
 from ddag_jax.errors import UserError
+from ddag_jax.io.files import whole_file
 from ddag_jax.pytorch.keys import (
     Dimensions,
     Layout,
@@ -166,12 +167,8 @@ def to_reference(source: str, destination: str, *, overwrite: bool = False) -> S
     }
     figures = {"epoch": 0, "cmc": [math.nan] * _RANKS, "mAP": math.nan}
     output.parent.mkdir(parents=True, exist_ok=True)
-    temporary = output.with_name(output.name + ".tmp")
-    try:
-        torch.save({"net": net, **figures}, temporary)
-        temporary.replace(output)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with whole_file(output) as file:
+        torch.save({"net": net, **figures}, file)
     return _summary(net, layout, variables)
 
 

@@ -14,7 +14,7 @@ from typing import Any
 from etils import epath
 
 from ddag_jax.errors import UserError
-from ddag_jax.io.files import read_json
+from ddag_jax.io.files import read_json, write_text
 
 NAME = "lock.json"
 _RENEWED = 60.0
@@ -85,10 +85,8 @@ class RunLock:
 
     def _write(self) -> None:
         host = socket.gethostname()
-        content = json.dumps({**self._me, "host": host, "seen": time.time()}) + "\n"
-        temporary = self._path.with_name(f".{NAME}.{os.getpid()}")
-        temporary.write_text(content)
-        temporary.replace(self._path)
+        content = {**self._me, "host": host, "seen": time.time()}
+        write_text(self._path, json.dumps(content) + "\n")
 
     def _owner(self) -> dict[str, Any] | None:
         try:
