@@ -15,7 +15,8 @@ ROOT = Path(__file__).parents[1]
 def prepared_people(folder: Path) -> Path:
     """Draws a few people below `folder` and prepares them at `debug`'s size: its `--data.dir`."""
     from ddag_jax.datasets.prepare import check, prepare
-    from ddag_jax.synthetic.people import People, write_people
+    from ddag_jax.synthetic.files import write_people
+    from ddag_jax.synthetic.image import People
 
     people = People(
         train_identities=14,

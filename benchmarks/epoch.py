@@ -45,7 +45,8 @@ BOTH = (LOOP, BARE)
 def write_people(config: Config, folder: Path) -> Path:
     """Prepares rendered people; gives the folder to train from."""
     from ddag_jax.datasets.prepare import check, prepare
-    from ddag_jax.synthetic.people import People, write_people
+    from ddag_jax.synthetic.files import write_people
+    from ddag_jax.synthetic.image import People
 
     height, width = config.data.image_height, config.data.image_width
     people = People(

@@ -15,7 +15,7 @@ from ddag_jax.evaluation.protocols import sysu_gallery, sysu_query
 from ddag_jax.evaluation.ranking import rank
 from ddag_jax.methods.base import View
 from ddag_jax.methods.ddag.method import DDAG
-from ddag_jax.pytorch.keys import Row, reference_rows, to_state_dict, to_variables
+from ddag_jax.pytorch.keys import KeyMapping, reference_mappings, to_state_dict, to_variables
 from ddag_jax.training.optimizer import sgd
 from ddag_jax.training.state import new_state
 from ddag_jax.training.step import make_update
@@ -98,13 +98,13 @@ class Run:
         self.case = case = json.loads(str(self.recorded["case"]))
         golden = weights_module(shared)
         shapes = case_shapes(json.loads((shared / "state_dict_shapes.json").read_text()), case)
-        self.rows: list[Row] = reference_rows(case["heads"])
+        self.mappings: list[KeyMapping] = reference_mappings(case["heads"])
         state_dict = {
             key: golden.weight(key, shapes[key], case["seed"])
-            for row in self.rows
-            for key in row.keys
+            for mapping in self.mappings
+            for key in mapping.keys
         }
-        variables = to_variables(state_dict, self.rows)
+        variables = to_variables(state_dict, self.mappings)
         self.variables = jax.tree.map(lambda x: jnp.asarray(x, dtype), variables)
         self.labels = jnp.asarray(case["labels"], jnp.int32)
         half, size = len(case["labels"]) // 2, (case["height"], case["width"])
@@ -148,7 +148,7 @@ class Run:
 
     def check_heads(self, kind: str, prefix: str, variables: dict, floor: float = 0.0) -> None:
         """Norm and first 32 values, in PyTorch's layout, of each recorded key."""
-        arrays = to_state_dict(variables, self.rows)
+        arrays = to_state_dict(variables, self.mappings)
         names = [name for name in self.recorded if name.startswith(f"{prefix}_norm/")]
         for name in names:
             key = name.split("/", 1)[1]

@@ -16,6 +16,7 @@ from ddag_jax.cli.main import run
 from ddag_jax.cli.options import override
 from ddag_jax.config import Config, EvaluationConfig, differences
 from ddag_jax.errors import UserError
+from ddag_jax.io.files import whole_file, write_text
 from ddag_jax.io.progress import silence
 
 if TYPE_CHECKING:
@@ -306,7 +307,7 @@ def _judge_run(options: argparse.Namespace, name: str, config: Config) -> "list[
     if untrained:
         _write(folder / f"evaluation{what}_untrained.json", untrained)
     picture = ranked_lists(feature, evaluator.images, evaluator.searches[0], source.images)
-    with (folder / f"ranked_lists{what}.png").open("wb") as file:
+    with whole_file(folder / f"ranked_lists{what}.png") as file:
         picture.save(file, "png")
     if options.report:
         from ddag_jax.report.contents import Judged, gather
@@ -341,10 +342,8 @@ def _option(field: str) -> str:
 
 
 def _write(path: epath.Path, records: Sequence[object]) -> None:
-    """Whole or not at all; an evaluation may be repeated, so its result is replaced."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(records, indent=2) + "\n")
-    temporary.replace(path)
+    """Write an evaluation's result; one of an earlier evaluation is replaced."""
+    write_text(path, json.dumps(records, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -30,7 +30,7 @@ from ddag_jax.data.sampler import IdentitySampler
 from ddag_jax.errors import UserError
 from ddag_jax.evaluation.protocols import Images, Record, kind, searches
 from ddag_jax.experiments.rows import Experiment, Row
-from ddag_jax.io.files import parse_json, read_bytes, read_json
+from ddag_jax.io.files import parse_json, read_bytes, read_json, write_text
 from ddag_jax.runs.checkpoint import (
     Meta,
     check_same_run,
@@ -274,7 +274,7 @@ def execute(run: Run, *, quiet: bool = False) -> Result:
         "minutes": minutes,
         "records": records,
     }
-    write(run.result, json.dumps(content, indent=2) + "\n")
+    write_text(run.result, json.dumps(content, indent=2) + "\n")
     return Result(records, minutes)
 
 
@@ -337,10 +337,3 @@ def _trained(folder: epath.Path, epochs: int) -> bool:
     lines = read_bytes(folder / "log.jsonl", _LONGEST).decode().splitlines()
     ended = [line["epoch"] for line in map(parse_json, lines) if line["kind"] == "epoch"]
     return ended[-1:] == [epochs - 1]
-
-
-def write(path: epath.Path, text: str) -> None:
-    """Whole or not at all."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text)
-    temporary.replace(path)

@@ -33,7 +33,8 @@ def build_method(config: Any, classes: int, axis_name: str | None = None) -> Met
             missing = [name for name in _MEMBERS if not hasattr(method, name)]
             if missing:
                 raise UserError(
-                    f"model: {type(config).__name__}.build returned a {type(method).__name__}, which"
-                    f" has no {', '.join(missing)}; ddag_jax/methods/base.py lists what a method has"
+                    f"model: {type(config).__name__}.build returned a {type(method).__name__}"
+                    f" without {', '.join(missing)}; ddag_jax/methods/base.py lists what a method"
+                    " needs"
                 )
             return method

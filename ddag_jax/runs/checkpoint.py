@@ -28,7 +28,7 @@ from orbax.checkpoint import checkpoint_managers
 import ddag_jax
 from ddag_jax.config import METHODS, Config, differences, from_dict, method_name, to_dict
 from ddag_jax.errors import UserError
-from ddag_jax.io.files import read_json
+from ddag_jax.io.files import read_json, write_text
 from ddag_jax.models.two_stream import BACKBONE
 from ddag_jax.training.state import TrainState
 
@@ -400,9 +400,7 @@ class RunCheckpoints:
         self._scores[step] = score
         if write:
             path = _score_file(self._workdir, step)
-            temporary = path.with_name(path.name + ".tmp")
-            temporary.write_text(json.dumps({"score": score}) + "\n")
-            temporary.replace(path)
+            write_text(path, json.dumps({"score": score}) + "\n")
 
     @contextlib.contextmanager
     def _told(self) -> Iterator[None]:

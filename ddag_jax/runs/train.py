@@ -26,6 +26,7 @@ from ddag_jax.errors import UserError
 from ddag_jax.evaluation.embed import Interrupted
 from ddag_jax.evaluation.evaluator import Evaluator, while_training
 from ddag_jax.evaluation.protocols import selection_figure
+from ddag_jax.io.files import write_text
 from ddag_jax.io.progress import say
 from ddag_jax.methods.base import Method
 from ddag_jax.methods.build import build_method
@@ -76,16 +77,15 @@ _RUN_FILES = (
     "checkpoints",
     "damaged_checkpoint_*",
     "evaluation*.json",
-    "failed_step.json*",
+    "failed_step.json",
     "lock.json",
-    ".lock.json.*",
+    ".lock.json.guard",
     "log.jsonl",
-    "log.jsonl.tmp",
     "profile",
     "ranked_lists*.png",
     "report",
-    ".report.partial-*",
     "tensorboard",
+    ".*.partial-*",
 )
 """What a run's folder may hold, as patterns."""
 
@@ -359,9 +359,7 @@ class _Run:
         }
         path = self.log.folder / "failed_step.json"
         if is_first_process():
-            temporary = path.with_name(path.name + ".tmp")
-            temporary.write_text(json.dumps(content, indent=2) + "\n")
-            temporary.replace(path)
+            write_text(path, json.dumps(content, indent=2) + "\n")
         broken = [name for name, value in content.items() if value is None]
         raise UserError(
             f"step {number}: {', '.join(broken) or 'a gradient'} is not finite; training has"

@@ -209,7 +209,7 @@ def test_a_report_is_replaced_and_nothing_else_is(
     for target, message in (
         (folder, "holds figures/mine.svg, which no report wrote"),
         (foreign, "holds index.html, which no report wrote"),
-        (a_file, "is no folder"),
+        (a_file, "is not a folder"),
         (tmp_path / "no" / "where", "its folder does not exist"),
     ):
         before = sorted(tmp_path.rglob("*"))
