@@ -90,7 +90,7 @@ def split_dir(pytestconfig: pytest.Config) -> Path:
 @pytest.fixture(scope="session")
 def debug_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A few rendered people, prepared at the size that the configuration `debug` wants."""
-    from benchmarks.debug_runs import prepared_people
+    from tests.reliability.debug_runs import prepared_people
 
     return prepared_people(tmp_path_factory.mktemp("debug"))
 

@@ -1,6 +1,6 @@
 """Runs of `debug` killed at random moments and resumed to their ends, against an undisturbed twin.
 
-    python -m benchmarks.kill_resume --kills 100
+    python -m tests.reliability.kill_resume --kills 100
 
 SIGKILL falls while a run starts, in its steps, in evaluations, and while a checkpoint is being
 written: each moment is drawn as an event to wait for and a time after it. A run that ends is
@@ -21,7 +21,7 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks.debug_runs import (
+from tests.reliability.debug_runs import (
     differences,
     load_before_forking,
     log_lines,
@@ -131,7 +131,7 @@ def _lane(folder: Path, data: Path, kills: int, seed: int) -> None:
 
 def main() -> int:
     """Prints where the kills fell and whether all runs ended like the twin."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.kill_resume", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m tests.reliability.kill_resume", description=__doc__)
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--lanes", type=int, default=2, help="runs at the same time")
     parser.add_argument("--seed", type=int, default=0, help="of the moments")

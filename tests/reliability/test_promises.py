@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from benchmarks.debug_runs import computed, differences, log_lines
+from tests.reliability.debug_runs import computed, differences, log_lines
 from ddag_jax.data.loader import training_split
 from ddag_jax.data.sampler import IdentitySampler
 from ddag_jax.evaluation.evaluator import Evaluator
@@ -52,7 +52,7 @@ def copy(run: Path, to: Path, without: tuple[int, ...] = ()) -> Path:
 
 def benchmark(name: str, *words: str) -> subprocess.CompletedProcess:
     return subprocess.run(
-        [sys.executable, "-m", f"benchmarks.{name}", *words],
+        [sys.executable, "-m", f"tests.reliability.{name}", *words],
         cwd=ROOT,
         env={**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""},  # one device
         capture_output=True,

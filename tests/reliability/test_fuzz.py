@@ -14,7 +14,7 @@ import PIL.Image
 import pytest
 from etils import epath
 
-from benchmarks import fuzz
+from tests.reliability import fuzz
 from ddag_jax.config import Config, from_dict
 from ddag_jax.datasets.images import read_image
 from ddag_jax.datasets.rand_perm_cam import read_permutations

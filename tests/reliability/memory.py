@@ -1,6 +1,6 @@
 """Resident memory of a training process over a long run of `debug`.
 
-    python -m benchmarks.memory --steps 500
+    python -m tests.reliability.memory --steps 500
 
 Exit code 1 where the last epoch's is not within 5 % of that of the epoch after the first
 evaluation. What counts is the process's own memory (Linux: RssAnon). Its pages of files, programs
@@ -20,7 +20,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from benchmarks.debug_runs import (
+from tests.reliability.debug_runs import (
     load_before_forking,
     log_lines,
     output,
@@ -72,7 +72,7 @@ def watch(run: Path, data: Path, steps: int) -> list[Sample]:
 
 def main() -> int:
     """Prints the sizes and the slope between them."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.memory", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m tests.reliability.memory", description=__doc__)
     parser.add_argument("--steps", type=int, default=500)
     steps = parser.parse_args().steps // EPOCH * EPOCH
     load_before_forking()
