@@ -131,7 +131,9 @@ def _lane(folder: Path, data: Path, kills: int, seed: int) -> None:
 
 def main() -> int:
     """Prints where the kills fell and whether all runs ended like the twin."""
-    parser = argparse.ArgumentParser(prog="python -m tests.reliability.kill_resume", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.reliability.kill_resume", description=__doc__
+    )
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--lanes", type=int, default=2, help="runs at the same time")
     parser.add_argument("--seed", type=int, default=0, help="of the moments")

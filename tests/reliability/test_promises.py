@@ -17,13 +17,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.reliability.debug_runs import computed, differences, log_lines
 from ddag_jax.data.loader import training_split
 from ddag_jax.data.sampler import IdentitySampler
 from ddag_jax.evaluation.evaluator import Evaluator
 from ddag_jax.runs import train as loop
 from ddag_jax.runs.checkpoint import RunCheckpoints, find_checkpoint, read_meta, saved_steps
 from tests.processes import LIMIT, ROOT, together
+from tests.reliability.debug_runs import computed, differences, log_lines
 from tests.runs.test_processes import named
 
 pytestmark = pytest.mark.slow  # trains, and starts processes that do
