@@ -1,29 +1,26 @@
-"""Runs of `debug` killed at random moments and resumed to their ends, against an undisturbed twin.
+"""Kill runs of `debug` at random moments, resume them, compare their ends with an undisturbed run.
 
     python -m tests.reliability.kill_resume --kills 100
 
-SIGKILL falls while a run starts, in its steps, in evaluations, and while a checkpoint is being
-written: each moment is drawn as an event to wait for and a time after it. A run that ends is
-followed by another one until there were enough kills; each must end exactly like the twin. Exit
-code 1 where one does not.
+SIGKILL is sent while a run starts, trains, evaluates, or writes a checkpoint: each moment is drawn
+as an event to wait for and a delay after it. When a run ends, another one is started until there
+were enough kills. The exit code is 1 where a run does not end exactly like the undisturbed one.
 """
 
 import argparse
-import functools
-import json
-import os
 import random
 import signal
+import subprocess
 import sys
 import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from tests.reliability.debug_runs import (
     differences,
-    load_before_forking,
     log_lines,
     output,
     prepared_people,
@@ -33,18 +30,18 @@ from tests.reliability.debug_runs import (
 EPOCHS, STEPS = 8, 25
 _WORDS = ("--training.epochs", str(EPOCHS), "--training.steps-per-epoch", str(STEPS))
 _WRITING = "of these while a checkpoint was being written"
-_HANGS = 600.0
-"""Seconds after which a process that should have ended or come to an event counts as hung."""
+_HANGS = 1800.0
+"""Seconds after which a process counts as hung; on an idle machine it takes twenty."""
 
-# Events, how often each is drawn, and how many seconds after it the kill falls at the latest.
+# Events, the weight with which each is drawn, and the longest delay of the kill in seconds.
 _MOMENTS = {"start": (2, 6.0), "step": (5, 0.02), "writing": (3, 0.1), "evaluating": (3, 0.5)}
 
 
 def kill_and_resume(run: Path, data: Path, kills: int, seed: int) -> Counter[str]:
-    """One run, killed so many times unless it ends before, then left to end.
+    """Start a run, kill and resume it up to `kills` times, then let it end.
 
     Returns:
-        Where the kills fell.
+        How often it was killed where.
 
     Raises:
         RuntimeError: a process failed or hung.
@@ -56,12 +53,12 @@ def kill_and_resume(run: Path, data: Path, kills: int, seed: int) -> Counter[str
         process = start_training(run, data, "--resume", *_WORDS)
         event, steps, delay = _draw(rng)
         if _total(fell) < kills:
-            _wait(functools.partial(_has_come, event, steps, run, before), process)
+            _wait(lambda: _has_come(event, steps, run, before), process, run)  # noqa: B023
             time.sleep(delay)
         else:
-            _wait(lambda: False, process)
-        os.kill(process, signal.SIGKILL)  # perhaps it has ended, and waits to be asked
-        code = os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
+            _wait(lambda: False, process, run)
+        process.kill()  # no effect on a process that has ended
+        code = process.wait()
         if code == 0:
             return fell
         if code != -signal.SIGKILL:
@@ -76,7 +73,7 @@ def _total(fell: Counter[str]) -> int:
 
 
 def _draw(rng: random.Random) -> tuple[str, int, float]:
-    """The event, the steps that must have been taken, the seconds to wait then."""
+    """Return the event, the number of steps that it needs, the delay in seconds."""
     weights = [weight for weight, _ in _MOMENTS.values()]
     (event,) = rng.choices(list(_MOMENTS), weights)
     return event, rng.randint(1, STEPS), rng.uniform(0, _MOMENTS[event][1])
@@ -96,41 +93,37 @@ def _is_writing(run: Path) -> bool:
 
 
 def _where(run: Path, since: float) -> tuple[str, bool]:
-    """In what, and whether in the middle of writing a checkpoint, which goes on beside all else."""
+    """Return what the kill interrupted, and whether a checkpoint was being written meanwhile."""
     new = [line["kind"] for line in log_lines(run) if line["time"] > since]
     if "train" not in new:
         return "start", False
     return "evaluating" if new[-1] == "epoch" else "step", _is_writing(run)
 
 
-def _wait(come: Callable[[], bool], process: int) -> None:
-    """Until something has come to pass or the process has ended."""
+def _wait(come: Callable[[], bool], process: subprocess.Popen[bytes], run: Path) -> None:
+    """Wait until an event has come or the process has ended."""
     deadline = time.monotonic() + _HANGS
-    while not come():
-        if os.waitid(os.P_PID, process, os.WEXITED | os.WNOHANG | os.WNOWAIT):
-            return
+    while not come() and process.poll() is None:
         if time.monotonic() > deadline:
-            os.kill(process, signal.SIGKILL)
-            os.waitpid(process, 0)
-            raise RuntimeError(f"a process hung for {_HANGS:.0f} s")
+            process.send_signal(signal.SIGABRT)
+            process.wait()
+            raise RuntimeError(f"{run}: hung for {_HANGS:.0f} s: {output(run)[-8000:]}")
         time.sleep(0.005)
 
 
-def _lane(folder: Path, data: Path, kills: int, seed: int) -> None:
-    """Runs one after the other until there were so many kills; tells of them in done.json."""
+def _lane(folder: Path, data: Path, kills: int, seed: int) -> tuple[list[Path], Counter[str]]:
+    """Run one after the other until there were so many kills; return the runs, and what fell."""
     folder.mkdir()
     fell: Counter[str] = Counter()
-    runs = 0
+    runs: list[Path] = []
     while _total(fell) < kills:
-        fell += kill_and_resume(
-            folder / f"run{runs}", data, kills - _total(fell), seed * 1000 + runs
-        )
-        runs += 1
-    (folder / "done.json").write_text(json.dumps({"runs": runs, "fell": fell}))
+        runs.append(folder / f"run{len(runs)}")
+        fell += kill_and_resume(runs[-1], data, kills - _total(fell), seed * 1000 + len(runs) - 1)
+    return runs, fell
 
 
 def main() -> int:
-    """Prints where the kills fell and whether all runs ended like the twin."""
+    """Print where the kills fell and whether all runs ended like the twin."""
     parser = argparse.ArgumentParser(
         prog="python -m tests.reliability.kill_resume", description=__doc__
     )
@@ -139,44 +132,35 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
     options = parser.parse_args()
     start = time.perf_counter()
-    load_before_forking()
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         data = prepared_people(folder / "people")
         twin = folder / "twin"
         kill_and_resume(twin, data, 0, 0)
-        lanes = [folder / f"lane{lane}" for lane in range(options.lanes)]
-        shares = [
-            options.kills * (i + 1) // len(lanes) - options.kills * i // len(lanes)
-            for i in range(len(lanes))
-        ]
-        processes = []
-        for index, (lane, share) in enumerate(zip(lanes, shares, strict=True)):
-            process = os.fork()
-            if not process:
-                try:
-                    _lane(lane, data, share, options.seed * 100 + index)
-                except RuntimeError as error:
-                    print(error, file=sys.stderr, flush=True)
-                    os._exit(1)
-                os._exit(0)
-            processes.append(process)
-        codes = [os.waitpid(process, 0)[1] for process in processes]
-        if any(codes):
-            return 1
-        told = [json.loads((lane / "done.json").read_text()) for lane in lanes]
-        fell = sum((Counter(lane["fell"]) for lane in told), Counter[str]())
+        with ThreadPoolExecutor(options.lanes) as pool:
+            lanes = [
+                pool.submit(
+                    _lane,
+                    folder / f"lane{lane}",
+                    data,
+                    options.kills * (lane + 1) // options.lanes
+                    - options.kills * lane // options.lanes,
+                    options.seed * 100 + lane,
+                )
+                for lane in range(options.lanes)
+            ]
+            done = [lane.result() for lane in lanes]
+        runs = [run for found, _ in done for run in found]
+        fell = sum((counts for _, counts in done), Counter[str]())
         faults = []
         if [line["step"] for line in log_lines(twin) if line["kind"] == "train"] != [
             *range(1, EPOCHS * STEPS + 1)
         ]:
             faults.append("the twin's log lacks steps")
-        for lane, done in zip(lanes, told, strict=True):
-            for number in range(done["runs"]):
-                run = lane / f"run{number}"
-                faults += [f"{lane.name}/{run.name}: {what}" for what in differences(run, twin)]
+        for run in runs:
+            faults += [f"{run.relative_to(folder)}: {what}" for what in differences(run, twin)]
     print(
-        f"{_total(fell)} kills in {sum(lane['runs'] for lane in told)} runs of {EPOCHS * STEPS}"
+        f"{_total(fell)} kills in {len(runs)} runs of {EPOCHS * STEPS}"
         f" steps ({', '.join(f'{where} {times}' for where, times in sorted(fell.items()))}),"
         f" {time.perf_counter() - start:.0f} s: "
         + ("every run ended exactly like its twin" if not faults else "DIFFERENCES")
