@@ -1,4 +1,4 @@
-# What a person types: make demo, make test. Everything lives in .venv, data and runs.
+# The project's commands. Everything that they write is in .venv, .cache, data and runs.
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -8,6 +8,8 @@ PYTEST_ARGS ?=
 PEOPLE := data/people
 DEMO_DATA := data/demo
 DEMO_RUN := runs/demo
+PEOPLE_ARGS ?=
+TRAIN_ARGS ?=
 
 # An installation is ready when its stamp is there: the last thing written, and named by what was
 # installed and where, so that a half-made .venv, or one of another lock, is made again.
@@ -18,9 +20,10 @@ TPU_READY := $(VENV)/.tpu-ready-$(KEY)
 PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
 INSTALL := $(PIP) install --quiet --no-deps --no-build-isolation
 
-.PHONY: help demo test setup lint format types lock clean
+.PHONY: help demo test check setup lint format types lock clean
 help:
 	@echo 'make demo    install, render the people, train, evaluate, print the table, write the report'
+	@echo 'make check   lint, types and the fast tests: minutes, for every save'
 	@echo 'make test    install, run the test suite (PYTEST_ARGS="-k ranking" for a part of it);'
 	@echo '             the report is tested in a browser where there is a chromium'
 	@echo 'make setup   install only: everything that demo and test need'
@@ -29,16 +32,22 @@ help:
 	@echo 'make lock    resolve pyproject.toml anew into requirements.lock (UPGRADE=--upgrade: to the newest)'
 	@echo 'make clean   remove .venv and caches; data and runs stay'
 
+# PEOPLE_ARGS and TRAIN_ARGS shorten it for CI.
 demo: $(READY)
-	test -d $(PEOPLE) || $(BIN)/python -m ddag_jax.data people --to $(PEOPLE) --sheet data/people.png
+	test -d $(PEOPLE) || $(BIN)/python -m ddag_jax.data people --to $(PEOPLE) --sheet $(PEOPLE).png $(PEOPLE_ARGS)
 	$(BIN)/python -m ddag_jax.data prepare sysu_mm01 --from $(PEOPLE) --to $(DEMO_DATA) --image-size 96 48
 	if test -d $(DEMO_RUN); then resume=--resume; fi; \
-	$(BIN)/python train.py configs/demo.py --workdir $(DEMO_RUN) $$resume
+	$(BIN)/python train.py configs/demo.py --workdir $(DEMO_RUN) --data.dir $(DEMO_DATA) $$resume $(TRAIN_ARGS)
 	$(BIN)/python evaluate.py $(DEMO_RUN) --report $(DEMO_RUN)/report
 
-# Two processes: a file's tests share what they compiled.
+# One process a core; the tests of a file share what they compiled.
+PYTEST := $(BIN)/python -m pytest -n auto --dist loadfile
+
 test: $(TORCH_READY) $(TPU_READY)
-	$(BIN)/python -m pytest -n 2 --dist loadfile $(PYTEST_ARGS)
+	$(PYTEST) $(PYTEST_ARGS)
+
+check: lint types $(TORCH_READY) $(TPU_READY)
+	$(PYTEST) -m 'not slow' $(PYTEST_ARGS)
 
 setup: $(TORCH_READY) $(TPU_READY)
 

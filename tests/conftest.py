@@ -1,8 +1,10 @@
-"""What every test stands on: eight CPU devices, a compilation cache, the recorded figures.
+"""Set up every test: eight CPU devices, a compilation cache, folders of recorded figures.
 
-``--golden DIR`` and ``--sysu-split DIR`` say where the reference's recorded figures and
-SYSU-MM01's published split lie. A test that needs a folder which is not there is skipped; where
-the environment variable CI is ``true`` it fails.
+Options:
+    --golden DIR: folder of cases for tests/test_golden.py. Default: tests/golden.
+    --sysu-split DIR: SYSU-MM01's published split as data. Default: ../shared/data/sysu_mm01_split
+        beside the checkout; without it the tests that read it are skipped, since the project may
+        not ship it.
 """
 
 import functools
@@ -41,31 +43,31 @@ jaxtyping.install_import_hook(
 )
 
 
+GOLDEN = ROOT / "tests" / "golden"
+SYSU_SPLIT = ROOT.parent / "shared" / "data" / "sysu_mm01_split"
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--golden",
         type=Path,
         metavar="DIR",
-        default=ROOT.parent / "shared" / "golden",
-        help="figures recorded from the reference (default: ../shared/golden beside the checkout)",
+        default=GOLDEN,
+        help="cases recorded from the authors' code (default: tests/golden)",
     )
     parser.addoption(
         "--sysu-split",
         type=Path,
         metavar="DIR",
-        default=ROOT.parent / "shared" / "data" / "sysu_mm01_split",
-        help="SYSU-MM01's split as data (default: ../shared/data/sysu_mm01_split)",
+        help="SYSU-MM01's split as data (default: ../shared/data/sysu_mm01_split, if it is there)",
     )
 
 
-def _folder(config: pytest.Config, option: str) -> Path:
-    folder: Path = config.getoption(option)
-    if not folder.is_dir():
-        message = f"no folder {folder}; name it with {option} DIR"
-        if os.environ.get("CI") == "true":
-            pytest.fail(message)
-        pytest.skip(message)
-    return folder
+def pytest_configure(config: pytest.Config) -> None:
+    for option in ("--golden", "--sysu-split"):
+        folder = config.getoption(option)
+        if folder is not None and not folder.is_dir():
+            raise pytest.UsageError(f"{option} {folder}: no such folder")
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -78,19 +80,24 @@ def _forget_programs() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def golden_dir(pytestconfig: pytest.Config) -> Path:
-    return _folder(pytestconfig, "--golden")
+def golden_dir() -> Path:
+    """Return the repository's own recorded figures, whatever --golden names."""
+    return GOLDEN
 
 
 @pytest.fixture(scope="session")
 def split_dir(pytestconfig: pytest.Config) -> Path:
-    return _folder(pytestconfig, "--sysu-split")
+    """Return the folder of SYSU-MM01's split; skip where there is none."""
+    folder: Path | None = pytestconfig.getoption("--sysu-split")
+    if folder is None and not SYSU_SPLIT.is_dir():
+        pytest.skip("SYSU-MM01's split is not here; name its folder with --sysu-split DIR")
+    return folder or SYSU_SPLIT
 
 
 @pytest.fixture(scope="session")
 def debug_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A few rendered people, prepared at the size that the configuration `debug` wants."""
-    from benchmarks.debug_runs import prepared_people
+    from tests.reliability.debug_runs import prepared_people
 
     return prepared_people(tmp_path_factory.mktemp("debug"))
 

@@ -157,6 +157,17 @@ RULES = (
         where=PACKAGE,
         never=("tests", "benchmarks"),
     ),
+    Rule(
+        "tests share nothing with the benchmarks, except the tests of these",
+        where=("tests/**",),
+        exempt=(
+            "tests/test_benchmark_data.py",
+            "tests/test_benchmarks.py",
+            "tests/test_speed_benchmarks.py",
+            "tests/test_tpu_compile.py",
+        ),
+        never=("benchmarks",),
+    ),
 )
 
 
@@ -332,6 +343,7 @@ BREAKING = [
     (9, "ddag_jax/data/utils/files.py", ""),
     (10, "ddag_jax/synthetic/person.py", "from tqdm import tqdm"),
     (11, "ddag_jax/runs/train.py", "from benchmarks import measure"),
+    (12, "tests/conftest.py", "def f():\n    from benchmarks.epoch import write_people"),
 ]
 
 

@@ -1,24 +1,24 @@
-"""The figures recorded from the PyTorch reference: any folder of such cases, `--golden DIR`."""
+"""Agreement with figures recorded from the authors' code: tests/golden, or `--golden DIR`."""
 
-import importlib.util
 import json
 from pathlib import Path
-from types import ModuleType
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ddag_jax.config import DDAGConfig
+from ddag_jax.config import BaselineConfig, DDAGConfig
 from ddag_jax.evaluation.protocols import sysu_gallery, sysu_query
 from ddag_jax.evaluation.ranking import rank
-from ddag_jax.methods.base import View
+from ddag_jax.methods.base import Method, View
+from ddag_jax.methods.baseline import Baseline
 from ddag_jax.methods.ddag.method import DDAG
-from ddag_jax.pytorch.keys import KeyMapping, reference_mappings, to_state_dict, to_variables
+from ddag_jax.pytorch.keys import Dimensions, reference_table, to_state_dict, to_variables
 from ddag_jax.training.optimizer import sgd
 from ddag_jax.training.state import new_state
 from ddag_jax.training.step import make_update
+from tests.golden import inputs
 
 # Relative bounds (norm of the difference over the norm of the recorded array).
 BOUNDS = {
@@ -43,7 +43,6 @@ BOUNDS = {
         "final embeddings": 2e-2,
     },
 }
-RECORDED_TERMS = ("identity", "triplet", "part", "graph", "without_graph", "total")
 GRADIENT_FLOOR = 1e-6  # of the case's largest gradient norm
 
 
@@ -57,50 +56,24 @@ def relative(ours: np.ndarray, recorded: np.ndarray, floor: float = 0.0) -> floa
     return float(np.inf if max(size, floor) == 0 else difference / max(size, floor))
 
 
-def weights_module(folder: Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location("golden_weights", folder / "golden_weights.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def case_shapes(recorded_shapes: dict[str, list[int]], case: dict) -> dict[str, list[int]]:
-    """The recorded case's shapes with another number of classes, parts, heads and head width."""
-    classes, heads, width = case["classes"], case["heads"], case["head_dim"]
-    shapes = {k: v for k, v in recorded_shapes.items() if not k.startswith("attention_")}
-    channels = shapes["classifier.weight"][1]
-    shapes["classifier.weight"] = [classes, channels]
-    shapes["wpa.gate"] = [case["parts"]]
-    shapes["out_att.W"], shapes["out_att.a"] = [heads * width, classes], [2 * classes, 1]
-    for head in range(heads):
-        shapes[f"attention_{head}.W"] = [channels, width]
-        shapes[f"attention_{head}.a"] = [2 * width, 1]
-    return shapes
-
-
-@pytest.fixture(scope="module")
-def shared_golden(golden_dir: Path) -> Path:
-    """Where the rules behind the cases lie, wherever the cases themselves do."""
-    folder = Path(__file__).parents[2] / "shared" / "golden"
-    if not (folder / "golden_weights.py").is_file():
-        pytest.skip(f"{folder} holds no golden_weights.py to rebuild the weights with")
-    return folder
+METHODS = ("ddag", "base")
+"""Methods whose cases can be run here."""
 
 
 class Run:
     """Our network on one recorded case, in one dtype, and what it was recorded to give."""
 
-    def __init__(self, file: Path, shared: Path, dtype: type) -> None:
+    def __init__(self, file: Path, dtype: type) -> None:
         with np.load(file, allow_pickle=False) as archive:
             self.recorded = {key: archive[key] for key in archive.files}
         self.case = case = json.loads(str(self.recorded["case"]))
-        golden = weights_module(shared)
-        shapes = case_shapes(json.loads((shared / "state_dict_shapes.json").read_text()), case)
-        self.mappings: list[KeyMapping] = reference_mappings(case["heads"])
+        baseline = case.get("method") == "base"
+        sizes = {name: case[name] for name in ("parts", "heads", "head_dim") if name in case}
+        table = reference_table(Dimensions(classes=case["classes"], **sizes))
+        attention = ("iwpa", "cgsa") if baseline else ()
+        self.mappings = [m for m in table.mappings if m.path[1] not in attention]
         state_dict = {
-            key: golden.weight(key, shapes[key], case["seed"])
+            key: inputs.weight(key, table.shapes[key], case["seed"])
             for mapping in self.mappings
             for key in mapping.keys
         }
@@ -110,14 +83,21 @@ class Run:
         half, size = len(case["labels"]) // 2, (case["height"], case["width"])
         self.images = {
             modality: jnp.asarray(
-                golden.images(modality, half, *size, case["seed"]).transpose(0, 2, 3, 1), dtype
+                inputs.images(modality, half, *size, case["seed"]).transpose(0, 2, 3, 1), dtype
             )
             for modality in ("visible", "infrared")
         }
-        config = DDAGConfig(
-            parts=case["parts"], graph_heads=case["heads"], graph_head_dim=case["head_dim"]
+        self.method: Method
+        if baseline:
+            self.method = Baseline(BaselineConfig(), case["classes"])
+        else:
+            config = DDAGConfig(
+                parts=case["parts"], graph_heads=case["heads"], graph_head_dim=case["head_dim"]
+            )
+            self.method = DDAG(config, case["classes"])
+        self.views = tuple(
+            View(modality, images, self.labels[:half]) for modality, images in self.images.items()
         )
-        self.method = DDAG(config, case["classes"])
         self.bounds = BOUNDS[dtype]
         self.faults: list[str] = []
 
@@ -133,18 +113,17 @@ class Run:
                 self.compare(kind, f"{prefix}/{modality}/{name}", feature)
 
     def check_outputs(self) -> None:
-        output, _ = jax.jit(
-            lambda variables: self.method.network.apply(
-                variables,
-                self.images["visible"],
-                self.images["infrared"],
-                self.labels,
-                None,
-                mutable=["batch_stats"],
-            )
-        )(self.variables)
-        for name in ("pooled", "global_logits", "part_logits", "graph_log_probs"):
-            self.compare("outputs", f"train/{name}", getattr(output, name))
+        baseline = isinstance(self.method, Baseline)
+        arguments = (self.images["visible"], self.images["infrared"])
+        if not baseline:
+            arguments += (self.labels, None)
+        network = self.method.network
+        output, _ = jax.jit(lambda v: network.apply(v, *arguments, mutable=["batch_stats"]))(
+            self.variables
+        )
+        names = ("pooled", "global_logits", "part_logits", "graph_log_probs")
+        for name, values in zip(names, output, strict=not baseline):
+            self.compare("outputs", f"train/{name}", values)
 
     def check_heads(self, kind: str, prefix: str, variables: dict, floor: float = 0.0) -> None:
         """Norm and first 32 values, in PyTorch's layout, of each recorded key."""
@@ -178,22 +157,24 @@ class Run:
                 nonfinite_limit=1,
             )
         )
-        half = self.labels[: len(self.labels) // 2]
-        views = tuple(View(modality, images, half) for modality, images in self.images.items())
         state = new_state(self.variables, optimizer, self.method.memory(), seed=0)
+        names: tuple[str, ...] = ("identity", "triplet", "total")
+        if "graph_weight" in recorded:
+            names = ("identity", "triplet", "part", "graph", "without_graph", "total")
         losses, weights, gradients = [], [], {}
         for step in range(case["epochs"] * case["steps_per_epoch"]):
-            if step % case["steps_per_epoch"] == 0:
+            if "graph_weight" in recorded and step % case["steps_per_epoch"] == 0:
                 weights.append(state.memory["graph_weight"])
-            state, outcome, gradient = update(state, views, None)
-            losses.append(np.stack([outcome.terms[name] for name in RECORDED_TERMS]))
+            state, outcome, gradient = update(state, self.views, None)
+            losses.append(np.stack([outcome.terms[name] for name in names]))
             if step == case.get("grad_at", 0):
                 gradients = {"params": gradient}
-        weights.append(state.memory["graph_weight"])
         self.compare("losses", "losses", np.stack(losses))
         first = relative(losses[0], recorded["losses"][0])
         assert first <= self.bounds["first losses"], f"first losses: {first:.1e}"
-        self.compare("graph weight", "graph_weight", np.stack(weights))
+        if "graph_weight" in recorded:
+            weights.append(state.memory["graph_weight"])
+            self.compare("graph weight", "graph_weight", np.stack(weights))
         largest = max(float(recorded[k]) for k in recorded if k.startswith("grad_norm/"))
         self.check_heads("gradients", "grad", gradients, GRADIENT_FLOOR * largest)
         variables = {"params": state.params, "batch_stats": state.batch_stats}
@@ -202,8 +183,7 @@ class Run:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Every case of the folder, found by its name. Without a folder one test of each kind remains,
-    for the fixture golden_dir to skip."""
+    """Find every case of the folder by its name; skip a kind of which it has none."""
     folder = Path(metafunc.config.getoption("--golden"))
     archives = sorted(folder.glob("*.npz"))
     metrics = [file for file in archives if file.name.endswith("metrics.npz")]
@@ -218,11 +198,14 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     }
     for name, cases in found.items():
         if name in metafunc.fixturenames:
+            none = pytest.mark.skip(reason=f"{folder} has no {name.replace('_', ' ')}")
             ids = ["-".join(map(str, np.ravel(case))).rpartition("/")[2] for case in cases]
-            metafunc.parametrize(name, cases or [None], ids=ids or ["none"])
+            metafunc.parametrize(
+                name, cases or [pytest.param(None, marks=none)], ids=ids or ["none"]
+            )
 
 
-def test_metrics(metrics_group: tuple[Path, str], golden_dir: Path) -> None:
+def test_metrics(metrics_group: tuple[Path, str]) -> None:
     """CMC, mAP and mINP of recorded features."""
     file, group = metrics_group
     with np.load(file, allow_pickle=False) as archive:
@@ -235,7 +218,7 @@ def test_metrics(metrics_group: tuple[Path, str], golden_dir: Path) -> None:
         np.testing.assert_allclose(getattr(metrics, key), value, rtol=0, atol=1e-6, err_msg=key)
 
 
-def test_gallery(gallery_file: Path, golden_dir: Path) -> None:
+def test_gallery(gallery_file: Path) -> None:
     """The queries, and the gallery of each mode and trial, exactly and in order."""
     recorded = json.loads(gallery_file.read_text())
     listed = [
@@ -256,10 +239,13 @@ def test_gallery(gallery_file: Path, golden_dir: Path) -> None:
 
 
 @pytest.mark.parametrize("dtype", [np.float64, np.float32], ids=["float64", "float32"])
-def test_network(case_file: Path, golden_dir: Path, shared_golden: Path, dtype: type) -> None:
+def test_network(case_file: Path, dtype: type) -> None:
     """Embeddings, training outputs, losses, gradients, coefficient, state after training."""
+    method = json.loads(str(np.load(case_file)["case"])).get("method", "ddag")
+    if method not in METHODS:
+        pytest.skip(f"a case of {method}, which is not implemented")
     with jax.enable_x64(dtype is np.float64):
-        run = Run(case_file, shared_golden, dtype)
+        run = Run(case_file, dtype)
         run.check_embeddings(run.variables, "embeddings", "eval")
         run.check_outputs()
         trained = run.check_training()

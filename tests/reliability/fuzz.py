@@ -1,6 +1,6 @@
 """Mutated inputs for every reader of files and words that strangers may have written.
 
-    python -m benchmarks.fuzz --inputs 10000
+    python -m tests.reliability.fuzz --inputs 10000
 
 Each must be read, or refused with an `UserError`: another exception, more than ten seconds, or a
 file touched outside its own folder is a finding. Findings are printed with what reproduces them
@@ -426,7 +426,7 @@ _WATCH = _Watch()
 
 def main() -> int:
     """Prints what became of the inputs, by reader."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.fuzz", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m tests.reliability.fuzz", description=__doc__)
     parser.add_argument("--inputs", type=int, default=10_000, help="shared among the readers")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", metavar="READER", help="one of them")

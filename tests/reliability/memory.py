@@ -1,15 +1,14 @@
-"""Resident memory of a training process over a long run of `debug`.
+"""Measure the memory of a training process over a long run of `debug`.
 
-    python -m benchmarks.memory --steps 500
+    python -m tests.reliability.memory --steps 500
 
-Exit code 1 where the last epoch's is not within 5 % of that of the epoch after the first
-evaluation. What counts is the process's own memory (Linux: RssAnon). Its pages of files, programs
-and libraries mostly, are printed beside it, and may only fall: a system may drop those that nobody
-has used for a while, and reads them again when they are.
+The exit code is 1 where the process's own memory (Linux: RssAnon) in the last epoch is not within
+5 % of that in the epoch after the first evaluation, or where its pages of files have grown by more.
+Pages of files, mostly programs and libraries, may shrink: a system may drop those that nobody has
+read for a while.
 """
 
 import argparse
-import os
 import re
 import statistics
 import sys
@@ -20,8 +19,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from benchmarks.debug_runs import (
-    load_before_forking,
+from tests.reliability.debug_runs import (
     log_lines,
     output,
     prepared_people,
@@ -42,7 +40,7 @@ class Sample(NamedTuple):
 
 
 def resident(process: int) -> tuple[float, float] | None:
-    """MiB of a process's own and of files; None when it has ended."""
+    """Return MiB of a process's own memory and of pages of files; None when it has ended."""
     status = Path(f"/proc/{process}/status").read_text()
     found = [re.search(rf"^{name}:\s*(\d+) kB", status, re.M) for name in ("RssAnon", "VmRSS")]
     own, whole = (int(one[1]) / 1024 if one else None for one in found)
@@ -50,7 +48,7 @@ def resident(process: int) -> tuple[float, float] | None:
 
 
 def watch(run: Path, data: Path, steps: int) -> list[Sample]:
-    """Trains so many steps; samples several times a second, from the first evaluation on."""
+    """Train so many steps; sample several times a second, from the first evaluation on."""
     process = start_training(
         run,
         data,
@@ -60,22 +58,21 @@ def watch(run: Path, data: Path, steps: int) -> list[Sample]:
         str(EPOCH),
     )
     samples = []
-    while not os.waitid(os.P_PID, process, os.WEXITED | os.WNOHANG | os.WNOWAIT):
-        size, lines = resident(process), log_lines(run)
+    while process.poll() is None:
+        size, lines = resident(process.pid), log_lines(run)
         if size and any(line["kind"] == "evaluation" for line in lines):
             samples.append(Sample(lines[-1]["step"], *size))
         time.sleep(0.05)
-    if code := os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]):
-        raise RuntimeError(f"exit code {code}: {output(run)[-2000:]}")
+    if process.returncode:
+        raise RuntimeError(f"exit code {process.returncode}: {output(run)[-2000:]}")
     return samples
 
 
 def main() -> int:
-    """Prints the sizes and the slope between them."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.memory", description=__doc__)
+    """Print the sizes and the slope between them."""
+    parser = argparse.ArgumentParser(prog="python -m tests.reliability.memory", description=__doc__)
     parser.add_argument("--steps", type=int, default=500)
     steps = parser.parse_args().steps // EPOCH * EPOCH
-    load_before_forking()
     with tempfile.TemporaryDirectory() as temporary:
         data = prepared_people(Path(temporary) / "people")
         samples = watch(Path(temporary) / "run", data, steps)

@@ -14,13 +14,13 @@ import PIL.Image
 import pytest
 from etils import epath
 
-from benchmarks import fuzz
 from ddag_jax.config import Config, from_dict
 from ddag_jax.datasets.images import read_image
 from ddag_jax.datasets.rand_perm_cam import read_permutations
 from ddag_jax.datasets.training_arrays import _load
 from ddag_jax.errors import UserError
 from ddag_jax.evaluation.stored_features import load_features
+from tests.reliability import fuzz
 from tests.test_architecture import sources
 
 

@@ -1,19 +1,18 @@
-"""Real runs of `debug` for the benchmarks that disturb them: the data, processes, comparison."""
+"""Runs of the configuration `debug` to disturb: their data, their processes, their comparison."""
 
 import json
 import os
-import runpy
+import subprocess
 import sys
-import traceback
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 def prepared_people(folder: Path) -> Path:
-    """Draws a few people below `folder` and prepares them at `debug`'s size: its `--data.dir`."""
+    """Render a few people, prepare them at the size of `debug`, return the prepared folder."""
     from ddag_jax.datasets.prepare import check, prepare
     from ddag_jax.synthetic.files import write_people
     from ddag_jax.synthetic.image import People
@@ -30,56 +29,43 @@ def prepared_people(folder: Path) -> Path:
     return folder / "data"
 
 
-def load_before_forking() -> None:
-    """Imports what train.py needs, so that processes forked from here start in half the time.
+def start_training(run: Path, data: Path, *more: str) -> subprocess.Popen[bytes]:
+    """Start `train.py debug ...` with its output in RUN.out.
 
-    Nothing may have been computed yet: jax's own threads do not survive a fork.
+    A new interpreter each time: a fork of a process that has imported numpy, jax or array_record
+    has none of their threads but may have the locks that they held, and can wait for ever.
     """
-    # Even small programs, since every life would compile them anew.
-    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
-    from ddag_jax.cli import environment
-
-    environment.prepare()
-    import ddag_jax.runs.train  # noqa: F401
-
-
-def start_training(run: Path, data: Path, *more: str) -> int:
-    """Forks a process that is `train.py debug ...`, its output in RUN.out; returns its number."""
-    sys.stdout.flush()
-    process = os.fork()
-    if process:
-        return process
-    code = 1
-    try:
-        output = os.open(f"{run}.out", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
-        os.dup2(output, 1)
-        os.dup2(output, 2)
-        sys.argv = ["train.py", "debug", "--workdir", str(run), "--data.dir", str(data), *more]
-        runpy.run_path(str(ROOT / "train.py"), run_name="__main__")
-    except SystemExit as ended:
-        code = int(ended.code or 0)
-    except BaseException:
-        traceback.print_exc()
-    finally:
-        sys.stdout.flush()
-        os._exit(code)
+    words = ["train.py", "debug", "--workdir", str(run), "--data.dir", str(data), *more]
+    # Even small programs are cached, since every start would compile them anew. A process that is
+    # sent SIGABRT prints the stack of every thread.
+    environment = {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0", "PYTHONFAULTHANDLER": "1"}
+    with open(f"{run}.out", "wb") as output:
+        return subprocess.Popen(
+            [sys.executable, *words],
+            cwd=ROOT,
+            env={**os.environ, **environment},
+            stdout=output,
+            stderr=subprocess.STDOUT,
+        )
 
 
 def output(run: Path) -> str:
-    """What the last process of this run printed."""
+    """Return what the last process of this run printed."""
     return Path(f"{run}.out").read_text(errors="replace")
 
 
 def log_lines(run: Path) -> list[dict[str, Any]]:
-    """A run's log so far; a line being written does not count."""
+    """Return the complete lines of a run's log."""
     path = run / "log.jsonl"
     lines = path.read_text().split("\n")[:-1] if path.exists() else []
     return [json.loads(line) for line in lines]
 
 
 def differences(run: Path, twin: Path) -> list[str]:
-    """Where two finished runs are not the same: what was computed and logged, every checkpoint's
-    score and arrays, bit for bit. The clock's figures and notes do not count."""
+    """Return where two finished runs differ: logs, and scores and arrays of all checkpoints.
+
+    Arrays are compared bit for bit; notes and times in the log are not compared.
+    """
     from ddag_jax.runs.checkpoint import saved_score, saved_steps
 
     found = []
@@ -102,14 +88,14 @@ def differences(run: Path, twin: Path) -> list[str]:
 
 
 def computed(run: Path) -> Iterator[dict[str, Any]]:
-    """The log without notes and the clock's figures."""
+    """Yield the log's lines without notes, times and speeds."""
     for line in log_lines(run):
         if line["kind"] != "note":
             yield {k: v for k, v in line.items() if k not in ("time", "images_per_second")}
 
 
 def arrays(item: Path) -> dict[str, tuple[str, tuple[int, ...], bytes]]:
-    """Every array of an item of a checkpoint, by name: dtype, shape, bits."""
+    """Return every array of a checkpoint's item by name: dtype, shape, bytes."""
     import jax
     import numpy as np
     import orbax.checkpoint as ocp

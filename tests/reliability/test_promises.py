@@ -17,7 +17,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from benchmarks.debug_runs import computed, differences, log_lines
 from ddag_jax.data.loader import training_split
 from ddag_jax.data.sampler import IdentitySampler
 from ddag_jax.evaluation.evaluator import Evaluator
@@ -25,6 +24,7 @@ from ddag_jax.runs import train as loop
 from ddag_jax.runs.checkpoint import RunCheckpoints, find_checkpoint, read_meta, saved_steps
 from ddag_jax.training.step import Outcome
 from tests.processes import LIMIT, ROOT, together
+from tests.reliability.debug_runs import computed, differences, log_lines
 from tests.runs.test_processes import named
 
 pytestmark = pytest.mark.slow  # trains, and starts processes that do
@@ -53,7 +53,7 @@ def copy(run: Path, to: Path, without: tuple[int, ...] = ()) -> Path:
 
 def benchmark(name: str, *words: str) -> subprocess.CompletedProcess:
     return subprocess.run(
-        [sys.executable, "-m", f"benchmarks.{name}", *words],
+        [sys.executable, "-m", f"tests.reliability.{name}", *words],
         cwd=ROOT,
         env={**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""},  # one device
         capture_output=True,
