@@ -28,8 +28,9 @@ from unittest import mock
 from benchmarks import measure, workload
 from ddag_jax.cli import environment
 from ddag_jax.cli.main import run
-from ddag_jax.cli.options import load_config, override
+from ddag_jax.cli.options import override
 from ddag_jax.config import Config
+from ddag_jax.io.config_file import load_config
 
 if TYPE_CHECKING:
     from ddag_jax.parallel import Step

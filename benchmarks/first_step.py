@@ -27,7 +27,8 @@ from typing import Any
 from benchmarks import measure
 from benchmarks.epoch import write_people
 from ddag_jax.cli.main import run
-from ddag_jax.cli.options import load_config, override
+from ddag_jax.cli.options import override
+from ddag_jax.io.config_file import load_config
 
 ROOT = Path(__file__).parents[1]
 REPEATS = 5
@@ -116,8 +117,8 @@ def watch(started: float, out: str) -> None:
             times[PHASES[event]] += seconds
             times["programs"] += PHASES[event] == "compiling"
 
-    def prepare_and_watch(options: argparse.Namespace | None = None) -> None:
-        prepare(options)
+    def prepare_and_watch(processes: environment.Processes | None = None) -> None:
+        prepare(processes)
         import jax
 
         from ddag_jax.runs import train as loop

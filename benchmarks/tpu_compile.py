@@ -32,9 +32,9 @@ from typing import TYPE_CHECKING, Any
 
 from benchmarks import measure
 from ddag_jax.cli.main import run
-from ddag_jax.cli.options import load_config
 from ddag_jax.config import Config
 from ddag_jax.errors import UserError
+from ddag_jax.io.config_file import load_config
 
 if TYPE_CHECKING:
     from jax.sharding import Mesh

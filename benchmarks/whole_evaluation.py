@@ -33,9 +33,9 @@ from jaxtyping import Int
 from benchmarks import measure
 from benchmarks.evaluation import TOLERANCE, images_alike
 from ddag_jax.cli import environment
-from ddag_jax.cli.options import load_config
 from ddag_jax.config import Config
 from ddag_jax.evaluation.protocols import FIGURES
+from ddag_jax.io.config_file import load_config
 
 CONFIG = "debug"
 IMAGE = 64, 32

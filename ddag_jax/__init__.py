@@ -1,3 +1,73 @@
-"""DDAG (Ye et al., ECCV 2020) in JAX and Flax: visible-infrared person re-identification."""
+"""DDAG (Ye et al., ECCV 2020) in JAX and Flax: visible-infrared person re-identification.
+
+    train(config, workdir, ...)             train; checkpoints and a log in `workdir`
+    evaluate(run_or_checkpoint, ...)        the published protocol's figures, as records
+    load(run_or_checkpoint, ...)            a trained model with embed(images, modality)
+    rank(query, gallery, ...)               CMC, mAP and mINP of any features
+    Config and its parts                    every setting of a run
+    UserError                               what the caller can fix
+
+Importing the package does not import jax; the first use of a function does. Nothing of the process
+is set up here: train.py and evaluate.py also keep compiled programs between processes
+(JAX_COMPILATION_CACHE_DIR) and tune the C library's allocator. `train` handles SIGTERM and SIGINT
+while it runs, so it belongs into the main thread.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ddag_jax.config import (
+        AugmentConfig,
+        BaselineConfig,
+        Config,
+        DataConfig,
+        DDAGConfig,
+        EvaluationConfig,
+        OptimizerConfig,
+        TrainingConfig,
+    )
+    from ddag_jax.errors import UserError
+    from ddag_jax.evaluation.ranking import rank_features as rank
+    from ddag_jax.runs.evaluate import evaluate
+    from ddag_jax.runs.train import train
+    from ddag_jax.serving.model import load
 
 __version__ = "0.1.0"
+
+__all__ = [
+    "AugmentConfig",
+    "BaselineConfig",
+    "Config",
+    "DDAGConfig",
+    "DataConfig",
+    "EvaluationConfig",
+    "OptimizerConfig",
+    "TrainingConfig",
+    "UserError",
+    "__version__",
+    "evaluate",
+    "load",
+    "rank",
+    "train",
+]
+
+_PLACES = {
+    "UserError": "errors.UserError",
+    "evaluate": "runs.evaluate.evaluate",
+    "load": "serving.model.load",
+    "rank": "evaluation.ranking.rank_features",
+    "train": "runs.train.train",
+}
+"""Where a public name is, below this package; what is not here is in `config`."""
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module, _, attribute = _PLACES.get(name, f"config.{name}").rpartition(".")
+    return getattr(importlib.import_module(f"{__name__}.{module}"), attribute)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from ddag_jax.cli.options import load_config, override
+from ddag_jax.cli.options import override
 from ddag_jax.cli.train import main as train
 from ddag_jax.config import Config
 from ddag_jax.errors import UserError
+from ddag_jax.io.config_file import load_config
 
 ROOT = Path(__file__).parents[1]
 SHIPPED = sorted(

@@ -3,24 +3,29 @@
 import csv
 import dataclasses
 import json
+import os
 import re
+import signal
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import PIL.Image
 import pytest
 from etils import epath
 
-from ddag_jax.cli.options import load_config
+from ddag_jax.cli.options import override
 from ddag_jax.config import Config
 from ddag_jax.errors import UserError
 from ddag_jax.evaluation.protocols import FIGURES
 from ddag_jax.experiments import curves, table
 from ddag_jax.experiments import runs as runs_module
 from ddag_jax.experiments.__main__ import main
+from ddag_jax.experiments.estimate import estimate  # noqa: F401  # before a test replaces what it imports
 from ddag_jax.experiments.rows import EXPERIMENTS, Curve, Experiment, Row
 from ddag_jax.experiments.runs import Result, Run, plan
+from ddag_jax.io.config_file import load_config
 from ddag_jax.io.files import read_json
 from ddag_jax.runs.checkpoint import Meta
 
@@ -65,22 +70,20 @@ def test_a_stopped_table_goes_on_and_finished_runs_stay(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    really = runs_module._start
+    really = runs_module.in_own_process
     started: list[str] = []
 
-    def killed_in_the_second(module: str, words: list, folder: object, quiet: bool) -> None:
-        started.append(f"{module.rpartition('.')[2]} {Path(str(folder)).name}")
-        if len(started) == 4:  # trained, not yet evaluated
+    def killed_in_the_second(prepare: Any, folder: epath.Path, *more: Any) -> Any:
+        started.append(folder.name)
+        result = really(prepare, folder, *more)
+        if len(started) == 2:  # trained, and its result not yet written
             raise KeyboardInterrupt
-        really(module, words, folder, quiet)
+        return result
 
     work = tmp_path / "table"
-    monkeypatch.setattr(runs_module, "_start", killed_in_the_second)
+    monkeypatch.setattr(runs_module, "in_own_process", killed_in_the_second)
     assert pair(work) == 130
-    assert started == [
-        *("train b_seed0", "evaluate b_seed0"),
-        *("train b_noisy_seed0", "evaluate b_noisy_seed0"),
-    ]
+    assert started == ["b_seed0", "b_noisy_seed0"]
     half = (work / "pair.md").read_text()
     assert "1 of 2" in half
     assert "not run" in half
@@ -88,19 +91,16 @@ def test_a_stopped_table_goes_on_and_finished_runs_stay(
     before = {path: path.stat().st_mtime_ns for path in finished}
 
     started.clear()
-    monkeypatch.setattr(
-        runs_module,
-        "_start",
-        lambda *words: (
-            started.append(f"{words[0].rpartition('.')[2]} {Path(str(words[2])).name}"),
-            really(*words),
-        ),
-    )
+    trained = (work / "b_noisy_seed0" / "log.jsonl").read_bytes()
+
+    def counted(prepare: Any, folder: epath.Path, *more: Any) -> Any:
+        started.append(folder.name)
+        return really(prepare, folder, *more)
+
+    monkeypatch.setattr(runs_module, "in_own_process", counted)
     assert pair(work) == 0
-    assert started == [
-        *("train b_noisy_seed0", "evaluate b_noisy_seed0"),  # finds itself trained
-        *("train b_seed1", "evaluate b_seed1", "train b_noisy_seed1", "evaluate b_noisy_seed1"),
-    ]
+    assert started == ["b_noisy_seed0", "b_seed1", "b_noisy_seed1"]
+    assert (work / "b_noisy_seed0" / "log.jsonl").read_bytes() == trained  # not trained again
     assert {path: path.stat().st_mtime_ns for path in finished} == before
     page = (work / "pair.md").read_text()
     assert "not run" not in page
@@ -125,8 +125,8 @@ def test_a_stopped_table_goes_on_and_finished_runs_stay(
     assert capsys.readouterr().out.strip() == page.strip()
 
     # What is there belongs to another configuration.
-    assert pair(work, "--loss.margin", "0.5") == 2
-    assert "loss.margin was 0.3, now 0.5" in capsys.readouterr().err
+    assert pair(work, "--model.margin", "0.5") == 2
+    assert "model.margin was 0.3, now 0.5" in capsys.readouterr().err
     assert {path: path.stat().st_mtime_ns for path in finished} == before
 
 
@@ -152,9 +152,20 @@ def test_a_row_that_fails_stops_the_table(
     folder.mkdir(parents=True)
     (folder / "holiday.jpg").touch()
     assert pair(tmp_path / "table") == 2
-    row, ours = capfd.readouterr().err.splitlines()
-    assert "holiday.jpg, which no run wrote" in row
-    assert "failed, for the reason above; when that is mended, the same command goes on" in ours
+    (error,) = capfd.readouterr().err.splitlines()
+    assert error.startswith("error: b_seed0: ")
+    assert "holiday.jpg, which no run wrote" in error
+    assert "when that is fixed, the same command goes on" in error
+
+
+def test_a_row_whose_process_is_killed_stops_the_table(tmp_path: Path) -> None:
+    folder = epath.Path(tmp_path / "b_seed0")
+    with pytest.raises(UserError, match=r"was ended by signal 9; .* the same command goes on"):
+        runs_module.in_own_process(kill_this_process, folder, Config(), None, True)
+
+
+def kill_this_process() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 @pytest.mark.parametrize(
@@ -216,7 +227,6 @@ def made(tmp_path: Path, *, rendered: bool, experiment: str = "table1") -> list[
             row,
             seed,
             dataclasses.replace(config, training=dataclasses.replace(config.training, seed=seed)),
-            ("sysu_mm01",),
             epath.Path(tmp_path / f"{row.name}_seed{seed}"),
             Meta(config, 395, "x"),
             None,
@@ -321,7 +331,7 @@ def test_regdb_averages_its_trials_then_the_seeds(tmp_path: Path) -> None:
             one = dataclasses.replace(config, data=data)
             name = f"b_p_g_seed{seed}_trial{trial}"
             meta = Meta(one, 206, "x")
-            runs.append(Run(row, seed, one, (), epath.Path(tmp_path / name), meta, None, False))
+            runs.append(Run(row, seed, one, epath.Path(tmp_path / name), meta, None, False))
             records = [
                 {
                     "direction": direction,
@@ -366,5 +376,6 @@ def test_people_are_not_the_datasets_images(
         "_training_images",
         lambda *words: dataclasses.replace(really(*words), rendered=False),
     )
+    config = override(load_config("people"), ["--data.dir", str(debug_data), *TINY], "test")
     with pytest.raises(UserError, match="give --dataset sysu_mm01"):
-        plan(PAIR, "people", tmp_path, seeds=[0], fields=["--data.dir", str(debug_data), *TINY])
+        plan(PAIR, "people", config, tmp_path, seeds=[0])

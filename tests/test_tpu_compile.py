@@ -18,8 +18,8 @@ import numpy as np
 import pytest
 
 from benchmarks import tpu_compile
-from ddag_jax.cli.options import load_config
 from ddag_jax.config import Config
+from ddag_jax.io.config_file import load_config
 from ddag_jax.models import pooling
 from ddag_jax.parallel import device_mesh
 

@@ -1,55 +1,76 @@
 """`python convert_weights.py KIND INPUT OUTPUT`, or `ddag-convert KIND INPUT OUTPUT`."""
 
-import argparse
+import dataclasses
 import os
 from collections.abc import Sequence
+from types import ModuleType
+from typing import Annotated, Any
+
+import tyro
 
 from ddag_jax.cli.main import run
+from ddag_jax.cli.options import parse
 from ddag_jax.config import DataConfig
 from ddag_jax.errors import UserError
 
 
+@dataclasses.dataclass(frozen=True)
+class _Conversion:
+    input: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="INPUT")]
+    output: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="OUTPUT")]
+    overwrite: bool = False
+    """Replace an existing OUTPUT."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Torchvision(_Conversion):
+    """Convert an ImageNet ResNet-50 or -18 (.pth, .pt, .safetensors; torchvision's or timm's names)
+    to a checkpoint for train.py --init."""
+
+    def convert(self, module: ModuleType) -> Any:
+        """Return the summary of what was converted."""
+        return module.from_torchvision(self.input, self.output, overwrite=self.overwrite)
+
+
+@dataclasses.dataclass(frozen=True)
+class Reference(_Conversion):
+    """Convert a checkpoint of the PyTorch reference (.t) to one that evaluate.py takes."""
+
+    image_size: tuple[int, int] = (DataConfig.image_height, DataConfig.image_width)
+    """Height and width of the images that it was trained on, pixels, which its file does not
+    say."""
+
+    def convert(self, module: ModuleType) -> Any:
+        """Return the summary of what was converted."""
+        return module.from_reference(
+            self.input, self.output, image_size=self.image_size, overwrite=self.overwrite
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class ToReference(_Conversion):
+    """Convert a run (its best checkpoint) or a checkpoint of ours to a .t file for the
+    reference."""
+
+    def convert(self, module: ModuleType) -> Any:
+        """Return the summary of what was converted."""
+        return module.to_reference(self.input, self.output, overwrite=self.overwrite)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Converts; the exit code is 0, or 2 where the input is at fault."""
+    """Convert. Return 0, or 2 after an error of the user's."""
     return run(lambda: _convert(arguments))
 
 
 def _convert(arguments: Sequence[str] | None) -> None:
-    parser = argparse.ArgumentParser(
-        prog="convert_weights.py",
+    options = parse(
+        Annotated[Torchvision, tyro.conf.subcommand("torchvision")]
+        | Annotated[Reference, tyro.conf.subcommand("reference")]
+        | Annotated[ToReference, tyro.conf.subcommand("to-reference")],
+        arguments,
+        "convert_weights.py",
         description="Convert weights to and from PyTorch. Nothing is written unless all fits.",
-        allow_abbrev=False,
     )
-    kinds = parser.add_subparsers(dest="kind", required=True, metavar="KIND")
-    torchvision = kinds.add_parser(
-        "torchvision",
-        help="an ImageNet ResNet-50 or -18 (.pth, .pt, .safetensors; torchvision's or timm's"
-        " names) to a checkpoint for train.py --init",
-    )
-    reference = kinds.add_parser(
-        "reference",
-        help="a checkpoint of the PyTorch reference (.t) to one that evaluate.py takes",
-    )
-    to_reference = kinds.add_parser(
-        "to-reference",
-        help="a run (its best checkpoint) or a checkpoint of ours to a .t file for the reference",
-    )
-    for kind in (torchvision, reference, to_reference):
-        kind.add_argument("input", metavar="INPUT")
-        kind.add_argument("output", metavar="OUTPUT")
-        kind.add_argument("--overwrite", action="store_true", help="replace an earlier OUTPUT")
-    default = DataConfig()
-    reference.add_argument(
-        "--image-size",
-        nargs=2,
-        type=int,
-        metavar=("HEIGHT", "WIDTH"),
-        default=(default.image_height, default.image_width),
-        help="of the images that it was trained on, pixels, which its file does not say"
-        " (default: 288 144, the reference's)",
-    )
-    options = parser.parse_args(arguments)
-
     # Nothing here computes; a GPU or TPU may be in use by a training.
     os.environ["JAX_PLATFORMS"] = "cpu"
     try:
@@ -60,14 +81,6 @@ def _convert(arguments: Sequence[str] | None) -> None:
         raise UserError(
             f"converting weights needs {error.name}: pip install torch safetensors"
         ) from None
-
-    files = options.input, options.output
-    if options.kind == "torchvision":
-        summary = convert.from_torchvision(*files, overwrite=options.overwrite)
-    elif options.kind == "reference":
-        size = tuple(options.image_size)
-        summary = convert.from_reference(*files, image_size=size, overwrite=options.overwrite)
-    else:
-        summary = convert.to_reference(*files, overwrite=options.overwrite)
+    summary = options.convert(convert)
     print(f"{options.input} -> {options.output}")
-    print(summary.table(read=options.kind != "to-reference"))
+    print(summary.table(read=not isinstance(options, ToReference)))

@@ -8,7 +8,7 @@ import tensorflow_datasets as tfds
 import tyro
 from etils import epath
 
-from ddag_jax.cli.options import one_line_faults
+from ddag_jax.cli.options import parse
 from ddag_jax.datasets.checks import REHEARSAL
 from ddag_jax.datasets.prepare import Dataset, check, prepare, read_layout
 from ddag_jax.errors import UserError
@@ -163,16 +163,15 @@ def main(arguments: list[str] | None = None) -> None:
     """
     logging.getLogger("absl").setLevel(logging.ERROR)  # TFDS warns about any custom config
     tfds.disable_progress_bar()
-    with one_line_faults():
-        command = tyro.cli(
-            Annotated[PeopleCommand, tyro.conf.subcommand("people")]
-            | Annotated[PrepareCommand, tyro.conf.subcommand("prepare")]
-            | Annotated[CheckCommand, tyro.conf.subcommand("check")]
-            | Annotated[RehearseCommand, tyro.conf.subcommand("rehearse")],
-            args=arguments,
-            prog="python -m ddag_jax.data",
-            description=__doc__,
-        )
+    command = parse(
+        Annotated[PeopleCommand, tyro.conf.subcommand("people")]
+        | Annotated[PrepareCommand, tyro.conf.subcommand("prepare")]
+        | Annotated[CheckCommand, tyro.conf.subcommand("check")]
+        | Annotated[RehearseCommand, tyro.conf.subcommand("rehearse")],
+        arguments,
+        "python -m ddag_jax.data",
+        description=__doc__,
+    )
     if command.quiet:
         silence()
     command.run()

@@ -1,14 +1,16 @@
 """What must be set before jax is imported: memory allocation, the compilation cache."""
 
-import argparse
 import ctypes
+import dataclasses
 import logging
 import os
 import sys
 import threading
 from pathlib import Path
+from typing import Annotated
 
 import absl.logging
+import tyro
 
 # glibc's mallopt, by its numbers in malloc.h.
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -2, -4, -8
@@ -16,22 +18,23 @@ _COMPILED = "/jax/core/compile/backend_compile_duration"
 """jax's name of the event, also where the program came from the cache."""
 
 
-def add_process_options(parser: argparse.ArgumentParser) -> None:
-    """Where the other processes of the same command are, where jax cannot find that out."""
-    group = parser.add_argument_group(
-        "several processes",
-        "On a TPU slice, under srun and under mpirun they find each other; elsewhere each process"
-        " is told all three.",
-    )
-    group.add_argument("--coordinator", metavar="HOST:PORT", help="of process 0")
-    group.add_argument("--process-id", type=int, metavar="I", help="of this one, from 0")
-    group.add_argument("--processes", type=int, metavar="N", help="how many there are")
+@dataclasses.dataclass(frozen=True)
+class Processes:
+    """Where the other processes of the same command are. On a TPU slice, under srun and under
+    mpirun they find each other; elsewhere each process needs all three options."""
+
+    coordinator: Annotated[str | None, tyro.conf.arg(metavar="HOST:PORT")] = None
+    """Of process 0."""
+    process_id: int | None = None
+    """Of this process, from 0."""
+    processes: int | None = None
+    """How many there are."""
 
 
-def prepare(options: argparse.Namespace | None = None) -> None:
-    """To be called first thing by a command that computes.
+def prepare(processes: Processes | None = None) -> None:
+    """Set up a command that computes; to be called before anything else.
 
-    With the options of `add_process_options` it waits for the other processes, if there are any.
+    Wait for the other `processes`, if there are any.
 
     Compiled programs are kept in JAX_COMPILATION_CACHE_DIR, by default ~/.cache/ddag_jax, so that
     later starts need no compiling.
@@ -46,10 +49,10 @@ def prepare(options: argparse.Namespace | None = None) -> None:
     sys.unraisablehook = _unless_native
     keep_freed_memory()
     _return_what_compilers_free()
-    if options is not None:
+    if processes is not None:
         from ddag_jax.parallel import join_processes
 
-        join_processes(options.coordinator, options.process_id, options.processes)
+        join_processes(processes.coordinator, processes.process_id, processes.processes)
 
 
 def _unless_orbax(failed: threading.ExceptHookArgs) -> None:

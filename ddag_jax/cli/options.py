@@ -1,115 +1,232 @@
-"""Configurations by name or path, and their fields by the command line."""
+"""Command lines as dataclasses, read by tyro; a mistake in one is a `UserError` of one line."""
 
-import contextlib
 import dataclasses
 import difflib
-import importlib.util
-import io
-import re
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+import functools
+import sys
+import types
+import typing
+from collections.abc import Callable, Iterator, Sequence
+from typing import Annotated, Any
 
 import tyro
 
-import ddag_jax
-from ddag_jax.config import Config
+# Its only way to a parse error as data; private, so pyproject.toml bounds the version.
+from tyro import _errors
+
+from ddag_jax.config import Config, DDAGConfig
 from ddag_jax.errors import UserError
 
-_PACKAGE = Path(ddag_jax.__file__).parent
+_FORMER_LOSS = ("margin", "graph_reduction", "graph_weight")
+"""Fields of `model` that were fields of `loss` up to version 0.1.0."""
+
+_REGISTRY = tyro.constructors.ConstructorRegistry()
 
 
-def _shipped() -> Path:
-    """The configurations that come with us: beside the package in a checkout, in it in a wheel."""
-    inside = _PACKAGE / "configs"
-    return inside if inside.is_dir() else _PACKAGE.parent / "configs"
+@_REGISTRY.primitive_rule
+def _by_name(info: tyro.constructors.PrimitiveTypeInfo) -> Any:
+    """Let a field of `str` or some dataclass take text, the name; tyro would make subcommands."""
+    kinds: tuple[Any, ...] = ()
+    if typing.get_origin(info.type) in (typing.Union, types.UnionType):
+        kinds = typing.get_args(info.type)
+    if str not in kinds or not any(map(dataclasses.is_dataclass, kinds)):
+        return None
+    return tyro.constructors.PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="STR",
+        instance_from_str=lambda words: words[0],
+        is_instance=lambda value: isinstance(value, str) or dataclasses.is_dataclass(value),
+        str_from_instance=lambda value: [str(getattr(value, "name", value))],
+    )
 
 
-def load_config(name: str) -> Config:
-    """The configuration of a file with `get_config()`, or of a shipped one by its name ("demo").
+def parse(
+    kind: Any,
+    arguments: Sequence[str] | None,
+    program: str,
+    *,
+    default: Any = None,
+    description: str | None = None,
+    hint: str = "",
+    ignore_unknown: bool = False,
+) -> Any:
+    """Return the command line as an instance of a dataclass.
+
+    Args:
+        kind: the dataclass, or a union of those that subcommands stand for.
+        arguments: without the program's name; None for those of this process.
+        program: its name, for messages.
+        default: an instance with the values of options that are not given.
+        description: for --help; None for the docstring of the dataclass.
+        hint: what to say of an unknown option that resembles no other; "" names --help.
+        ignore_unknown: pass over unknown options, --help among them.
 
     Raises:
-        UserError: there is no such file, or it does not make a valid `Config`.
+        UserError: an option is unknown, missing, or does not take the value.
+        SystemExit: after --help.
     """
-    path = Path(name)
-    if not path.is_file():
-        relative = Path(*path.parts[1:]) if path.parts[:1] == ("configs",) else path
-        path = (_shipped() / relative).with_suffix(".py")
-    if not path.is_file():
-        shipped = sorted(
-            str(file.relative_to(_shipped()).with_suffix("")) for file in _shipped().rglob("*.py")
+    hint = hint or f"{program} --help lists the options"
+
+    def refuse(event: _errors.ParseErrorEvent) -> None:
+        unknown: list[str] = []
+        match event:
+            case _errors.MissingArgs():
+                unknown = [] if ignore_unknown else event.unrecognized_tokens
+                names = ", ".join(_name(context.arg) for context in event.missing_arguments)
+                message = f"{names}: missing; {event.prog} --help lists the options"
+            case _errors.UnrecognizedArgs():
+                unknown = event.tokens
+            case _errors.MissingSubcommand():
+                commands = ", ".join(event.subcommand_spec.parser_from_name)
+                message = f"{event.prog}: give one of {commands}"
+            case _errors.InvalidChoice():
+                choices = ", ".join(event.choices)
+                message = f"{_name(event.argument)} {event.value}: must be one of {choices}"
+            case _errors.BadValue():
+                expected = event.argument.lowered.metavar
+                message = f"{_name(event.argument)}: needs a value ({expected})"
+            case _errors.InstantiationFailure(message=reason, argument=argument):
+                message = str(reason).partition("\n")[0].strip()
+                if argument is not None:
+                    message = f"{_name(argument)}: must be {argument.lowered.metavar} ({message})"
+            case _:
+                return  # tyro prints its own message, and exits with code 2
+        if unknown:
+            given = unknown[0].partition("=")[0]
+            near = _nearest(given.replace("_", "-"), list(_option_names(kind)))
+            what = "no such option" if given.startswith("-") else "unexpected argument"
+            message = f"{given}: {what}; " + (f"did you mean {near}?" if near else hint)
+        raise UserError(message)
+
+    cli: Any = tyro.cli  # its overloads know one class at a time
+    with _errors.on_parse_error(refuse):
+        parsed = cli(
+            kind,
+            args=arguments,
+            prog=program,
+            description=description,
+            default=default if default is not None else tyro.MISSING_NONPROP,
+            config=(tyro.conf.FlagCreatePairsOff,),
+            registry=_REGISTRY,
+            add_help=not ignore_unknown,
+            return_unknown_args=ignore_unknown,
         )
-        raise UserError(
-            f"{name}: no such configuration; give a Python file with get_config(), or one of "
-            + ", ".join(shipped)
-        )
-    spec = importlib.util.spec_from_file_location(f"ddag_jax_config_{path.stem}", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
+    return parsed[0] if ignore_unknown else parsed
+
+
+def parse_with_config(
+    kind: type, load: Callable[[Any], Config], arguments: Sequence[str] | None, program: str
+) -> tuple[Any, Config]:
+    """Return the options of a command, and a configuration with the fields that were given too.
+
+    Args:
+        kind: dataclass of the options.
+        load: the options to the configuration whose fields may follow as --section.field.
+        arguments: as in `parse`.
+        program: as in `parse`.
+
+    Raises:
+        UserError: that of `parse` and `load`; the fields do not make a valid configuration.
+        SystemExit: after --help, which lists the fields of the configuration if one is named.
+    """
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
     try:
-        spec.loader.exec_module(module)
-        config = module.get_config()
-    except Exception as error:  # whatever a user's own file can raise
-        raise UserError(f"{path}: {type(error).__name__}: {error}") from None
-    if not isinstance(config, Config):
-        raise UserError(f"{path}: get_config() must return a ddag_jax.config.Config")
-    return config
+        config = load(parse(kind, arguments, program, ignore_unknown=True))
+    except UserError:
+        if not {"-h", "--help"}.intersection(arguments):
+            raise
+        config = Config()
+    given = parse(_with_fields(kind, config), arguments, program)
+    return given, _configured(config, given)
 
 
 def override(config: Config, arguments: Sequence[str], program: str) -> Config:
-    """`config` with the fields that `arguments` name: `--optimizer.learning-rate 0.05`.
+    """Return `config` with the fields that are given: `--optimizer.learning-rate 0.05`.
+
+    The fields of `model` are those of its own class, whoever wrote it.
 
     Raises:
-        UserError: an unknown field (with the nearest one) or a value that it does not take.
+        UserError: that of `parse`; the fields do not make a valid configuration.
     """
-    with one_line_faults():
-        result, unknown = tyro.cli(
-            Config,
-            default=config,
-            args=list(arguments),
-            prog=program,
-            config=(tyro.conf.FlagConversionOff,),
-            return_unknown_args=True,
+    nothing = dataclasses.make_dataclass("Fields", [], frozen=True)
+    return _configured(config, parse(_with_fields(nothing, config), arguments, program))
+
+
+def _with_fields(kind: type, config: Config) -> type:
+    """Return a subclass with the sections of a configuration, which are the defaults."""
+    sections = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
+    if isinstance(config.model, DDAGConfig):
+        sections["loss"] = _former_loss(config.model)
+    fields: Any = [
+        (
+            name,
+            Annotated[type(section), tyro.conf.FlagConversionOff],
+            dataclasses.field(default_factory=functools.partial(sections.__getitem__, name)),
         )
-    if unknown:
-        fields = [
-            f"--{section.name}.{field.name}".replace("_", "-")
-            for section in dataclasses.fields(Config)
-            for field in dataclasses.fields(getattr(config, section.name))
-        ]
-        given = unknown[0].split("=")[0]
-        near = difflib.get_close_matches(given.replace("_", "-"), fields, n=1, cutoff=0.5)
-        hint = f"did you mean {near[0]}?" if near else f"{program} --help lists the fields"
-        raise UserError(f"{given}: no such option or configuration field; {hint}")
-    return result
+        for name, section in sections.items()
+    ]
+    namespace = {"__doc__": kind.__doc__}
+    return dataclasses.make_dataclass(
+        kind.__name__, fields, bases=(kind,), namespace=namespace, frozen=True
+    )
 
 
-@contextlib.contextmanager
-def one_line_faults() -> Iterator[None]:
-    """Makes an `UserError` of one line of what tyro tells in a box and exits with.
+def _former_loss(model: DDAGConfig) -> Any:
+    kinds = typing.get_type_hints(DDAGConfig)
+    return dataclasses.make_dataclass(
+        "Loss",
+        [
+            (name, kinds[name], dataclasses.field(default=getattr(model, name)))
+            for name in _FORMER_LOSS
+        ],
+        namespace={"__doc__": "Earlier spelling of these fields of model, until the next release."},
+        frozen=True,
+    )()
 
-    `--help` passes, as the exit that it is.
-    """
-    printed = io.StringIO()
+
+def _configured(config: Config, given: Any) -> Config:
+    sections = {field.name: getattr(given, field.name) for field in dataclasses.fields(config)}
+    if hasattr(given, "loss"):
+        former = dataclasses.asdict(_former_loss(config.model))
+        moved = {k: v for k, v in dataclasses.asdict(given.loss).items() if v != former[k]}
+        for name in moved:
+            option = name.replace("_", "-")
+            print(f"note: --loss.{option} is now --model.{option}", file=sys.stderr)
+        try:
+            sections["model"] = dataclasses.replace(sections["model"], **moved)
+        except ValueError as error:
+            raise UserError(str(error)) from None
     try:
-        with contextlib.redirect_stderr(printed):
-            yield
-    except SystemExit as stop:
-        if not stop.code:
-            raise
-        raise UserError(_one_line(printed.getvalue())) from None
+        return dataclasses.replace(config, **sections)
+    except ValueError as error:
+        raise UserError(str(error)) from None
 
 
-def _one_line(box: str) -> str:
-    """What tyro says of a fault, without the box and without the explanation of each option."""
-    parts = [""]
-    for line in box.splitlines()[1:]:  # the first is a title
-        text = line[2:].rstrip("│╯ ")  # a frame of blanks where the terminal knows ASCII only
-        if set(text) <= {"─", "-"}:
-            parts.append("")
-        elif not text.startswith(" " * 5):  # deeper is what an option means
-            parts[-1] += " " + text.strip()
-    told = [part.strip(" .") for part in parts if not part.startswith(" Argument helptext")]
-    sentence = "; ".join(part for part in told if part).removeprefix("Error parsing ")
-    sentence = sentence.replace("__tyro-dummy-inner__.", "")  # the union of our commands
-    return re.sub(r"^(\w+): (?=\1\.)", "", sentence)  # our own message names the section already
+def _name(argument: Any) -> str:
+    """Return what a message calls an argument: its option, or the name of a positional one."""
+    return argument.lowered.metavar if argument.is_positional() else argument.display_name()
+
+
+def _nearest(given: str, names: Sequence[str]) -> str | None:
+    """Return the option that `given` may mean: that field elsewhere, or a similar name."""
+    same = [name for name in names if name.lstrip("-").endswith(given.rpartition(".")[2])]
+    alike = [name for name in names if name.count(".") == given.count(".")]
+    found = difflib.get_close_matches(given, alike, n=1) or same
+    return found[0] if found else None
+
+
+def _option_names(kind: Any, prefix: str = "") -> Iterator[str]:
+    """Yield the options that tyro makes of a dataclass, or of the members of a union."""
+    if not (isinstance(kind, type) and dataclasses.is_dataclass(kind)):
+        for member in typing.get_args(kind):
+            yield from _option_names(member, prefix)
+        return
+    for name, hint in typing.get_type_hints(kind, include_extras=True).items():
+        markers = getattr(hint, "__metadata__", ())
+        inner = typing.get_args(hint)[0] if markers else hint
+        if isinstance(inner, type) and dataclasses.is_dataclass(inner):
+            omitted = tyro.conf.OmitArgPrefixes in markers
+            yield from _option_names(inner, prefix if omitted else f"{prefix}{name}.")
+        elif tyro.conf.Positional not in markers:
+            named = [marker.name for marker in markers if getattr(marker, "name", None)]
+            yield f"--{prefix}{(named or [name])[0]}".replace("_", "-")

@@ -23,6 +23,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
+from numpy.typing import ArrayLike
 
 from ddag_jax.errors import UserError
 
@@ -96,6 +97,70 @@ def rank(
     """
     return rank_distances(
         -query_features @ gallery_features.T,
+        query_ids,
+        gallery_ids,
+        query_cameras,
+        gallery_cameras,
+        camera_rule=camera_rule,
+    )
+
+
+def rank_features(
+    query: Float[np.ndarray, "q d"],
+    gallery: Float[np.ndarray, "g d"],
+    query_ids: ArrayLike,
+    gallery_ids: ArrayLike,
+    query_cameras: ArrayLike | None = None,
+    gallery_cameras: ArrayLike | None = None,
+    *,
+    camera_rule: CameraRule = "none",
+) -> Metrics:
+    """Rank the gallery for each query by cosine similarity, and return CMC, mAP and mINP.
+
+    Args:
+        query: features in rows of unit length.
+        gallery: features in rows of unit length.
+        query_ids: identities, integers [q].
+        gallery_ids: identities, integers [g].
+        query_cameras: integers [q]; only camera rules need them.
+        gallery_cameras: integers [g].
+        camera_rule: which gallery images a query skips, `sysu` or `llcm`; `none` skips none.
+
+    Raises:
+        UserError: shapes do not fit, cameras are missing, a row is not of unit length, or no query
+            has a match.
+
+    >>> gallery = np.eye(2)[[0, 0, 1]]
+    >>> metrics = rank_features(np.eye(2)[[1]], gallery, [7], [5, 5, 7])
+    >>> float(metrics.cmc[0]), metrics.mAP, metrics.queries
+    (1.0, 1.0, 1)
+    """
+    if query.ndim != 2 or gallery.ndim != 2 or query.shape[1] != gallery.shape[1]:
+        raise UserError(
+            f"features to rank: query is {query.shape} and gallery {gallery.shape}; give rows of"
+            " the same length, [q, d] and [g, d]"
+        )
+    if camera_rule != "none" and (query_cameras is None or gallery_cameras is None):
+        raise UserError(f"cameras: missing; the rule {camera_rule} needs those of both sides")
+    columns = []
+    for side, features, ids, cameras in (
+        ("query", query, query_ids, query_cameras),
+        ("gallery", gallery, gallery_ids, gallery_cameras),
+    ):
+        lengths = np.linalg.norm(features, axis=1)
+        if len(lengths) and not np.abs(lengths - 1).max() < 1e-2:
+            raise UserError(f"{side}: a row is not of unit length; divide each by its norm")
+        cameras = np.zeros(len(features), int) if cameras is None else cameras
+        columns.append((np.asarray(ids), np.asarray(cameras)))
+        for name, values in zip(("ids", "cameras"), columns[-1], strict=True):
+            if values.shape != (len(features),):
+                raise UserError(
+                    f"{side}_{name}: is of shape {values.shape}; give one for each of"
+                    f" {len(features)} rows"
+                )
+    (query_ids, query_cameras), (gallery_ids, gallery_cameras) = columns
+    return rank_distances(
+        -query @ gallery.T,
         query_ids,
         gallery_ids,
         query_cameras,

@@ -1,79 +1,79 @@
 """`python -m ddag_jax.experiments table1 --dataset people --workdir runs/table1 --seeds 3`."""
 
-import argparse
+import dataclasses
 import sys
 from collections.abc import Sequence
+from typing import Annotated
 
+import tyro
 from etils import epath
 
 from ddag_jax.cli import environment
 from ddag_jax.cli.main import run
+from ddag_jax.cli.options import parse_with_config
 from ddag_jax.errors import UserError
+from ddag_jax.experiments.rows import EXPERIMENTS
+from ddag_jax.io.config_file import load_config
 from ddag_jax.io.files import write_text
 
 
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """Run the rows of one of the paper's tables or figures, one after another.
+
+    After every run the table is written: WORKDIR/EXPERIMENT.md, .csv and .tex, for curves .png and
+    .svg too. Stopped, the same command goes on; finished runs are never run again. Any field of the
+    configuration follows as --section.field value and holds for all rows, for example
+    --training.epochs 5. docs/experiments.md says more.
+    """
+
+    experiment: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="EXPERIMENT")]
+    """table1, table2, table3, table5, figure5 or noise."""
+    dataset: str
+    """sysu_mm01, regdb, llcm or people."""
+    workdir: str
+    """Folder of the runs and of the table."""
+    seeds: tuple[int, ...] = (1,)
+    """One number: that many seeds, from 0 on. Several: these."""
+    trials: tuple[int, ...] = ()
+    """RegDB: which of its ten trials. None: all, as published."""
+    init: str | None = None
+    """Checkpoint to take the backbone from (see convert_weights.py)."""
+    dry_run: bool = False
+    """Run nothing; list the runs, and how long they would take, measured on a few steps."""
+    quiet: bool = False
+    """Print the table and errors only."""
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs an experiment; the exit code is 0, 2 where the input is at fault, 130 after Ctrl-C."""
+    """Run an experiment. Return 0, 2 after an error of the user's, 130 after Ctrl-C."""
     return run(lambda: _main(arguments))
 
 
 def _main(arguments: Sequence[str] | None) -> None:
+    options, config = parse_with_config(
+        Options,
+        lambda known: load_config(known.dataset),
+        arguments,
+        "python -m ddag_jax.experiments",
+    )
+    if options.experiment not in EXPERIMENTS:
+        raise UserError(f"{options.experiment}: must be one of {', '.join(EXPERIMENTS)}")
     environment.prepare()
     from ddag_jax.experiments.estimate import estimate
-    from ddag_jax.experiments.rows import EXPERIMENTS
-    from ddag_jax.experiments.runs import DATASETS, execute, plan, read_result
+    from ddag_jax.experiments.runs import execute, plan, read_result
 
-    parser = argparse.ArgumentParser(
-        prog="python -m ddag_jax.experiments",
-        description="Run the rows of one of the paper's tables or figures, one after another, and"
-        " write the table: WORKDIR/EXPERIMENT.md, .csv and .tex, for curves .png and .svg too,"
-        " anew after every run. Stopped, the same command goes on; finished runs are never run"
-        " again.",
-        epilog="Any field of the configuration follows as --section.field value and holds for all"
-        " rows, for example --training.epochs 5. docs/experiments.md says more.",
-        allow_abbrev=False,
-    )
-    parser.add_argument("experiment", choices=EXPERIMENTS)
-    parser.add_argument("--dataset", required=True, choices=DATASETS)
-    parser.add_argument("--workdir", required=True, help="folder of the runs and of the table")
-    parser.add_argument(
-        "--seeds",
-        nargs="+",
-        type=int,
-        default=[1],
-        metavar="N",
-        help="one number: that many seeds, from 0 on; several: these (default: 1, seed 0 alone)",
-    )
-    parser.add_argument(
-        "--trials",
-        nargs="+",
-        type=int,
-        metavar="T",
-        help="RegDB: which of its ten halves (default: all, as published)",
-    )
-    parser.add_argument(
-        "--init", metavar="CHECKPOINT", help="start from its backbone (see convert_weights.py)"
-    )
-    parser.add_argument(
-        "--dry-run",
-        action="store_true",
-        help="run nothing; list the runs, and how long they would take, measured on a few steps",
-    )
-    parser.add_argument("--quiet", action="store_true", help="print the table and errors only")
-    options, fields = parser.parse_known_args(arguments)
-
-    experiment = EXPERIMENTS[options.experiment]
     runs = plan(
-        experiment,
+        EXPERIMENTS[options.experiment],
         options.dataset,
+        config,
         options.workdir,
         seeds=_seeds(options.seeds),
         trials=options.trials,
-        fields=fields,
         init=options.init,
     )
     if options.dry_run:
-        print(estimate(runs))
+        print(estimate(runs, environment.prepare))
         return
     folder = epath.Path(options.workdir)
     folder.mkdir(parents=True, exist_ok=True)
@@ -88,7 +88,7 @@ def _main(arguments: Sequence[str] | None) -> None:
             continue
         if not options.quiet:
             print(f"== {number}/{len(runs)}: {one.folder.name}", flush=True)
-        results[one.folder.name] = execute(one, quiet=options.quiet)
+        results[one.folder.name] = execute(one, environment.prepare, quiet=options.quiet)
         page = _write(folder, options.experiment, runs, results)
     print(page)
 
@@ -105,9 +105,8 @@ def _seeds(given: Sequence[int]) -> list[int]:
 
 
 def _write(folder: epath.Path, name: str, runs: list, results: dict) -> str:
-    """Writes everything that shows the results so far; returns the Markdown page."""
+    """Write the table of the results so far in all its formats. Return the Markdown page."""
     from ddag_jax.experiments.curves import draw
-    from ddag_jax.experiments.rows import EXPERIMENTS
     from ddag_jax.experiments.table import caption, comma_separated, latex, lines, markdown
 
     experiment = EXPERIMENTS[name]

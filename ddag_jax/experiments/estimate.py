@@ -1,15 +1,15 @@
-"""What an experiment would cost, from a few steps and an evaluation that are really run."""
+"""Estimate what an experiment would take, from a few steps and an evaluation that are run."""
 
 import dataclasses
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from etils import epath
 
 from ddag_jax.data.sampler import steps_per_epoch
-from ddag_jax.experiments.runs import Run, evaluate, read_result, train, training_images
+from ddag_jax.experiments.runs import Run, in_own_process, read_result, training_images
 from ddag_jax.io.files import parse_json
 from ddag_jax.io.progress import interval
 from ddag_jax.runs.checkpoint import find_checkpoint, read_meta, saved_steps
@@ -25,13 +25,13 @@ class Cost:
     while_training: float
     """Of one evaluation between epochs."""
     start: float
-    """Of train.py before its first step and after its last: imports, data, compilation."""
+    """Before the first step and after the last: imports, data, compilation."""
     evaluation: float
-    """Of evaluate.py."""
+    """Of the evaluation at the end."""
     steps_per_epoch: int
 
     def of(self, run: Run, done: int) -> float:
-        """Seconds of a run that has taken `done` steps."""
+        """Return the seconds that a run takes from `done` steps on."""
         training = run.config.training
         steps = training.epochs * self.steps_per_epoch
         evaluations = len(
@@ -45,23 +45,20 @@ class Cost:
         )
 
 
-def measure(run: Run) -> Cost:
-    """Trains 16 steps with a run's configuration in a folder that is removed, and evaluates."""
-    short = {"epochs": 1, "steps-per-epoch": _STEPS, "log-every": _STEPS // 2, "eval-every": 1}
-    named = {f"--training.{name}" for name in short}
-    words = list(run.words)
-    for name in named.intersection(words):
-        at = words.index(name)
-        del words[at : at + 2]
-    words += [word for name, value in short.items() for word in (f"--training.{name}", str(value))]
+def measure(run: Run, prepare: Callable[[], None]) -> Cost:
+    """Train 16 steps with a run's configuration in a temporary folder, and evaluate.
+
+    `prepare` is called first in the process that computes.
+    """
+    training = dataclasses.replace(
+        run.config.training, epochs=1, steps_per_epoch=_STEPS, log_every=_STEPS // 2, eval_every=1
+    )
+    config = dataclasses.replace(run.config, training=training)
     with tempfile.TemporaryDirectory() as place:
         folder = epath.Path(place) / "run"
         clock = time.monotonic()
-        train(run, folder, words, epochs=1, quiet=True)
-        trained = time.monotonic() - clock
-        clock = time.monotonic()
-        evaluate(run, folder, quiet=True)
-        evaluation = time.monotonic() - clock
+        _, evaluation = in_own_process(prepare, folder, config, run.init, quiet=True)
+        trained = time.monotonic() - clock - evaluation
         lines = [parse_json(line) for line in (folder / "log.jsonl").read_text().splitlines()]
         resolved = read_meta(find_checkpoint(folder)).config.training
     times = {(line["kind"], line["step"]): line["time"] for line in lines}
@@ -78,17 +75,17 @@ def measure(run: Run) -> Cost:
     return Cost(step, watched, trained - _STEPS * step - watched, evaluation, per_epoch)
 
 
-def estimate(runs: Sequence[Run]) -> str:
-    """A line for each run, with the time that it would take, and what that was measured on.
+def estimate(runs: Sequence[Run], prepare: Callable[[], None]) -> str:
+    """Return a line for each run with the time that it would take, and how that was measured.
 
-    One run is measured of those with the same branches, the largest: for the others its time is a
-    bound. Nothing is written to the runs' folders.
+    Of the runs of one ablation the largest is measured; for the others its time is a bound. Nothing
+    is written to the runs' folders. `prepare` is called first in each process that computes.
     """
     open_runs = [run for run in runs if read_result(run) is None]
     largest: dict[str, Run] = {}
     for run in open_runs:
         largest[_branches(run)] = max(largest.get(_branches(run), run), run, key=_size)
-    costs = {branches: measure(run) for branches, run in largest.items()}
+    costs = {branches: measure(run, prepare) for branches, run in largest.items()}
     said, total = [], 0.0
     for run in runs:
         if run not in open_runs:
@@ -106,7 +103,7 @@ def estimate(runs: Sequence[Run]) -> str:
             f"measured with {run.folder.name}: {cost.step:.3f} s a step (steps"
             f" {_STEPS // 2 + 1} to {_STEPS}), {cost.start:.1f} s to start and end,"
             f" {cost.while_training:.1f} s an evaluation while training,"
-            f" {cost.evaluation:.1f} s evaluate.py"
+            f" {cost.evaluation:.1f} s the evaluation at the end"
         )
     return "\n".join(said)
 

@@ -1,7 +1,7 @@
-"""The runs behind the rows: what is planned, what is there already, a process for each.
+"""The runs behind the rows: what is planned, what is finished, and a process for each.
 
-A run `WORKDIR/NAME_seed0` (RegDB: `NAME_seed0_trial1`) is a folder of train.py's own. When it has
-been evaluated, `WORKDIR/NAME_seed0.json` appears beside it, which is what says that it is finished:
+A run `WORKDIR/NAME_seed0` (RegDB: `NAME_seed0_trial1`) is a folder as train.py writes it. After its
+evaluation `WORKDIR/NAME_seed0.json` is written beside it, which marks it as finished:
 
 ``meta``     as in its checkpoints: configuration, classes, which data, version
 ``init``     the checkpoint that it was started from, or null
@@ -9,28 +9,30 @@ been evaluated, `WORKDIR/NAME_seed0.json` appears beside it, which is what says 
 ``records``  list of `protocols.Record`
 """
 
+import contextlib
 import dataclasses
 import functools
 import itertools
 import json
+import multiprocessing
 import signal
-import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
-from types import FrameType
+from collections.abc import Callable, Mapping, Sequence
+from multiprocessing.connection import Connection
 from typing import Any
 
 from etils import epath
 
-from ddag_jax.cli.options import load_config, override
 from ddag_jax.config import Config, DataConfig, differences
 from ddag_jax.data.loader import ImageSource, evaluation_split, training_split
 from ddag_jax.data.sampler import IdentitySampler
 from ddag_jax.errors import UserError
-from ddag_jax.evaluation.protocols import Images, Record, kind, searches
+from ddag_jax.evaluation.protocols import Images, Record, searches
 from ddag_jax.experiments.rows import Experiment, Row
+from ddag_jax.io.config_file import load_config
 from ddag_jax.io.files import parse_json, read_bytes, read_json, write_text
+from ddag_jax.io.progress import silence
 from ddag_jax.runs.checkpoint import (
     Meta,
     check_same_run,
@@ -40,6 +42,8 @@ from ddag_jax.runs.checkpoint import (
     saved_steps,
     step_folder,
 )
+from ddag_jax.runs.evaluate import evaluate
+from ddag_jax.runs.train import train
 
 DATASETS = ("sysu_mm01", "regdb", "llcm", "people")
 """Each with a configuration of its name."""
@@ -55,8 +59,6 @@ class Run:
     row: Row
     seed: int
     config: Config
-    words: tuple[str, ...]
-    """What train.py is given: the configuration's name, then fields."""
     folder: epath.Path
     meta: Meta
     """What its checkpoints will say."""
@@ -81,11 +83,11 @@ class Result:
 def plan(
     experiment: Experiment,
     dataset: str,
+    config: Config,
     workdir: epath.PathLike,
     *,
     seeds: Sequence[int],
-    trials: Sequence[int] | None = None,
-    fields: Sequence[str] = (),
+    trials: Sequence[int] = (),
     init: str | None = None,
 ) -> list[Run]:
     """Every run of an experiment, by seed, then row, then trial, checked before anything is done.
@@ -93,18 +95,19 @@ def plan(
     Args:
         experiment: the rows.
         dataset: of `DATASETS`.
+        config: the configuration of that name, with the fields that all rows share.
         workdir: for the runs' folders.
         seeds: of training.
-        trials: RegDB's halves; None for all ten.
-        fields: of the configuration, for all rows, as train.py takes them.
+        trials: RegDB's; none for all ten.
         init: a checkpoint whose backbone to start from.
 
     Raises:
         UserError: a field is set that the rows or seeds set; data or weights are missing, do not
             allow a row's training or protocol, or are drawings or not, against `dataset`.
     """
-    base = load_config(dataset)
-    given = override(base, fields, "python -m ddag_jax.experiments")
+    if dataset not in DATASETS:
+        raise UserError(f"--dataset {dataset}: must be one of {', '.join(DATASETS)}")
+    given = config
     changes = {row.name: _changes(row) for row in experiment.rows}
     owned = {
         "training.seed": "--seeds sets it",
@@ -114,10 +117,10 @@ def plan(
         "model.graph_attention": "the rows differ in it",
         **{field: "the rows differ in it" for row in changes.values() for field in row},
     }
-    for field in differences(base, given):
+    for field in differences(load_config(dataset), given):
         if field in owned:
             raise UserError(f"--{field.replace('_', '-')}: {owned[field]}; leave it out")
-    if trials is not None and given.data.dataset != "regdb":
+    if trials and given.data.dataset != "regdb":
         raise UserError(f"--trials: only regdb has trials, not {dataset}; leave it out")
     if init is not None:
         find_checkpoint(init)
@@ -135,13 +138,11 @@ def plan(
                 " sysu_mm01, or the people's --data.dir"
             )
         name = f"{row.name}_seed{seed}" + (f"_trial{trial}" if trial is not None else "")
-        delta = {field: values[1] for field, values in differences(base, config).items()}
         runs.append(
             Run(
                 row,
                 seed,
                 config,
-                (dataset, *_words(delta)),
                 epath.Path(workdir) / name,
                 Meta(config, images.classes, images.fingerprint),
                 init,
@@ -176,15 +177,6 @@ def _with(config: Config, fields: Mapping[str, Any], where: str) -> Config:
         )
     except ValueError as error:
         raise UserError(f"{where}: {error}") from None
-
-
-def _words(fields: Mapping[str, Any]) -> list[str]:
-    """Fields as train.py takes them."""
-    words = []
-    for name, value in fields.items():
-        values = value if isinstance(value, tuple) else (value,)
-        words += [f"--{name.replace('_', '-')}", *map(str, values)]
-    return words
 
 
 def _checked(data: DataConfig, config: Config) -> ImageSource:
@@ -256,18 +248,21 @@ def read_result(run: Run) -> Result | None:
     return Result(records, minutes)
 
 
-def execute(run: Run, *, quiet: bool = False) -> Result:
-    """Trains, or goes on training, and evaluates, each in a process of its own.
+def execute(run: Run, prepare: Callable[[], None], *, quiet: bool = False) -> Result:
+    """Train, or resume training, and evaluate; write the result.
+
+    Args:
+        run: not finished yet.
+        prepare: called first in the process that computes.
+        quiet: print errors only.
 
     Raises:
-        UserError: one of them ended early; it has said why itself.
+        UserError: those of training and evaluation, or the process ended early.
+        KeyboardInterrupt: after Ctrl-C, once a checkpoint is written.
     """
     started, fresh = time.monotonic(), not run.folder.exists()
-    epochs = run.config.training.epochs
-    train(run, run.folder, [*run.words, "--resume"], epochs=epochs, quiet=quiet)
-    evaluate(run, run.folder, quiet=quiet)
+    records, _ = in_own_process(prepare, run.folder, run.config, run.init, quiet)
     minutes = (time.monotonic() - started) / 60 if fresh else None
-    records = read_json(run.folder / f"evaluation{kind(run.config.evaluation)}.json")
     content = {
         "meta": run.meta.to_json(),
         "init": run.init,
@@ -281,59 +276,88 @@ def execute(run: Run, *, quiet: bool = False) -> Result:
 _AGAIN = "the same command goes on, and leaves finished runs as they are"
 
 
-def train(run: Run, folder: epath.Path, words: Sequence[str], *, epochs: int, quiet: bool) -> None:
-    """train.py in a process of its own, which is to end after so many epochs.
+def in_own_process(
+    prepare: Callable[[], None], folder: epath.Path, config: Config, init: str | None, quiet: bool
+) -> tuple[list[Record], float]:
+    """Train and evaluate one run in a process of its own.
+
+    A process gives all its memory back, that of the devices too, before the next run starts; and
+    Ctrl-C and SIGTERM end the run with a checkpoint while this process waits for it.
+
+    Args:
+        prepare: called there first.
+        folder: of the run.
+        config: of the run.
+        init: a checkpoint whose backbone to start from, or None.
+        quiet: print errors only.
+
+    Returns:
+        The evaluation's records, and the seconds that it took.
 
     Raises:
-        UserError: it failed, or was asked to stop before.
+        UserError: those of training and evaluation, or the process ended early.
+        KeyboardInterrupt: after Ctrl-C, once the process has ended.
     """
-    init = ["--init", run.init] if run.init else []
-    _start("ddag_jax.cli.train", [*words, "--workdir", str(folder), *init], folder, quiet)
-    if not _trained(folder, epochs):
-        raise UserError(f"{folder}: training was asked to stop; {_AGAIN}")
-
-
-def evaluate(run: Run, folder: epath.PathLike, *, quiet: bool) -> None:
-    """evaluate.py in a process of its own."""
-    words = [str(folder), "--data.dir", run.config.data.dir]
-    _start("ddag_jax.cli.evaluate", words, folder, quiet)
-
-
-def _start(module: str, words: Sequence[str], folder: epath.PathLike, quiet: bool) -> None:
-    """Waits for a command; Ctrl-C reaches it by itself, SIGTERM is passed on.
-
-    Raises:
-        KeyboardInterrupt: after Ctrl-C, when the command has ended.
-        UserError: it failed.
-    """
-    process = subprocess.Popen(
-        [sys.executable, "-m", module, *words, *(["--quiet"] if quiet else [])],
-        stdout=subprocess.DEVNULL if quiet else None,
+    context = multiprocessing.get_context("spawn")  # jax's threads do not survive a fork
+    receiving, sending = context.Pipe(duplex=False)
+    process = context.Process(
+        target=_train_and_evaluate, args=(sending, prepare, folder, config, init, quiet)
     )
-
-    def pass_on(number: int, frame: FrameType | None) -> None:
-        process.terminate()
-
-    before = signal.signal(signal.SIGTERM, pass_on)
-    interrupted = False
+    before = signal.signal(signal.SIGTERM, lambda *_: process.terminate())
+    found: tuple[list[Record], float] | UserError | None = None
+    interrupted = waiting = True
     try:
-        while True:
+        process.start()
+        sending.close()  # this side's, so that the other's end is noticed
+        interrupted = False
+        while waiting:
             try:
-                code = process.wait()
-                break
-            except KeyboardInterrupt:  # it is saving a checkpoint
+                with contextlib.suppress(EOFError):
+                    found = receiving.recv()
+                process.join()
+                waiting = False
+            except KeyboardInterrupt:  # the process has it too, and is saving a checkpoint
                 interrupted = True
     finally:
         signal.signal(signal.SIGTERM, before)
+    code = process.exitcode or 0
     if interrupted or code == 130:
         raise KeyboardInterrupt
-    if code:
+    if isinstance(found, UserError):
+        raise UserError(f"{folder.name}: {found}; when that is fixed, {_AGAIN}")
+    if found is None:
         how = f"was ended by signal {-code}" if code < 0 else "failed, for the reason above"
-        raise UserError(f"{folder}: {module} {how}; when that is mended, {_AGAIN}")
+        raise UserError(f"{folder}: its process {how}; when that is fixed, {_AGAIN}")
+    return found
+
+
+def _train_and_evaluate(
+    sending: Connection,
+    prepare: Callable[[], None],
+    folder: epath.Path,
+    config: Config,
+    init: str | None,
+    quiet: bool,
+) -> None:
+    try:
+        prepare()
+        if quiet:
+            silence()
+        if train(config, folder, resume=True, init=init):
+            sys.exit(130)
+        if not _trained(folder, config.training.epochs):
+            raise UserError("training was asked to stop")
+        started = time.monotonic()
+        records = evaluate(folder, data_dir=config.data.dir, quiet=quiet)
+        sending.send((records, time.monotonic() - started))
+    except UserError as error:
+        sending.send(UserError(str(error)))
+    except KeyboardInterrupt:
+        sys.exit(130)
 
 
 def _trained(folder: epath.Path, epochs: int) -> bool:
-    """Whether the last epoch is in the log."""
+    """Return whether the last epoch is in the log."""
     lines = read_bytes(folder / "log.jsonl", _LONGEST).decode().splitlines()
     ended = [line["epoch"] for line in map(parse_json, lines) if line["kind"] == "epoch"]
     return ended[-1:] == [epochs - 1]

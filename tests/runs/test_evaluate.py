@@ -32,7 +32,7 @@ def test_other_protocols_stand_beside_the_published_one(trained: Path) -> None:
     assert evaluate([str(trained)]) == 0
     before = (trained / "evaluation.json").read_text()
     assert {r["feature"] for r in json.loads(before)} == {"global", "part"}
-    chosen = ("--shots", "multi", "--mode=indoor", "--evaluation.trials", "3", "--feature", "part")
+    chosen = ("--shots", "multi", "--mode=indoor", "--trials", "3", "--feature", "part")
     assert evaluate([*chosen, str(trained)]) == 0
     assert (trained / "evaluation.json").read_text() == before
     (record,) = figures(trained / "evaluation_indoor_multi_3_trials_part_feature.json")
@@ -105,7 +105,7 @@ def test_options_that_contradict(
         ([run, "--features", "x.npz"], "not both"),
         (["--features", "x.npz", "--untrained"], "have no network"),
         (["--features", "x.npz", "--flip"], "leave out"),
-        (["--features", "x.npz", "--model.parts", "4"], "--model.parts: has no meaning"),
+        (["--features", "x.npz", "--model.parts", "4"], "--model.parts: no such option"),
         ([run, "--rand-perm-cam", "x.mat"], "only with --features"),
         ([run, str(tmp_path), "--save-features", "x.npz"], "give one run"),
         ([run, run], "given twice"),

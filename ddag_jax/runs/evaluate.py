@@ -1,0 +1,386 @@
+"""Evaluate runs, checkpoints or stored features by their dataset's protocol, and write the result.
+
+The first process prints, and writes what it found; all processes return the records.
+"""
+
+import dataclasses
+import json as jsonlib
+import os
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from etils import epath
+
+from ddag_jax.config import Config, DataConfig, EvaluationConfig, differences
+from ddag_jax.data.loader import ImageSource, evaluation_split
+from ddag_jax.datasets.rand_perm_cam import read_permutations
+from ddag_jax.errors import UserError
+from ddag_jax.evaluation import protocols, stored_features
+from ddag_jax.evaluation.evaluator import Evaluator, pick
+from ddag_jax.evaluation.protocols import Record, format_table
+from ddag_jax.io.files import whole_file, write_text
+from ddag_jax.methods.base import Method
+from ddag_jax.methods.build import build_method
+from ddag_jax.parallel import Mesh, device_mesh, is_first_process, on_all_devices, replicated_shapes
+from ddag_jax.report import page
+from ddag_jax.report.contents import Judged, gather
+from ddag_jax.report.ranked_lists import ranked_lists
+from ddag_jax.runs.checkpoint import find_checkpoint, read_meta, restore_variables
+from ddag_jax.runs.logs import read_log
+
+
+@dataclasses.dataclass(frozen=True)
+class Trained:
+    """A trained network: what its checkpoint says, not yet its variables."""
+
+    name: str
+    """Of the run or checkpoint, as it was given."""
+    checkpoint: epath.Path
+    config: Config
+    classes: int
+    """Training identities, the width of the classifiers."""
+
+    def method(self) -> Method:
+        """Return its method, for one device."""
+        return build_method(self.config.model, self.classes)
+
+    def restore(self, mesh: Mesh) -> tuple[Any, Any]:
+        """Return its variables on every device, and a function that returns fresh ones."""
+        data = self.config.data
+        size = data.image_height, data.image_width
+        key = jax.random.key(self.config.training.seed)
+        fresh = on_all_devices(lambda: self.method().init(key, size), mesh)
+        like = replicated_shapes(jax.eval_shape(fresh), mesh)
+        return restore_variables(self.checkpoint, like), fresh
+
+    def set(
+        self, evaluation: EvaluationConfig | None = None, data_dir: epath.PathLike | None = None
+    ) -> "Trained":
+        """Return it with other settings of the evaluation, or its dataset in another folder."""
+        data = self.config.data
+        if data_dir is not None:
+            data = dataclasses.replace(data, dir=os.fspath(data_dir))
+        try:
+            config = dataclasses.replace(
+                self.config, data=data, evaluation=evaluation or self.config.evaluation
+            )
+        except ValueError as error:
+            raise UserError(str(error)) from None
+        return dataclasses.replace(self, config=config)
+
+
+def find_trained(run: epath.PathLike, config: Config | None = None) -> Trained:
+    """Return the network of a run (its best checkpoint, or the last one) or of a checkpoint.
+
+    Args:
+        run: folder of a run, or of a checkpoint.
+        config: with a method or dataset of your own that the checkpoint names. A checkpoint says
+            how it is set; code is never loaded because a checkpoint names it.
+
+    Raises:
+        UserError: there is no checkpoint, it cannot be read, or `config` is needed.
+    """
+    checkpoint = find_checkpoint(run)
+    meta = read_meta(checkpoint, config)
+    for note in meta.notes:
+        print(f"note: {checkpoint}: {note}", file=sys.stderr)
+    return Trained(os.fspath(run), checkpoint, meta.config, meta.classes)
+
+
+def evaluate(
+    *runs: epath.PathLike,
+    evaluation: EvaluationConfig | None = None,
+    data_dir: epath.PathLike | None = None,
+    config: Config | None = None,
+    untrained: bool = False,
+    report: epath.PathLike | None = None,
+    save_features: epath.PathLike | None = None,
+    json: epath.PathLike | None = None,
+    quiet: bool = False,
+) -> list[Record]:
+    """Evaluate runs or checkpoints by the protocol of their dataset, on all devices.
+
+    Of each run the table is printed, and `evaluation.json` and `ranked_lists.png` are written into
+    its folder; settings that differ from the published protocol are in the files' names
+    (`evaluation_multi.json`). Of several runs the average is printed and written too, beside the
+    first one's folder.
+
+    Args:
+        runs: folders of runs (their best checkpoint, or the last one), or of checkpoints.
+        evaluation: the protocol's settings; None for each checkpoint's own.
+        data_dir: folder of the prepared dataset; None for the checkpoint's own.
+        config: with a method or dataset of your own that the checkpoints name.
+        untrained: also evaluate the network as it was before training.
+        report: folder to write a run's report to, which evaluates the untrained network too. An
+            earlier report there is replaced.
+        save_features: file to write a run's features to (.npz), the published ones or those that
+            `evaluation.feature` names.
+        json: file to write the records to.
+        quiet: do not print the tables.
+
+    Returns:
+        A record for each search and feature: of the run, or of several runs their average.
+
+    Raises:
+        UserError: a run, its dataset or a target is missing or does not fit; two runs are not
+            evaluated alike. All are checked before the first image is read.
+    """
+    return evaluate_trained(
+        [find_trained(run, config).set(evaluation, data_dir) for run in runs],
+        untrained=untrained,
+        report=report,
+        save_features=save_features,
+        json=json,
+        quiet=quiet,
+    )
+
+
+def evaluate_trained(
+    networks: Sequence[Trained],
+    *,
+    untrained: bool = False,
+    report: epath.PathLike | None = None,
+    save_features: epath.PathLike | None = None,
+    json: epath.PathLike | None = None,
+    quiet: bool = False,
+) -> list[Record]:
+    """Evaluate networks with the settings of their configurations; see `evaluate`."""
+    names = [one.name for one in networks]
+    _check_target(names, json)
+    if len(names) > 1 and (report is not None or save_features is not None):
+        raise UserError("a report and a file of features are of one run; give one run")
+    if report is not None:
+        page.check_target(report)
+    if save_features is not None:
+        stored_features.check_target(save_features)
+    _check_alike(networks)
+    what = protocols.kind(networks[0].config.evaluation)
+    found = []
+    for one in networks:
+        result = _embed_and_rank(one, untrained=untrained or report is not None)
+        found.append(result.records)
+        if is_first_process():
+            _show(result, what, save_features, quiet)
+            if report is not None:
+                print(f"report: {page.write_page(report, gather(_judged(result)))}")
+    return _average(names, found, what, json, quiet, writes=is_first_process())
+
+
+def evaluate_features(
+    *files: epath.PathLike,
+    data: DataConfig | None = None,
+    evaluation: EvaluationConfig | None = None,
+    rand_perm_cam: epath.PathLike | None = None,
+    json: epath.PathLike | None = None,
+    quiet: bool = False,
+) -> list[Record]:
+    """Evaluate stored features by the protocol of their dataset.
+
+    The table is printed, and the records are written to FILE.evaluation.json beside each file; of
+    several files the average too.
+
+    Args:
+        files: as evaluation/stored_features.py describes them.
+        data: the dataset that they are of, and of RegDB the trial; None for SYSU-MM01.
+        evaluation: the protocol's settings; None for the published ones.
+        rand_perm_cam: file of the published gallery draws, for `evaluation.draw="rand_perm_cam"`.
+        json: file to write the records to.
+        quiet: do not print the tables.
+
+    Returns:
+        A record for each search: of the file, or of several files their average.
+
+    Raises:
+        UserError: a file, the dataset, the settings or the target are missing or do not fit.
+    """
+    names = [os.fspath(file) for file in files]
+    _check_target(names, json)
+    try:
+        config = Config(data=data or DataConfig(), evaluation=evaluation or EvaluationConfig())
+    except ValueError as error:
+        raise UserError(str(error)) from None
+    data, settings = config.data, config.evaluation
+    if settings.feature != "both" or settings.flip:
+        raise UserError(
+            "stored features are evaluated as they are: leave out evaluation.feature (--feature)"
+            " and evaluation.flip (--flip)"
+        )
+    draws = None if rand_perm_cam is None else read_permutations(rand_perm_cam).draws()
+    what = protocols.kind(settings)
+    found = []
+    for file in map(epath.Path, files):
+        features, images = stored_features.load_features(file, data.dataset)
+        records = protocols.evaluate(
+            {"stored": features},
+            images,
+            protocols.searches(data.dataset, images, settings, draws),
+            data.dataset,
+            settings,
+            half=data.trial if data.dataset == "regdb" and len(files) == 1 else None,
+        )
+        if not quiet:
+            print(format_table(records, os.fspath(file)))
+        _write(file.with_name(f"{file.stem}.evaluation{what}.json"), records)
+        found.append(records)
+    return _average(names, found, what, json, quiet, writes=True)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Result:
+    """Of one network."""
+
+    network: Trained
+    method: Method
+    variables: Any
+    evaluator: Evaluator
+    source: ImageSource
+    features: dict[str, np.ndarray]
+    records: list[Record]
+    untrained: dict[str, np.ndarray]
+    """Features of the untrained network; empty where nobody asked for them."""
+    untrained_records: list[Record]
+
+    @property
+    def reported(self) -> str:
+        """Name of the feature that is shown and stored."""
+        chosen = self.network.config.evaluation.feature
+        return self.method.features[-1] if chosen == "both" else chosen
+
+    @property
+    def reported_feature(self) -> np.ndarray:
+        """float32 [images, d]"""
+        return pick(self.features, self.reported)
+
+
+def _embed_and_rank(network: Trained, *, untrained: bool) -> _Result:
+    source = evaluation_split(network.config.data)
+    mesh, method = device_mesh(), network.method()
+    evaluator = Evaluator(network.config, method, mesh, source)
+    variables, fresh = network.restore(mesh)
+    floor: dict[str, np.ndarray] = {}
+    if untrained:
+        floor = evaluator.embed(fresh(), progress="untrained network")
+    features = evaluator.embed(variables, progress="embedding")
+    return _Result(
+        network,
+        method,
+        variables,
+        evaluator,
+        source,
+        features,
+        evaluator.judge(features),
+        floor,
+        evaluator.judge(floor) if floor else [],
+    )
+
+
+def _show(result: _Result, what: str, save_features: epath.PathLike | None, quiet: bool) -> None:
+    images, search = result.evaluator.images, result.evaluator.searches[0]
+    if save_features is not None:
+        stored_features.save_features(save_features, result.reported_feature, images, search)
+    if not quiet:
+        title = os.fspath(result.network.checkpoint)
+        print(format_table(result.records, title, result.untrained_records))
+    folder = epath.Path(result.network.name)
+    _write(folder / f"evaluation{what}.json", result.records)
+    if result.untrained_records:
+        _write(folder / f"evaluation{what}_untrained.json", result.untrained_records)
+    picture = ranked_lists(result.reported_feature, images, search, result.source.images)
+    with whole_file(folder / f"ranked_lists{what}.png") as file:
+        picture.save(file, "png")
+
+
+def _judged(result: _Result) -> Judged:
+    """Return what a report is made of."""
+    network, evaluator = result.network, result.evaluator
+    training = network.config.training
+    return Judged(
+        title=f"{epath.Path(network.name).name}, checkpoint {network.checkpoint.name}",
+        images=evaluator.images,
+        read_images=result.source.images,
+        searches=evaluator.searches,
+        features=result.features,
+        judged=evaluator.judged(result.features),
+        reported=result.reported,
+        reported_feature=result.reported_feature,
+        untrained=evaluator.judged(result.untrained),
+        records=result.records,
+        untrained_records=result.untrained_records,
+        reranked=network.config.evaluation.rerank,
+        method=result.method,
+        variables=jax.tree.map(np.asarray, result.variables),
+        batch=(training.identities_per_batch, training.images_per_identity),
+        log=read_log(epath.Path(network.name)),
+    )
+
+
+def _check_target(names: Sequence[str], json: epath.PathLike | None) -> None:
+    if not names:
+        raise UserError("nothing to evaluate; give a run, a checkpoint or a file of features")
+    if twice := {name for name in names if names.count(name) > 1}:
+        raise UserError(f"{min(twice)}: given twice")
+    if json is None:
+        return
+    target = epath.Path(json)
+    if target.exists():
+        raise UserError(f"{target}: exists already; name another file, or remove it")
+    if not target.parent.is_dir():
+        raise UserError(f"{target}: its folder does not exist; make it first")
+
+
+def _check_alike(networks: Sequence[Trained]) -> None:
+    """Raise UserError if the networks can have no average, before the first is evaluated."""
+    first = networks[0]
+    for one in networks:
+        for field, values in differences(first.config, one.config).items():
+            if field.startswith("evaluation.") or field in (
+                "data.dataset",
+                "model",
+                "model.part_attention",
+            ):
+                raise UserError(
+                    f"{first.name} and {one.name}: {field} is {values[0]} and {values[1]}; only"
+                    " runs that are evaluated alike have an average: evaluate them one by one"
+                )
+    if first.config.data.dataset == "regdb":
+        trials: dict[int, str] = {}
+        for one in networks:
+            trial = one.config.data.trial
+            other = trials.setdefault(trial, one.name)
+            if other != one.name:
+                raise UserError(
+                    f"{other} and {one.name}: both are of trial {trial}; RegDB's average is over"
+                    " different ones"
+                )
+
+
+def _average(
+    names: Sequence[str],
+    found: Sequence[list[Record]],
+    what: str,
+    json: epath.PathLike | None,
+    quiet: bool,
+    *,
+    writes: bool,
+) -> list[Record]:
+    """Return one network's records or the average; print and write the latter."""
+    records = found[0]
+    target = None if json is None else epath.Path(json)
+    if len(names) > 1:
+        records = protocols.average(found, names)
+        prefix = os.path.commonprefix([epath.Path(name).name for name in names])  # noqa: RUF071
+        if writes and not quiet:
+            print("\n" + format_table(records, f"{prefix}*"))
+        average = epath.Path(names[0]).parent / f"{prefix}average_of_{len(names)}{what}.json"
+        target = target or average
+    if target is not None and writes:
+        _write(target, records)
+    return records
+
+
+def _write(path: epath.Path, records: Sequence[Record]) -> None:
+    """Write an evaluation's result; one of an earlier evaluation is replaced."""
+    write_text(path, jsonlib.dumps(records, indent=2) + "\n")
