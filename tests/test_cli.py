@@ -1,14 +1,21 @@
 """The command line: configurations by name, fields by option, one line for a mistake."""
 
+import dataclasses
+import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from ddag_jax.cli.options import override
-from ddag_jax.cli.train import main as train
-from ddag_jax.config import Config
+import ddag_jax.experiments.__main__ as experiments
+from ddag_jax.cli import convert as convert_module
+from ddag_jax.cli import data as data_module
+from ddag_jax.cli import evaluate as evaluate_module
+from ddag_jax.cli import train as train_module
+from ddag_jax.cli.options import override, parse, parse_with_config
+from ddag_jax.config import Config, DDAGConfig, EvaluationConfig
 from ddag_jax.errors import UserError
 from ddag_jax.io.config_file import load_config
 
@@ -52,7 +59,7 @@ def test_fields_are_overridden() -> None:
             *("--optimizer.learning-rate", "0.05"),
             *("--model.graph_attention", "False"),
             *("--optimizer.drop-epochs", "3", "4"),
-            *("--loss.graph-weight", "0.5"),
+            *("--model.graph-weight", "0.5"),
             "--training.seed=7",
         ],
         "train.py",
@@ -60,7 +67,7 @@ def test_fields_are_overridden() -> None:
     assert config.optimizer.learning_rate == 0.05
     assert config.model.graph_attention is False
     assert config.optimizer.drop_epochs == (3, 4)
-    assert config.loss.graph_weight == 0.5
+    assert config.model.graph_weight == 0.5
     assert config.training.seed == 7
 
 
@@ -95,8 +102,8 @@ def test_an_unknown_configuration_lists_the_known_ones() -> None:
         ("x = 1", "get_config"),
         ("def get_config(): return 3", "must return"),
         ("def get_config(:", "invalid syntax"),
-        ("from ddag_jax.config import *\ndef get_config(): return ModelConfig(parts=0)", "parts"),
-        ("from ddag_jax.config import *\ndef get_config(): return ModelConfig(part=0)", "part"),
+        ("from ddag_jax.config import *\ndef get_config(): return DDAGConfig(parts=0)", "parts"),
+        ("from ddag_jax.config import *\ndef get_config(): return DDAGConfig(part=0)", "part"),
         ("raise KeyError('oh')", "KeyError: 'oh'"),
     ],
 )
@@ -126,10 +133,127 @@ def test_the_script_exits_with_2_and_no_traceback(tmp_path: Path) -> None:
     assert not (tmp_path / "run").exists()
 
 
-def test_help_names_the_options(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as stop:
-        train(["--help"])
-    assert stop.value.code == 0
-    printed = capsys.readouterr().out
-    assert "--resume" in printed
-    assert "--overwrite" in printed
+def documented() -> list[tuple[str, str]]:
+    """Every command line that README and docs show: (program, its arguments)."""
+    found = []
+    for page in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))):
+        text = page.read_text().replace("\\\n", " ")
+        for line in text.splitlines():
+            for match in re.finditer(
+                r"(?<!`)python (train\.py|evaluate\.py|convert_weights\.py|-m ddag_jax\.(?:data|experiments))"
+                r" +([^#`]*)",
+                line,
+            ):
+                program, words = match.groups()
+                words = words.replace("$trial", "1").replace("DATASET", "sysu_mm01")
+                if words.count("'") % 2:  # the end of a command that is quoted as a whole
+                    words = words.replace("'", "")
+                if "..." not in words:
+                    found.append((program.removeprefix("-m ddag_jax."), words.strip()))
+    return found
+
+
+@pytest.mark.parametrize(("program", "words"), documented())
+def test_a_documented_command_line_is_understood(program: str, words: str) -> None:
+    arguments = shlex.split(words)
+    match program:
+        case "train.py":
+            parse_with_config(train_module.Options, by_name, arguments, program)
+        case "experiments":
+            parse_with_config(experiments.Options, by_dataset, arguments, program)
+        case "evaluate.py":
+            parse(evaluate_module.Options, arguments, program)
+        case "convert_weights.py":
+            parse(convert_module.CONVERSIONS, arguments, program)
+        case "data":
+            parse(data_module.COMMANDS, arguments, program)
+
+
+def by_name(options: train_module.Options) -> Config:
+    return load_config(options.config)
+
+
+def by_dataset(options: experiments.Options) -> Config:
+    return load_config(options.dataset)
+
+
+def test_the_documented_command_lines_are_found() -> None:
+    programs = [program for program, _ in documented()]
+    assert set(programs) == {
+        *("train.py", "evaluate.py", "convert_weights.py", "data", "experiments")
+    }
+    assert len(programs) > 40
+
+
+def test_evaluation_s_fields_need_no_section(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["run_a", "--shots", "multi", "--flip", "--batch_size=13", "run_b"]
+    with pytest.raises(UserError, match="run_b: unexpected argument"):
+        parse(evaluate_module.Options, words, "evaluate.py")
+    options = parse(evaluate_module.Options, ["run_b", *words[:-1]], "evaluate.py")
+    assert options.runs == ("run_b", "run_a")
+    assert options.evaluation == EvaluationConfig(shots="multi", flip=True, batch_size=13)
+    with pytest.raises(UserError, match=r"--evaluation.trials: .* did you mean --trials\?"):
+        parse(evaluate_module.Options, ["run", "--evaluation.trials", "3"], "evaluate.py")
+
+
+def test_the_fields_of_loss_keep_their_old_spelling(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--loss.margin", "0.5", "--loss.graph-weight", "None", "--loss.graph_reduction", "sum"]
+    config = override(Config(model=DDAGConfig(graph_weight=0.1)), words, "train.py")
+    assert config.model == DDAGConfig(margin=0.5, graph_weight=None, graph_reduction="sum")
+    assert capsys.readouterr().err.splitlines() == [
+        "note: --loss.margin is now --model.margin",
+        "note: --loss.graph-reduction is now --model.graph-reduction",
+        "note: --loss.graph-weight is now --model.graph-weight",
+    ]
+    with pytest.raises(UserError, match="model.margin: must be 0 or more"):
+        override(Config(), ["--loss.margin", "-1"], "train.py")
+
+
+@dataclasses.dataclass(frozen=True)
+class MyConfig:
+    """A method of a user's own."""
+
+    my_field: int = 1
+    """What mine is about."""
+    names: tuple[str, ...] = ()
+
+    def build(self, classes: int, axis_name: str | None) -> None:
+        """Return nothing: never trained."""
+
+
+def test_the_fields_of_ones_own_method_are_options() -> None:
+    words = ["--model.my-field", "3", "--model.names", "a", "b", "--training.seed", "1"]
+    config = override(Config(model=MyConfig()), words, "train.py")
+    assert config.model == MyConfig(3, ("a", "b"))
+    assert config.training.seed == 1
+    with pytest.raises(UserError, match=r"did you mean --model.my-field\?"):
+        override(Config(model=MyConfig()), ["--model.my_feild", "3"], "train.py")
+    with pytest.raises(UserError, match=r"--loss.margin: no such option"):
+        override(Config(model=MyConfig()), ["--loss.margin", "3"], "train.py")
+
+
+@pytest.mark.parametrize(
+    ("command", "shown"),
+    [
+        ("train.py --help", ["--resume", "--model.graph-heads", "Attention heads (L).", "0.1"]),
+        ("train.py debug --help", ["--overwrite", "--model.graph-heads", "(default: 2)"]),
+        ("evaluate.py --help", ["--report", "--shots", "1 or 10", "--coordinator"]),
+        ("convert_weights.py reference --help", ["--image-size", "288 144"]),
+        ("-m ddag_jax.experiments --help", ["--dry-run", "table1", "--optimizer.momentum"]),
+        ("evaluate.py --shot multi", ["error: --shot: no such option; did you mean --shots?"]),
+        ("train.py demo", ["error: --workdir: missing"]),
+        ("convert_weights.py reference --image-size 288", ["error: "]),
+    ],
+)
+def test_help_and_errors_do_not_wait_for_jax(command: str, shown: list[str]) -> None:
+    done = subprocess.run(
+        [sys.executable, "-X", "importtime", *command.split()],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert not re.search(r"\| +jax$", done.stderr, re.MULTILINE)
+    assert done.returncode == (0 if "--help" in command else 2)
+    for text in shown:
+        assert text in done.stdout + done.stderr

@@ -152,7 +152,7 @@ def test_a_row_that_fails_stops_the_table(
     folder.mkdir(parents=True)
     (folder / "holiday.jpg").touch()
     assert pair(tmp_path / "table") == 2
-    (error,) = capfd.readouterr().err.splitlines()
+    *_, error = capfd.readouterr().err.splitlines()
     assert error.startswith("error: b_seed0: ")
     assert "holiday.jpg, which no run wrote" in error
     assert "when that is fixed, the same command goes on" in error

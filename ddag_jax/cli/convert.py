@@ -57,6 +57,13 @@ class ToReference(_Conversion):
         return module.to_reference(self.input, self.output, overwrite=self.overwrite)
 
 
+CONVERSIONS: Any = (
+    Annotated[Torchvision, tyro.conf.subcommand("torchvision")]
+    | Annotated[Reference, tyro.conf.subcommand("reference")]
+    | Annotated[ToReference, tyro.conf.subcommand("to-reference")]
+)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Convert. Return 0, or 2 after an error of the user's."""
     return run(lambda: _convert(arguments))
@@ -64,9 +71,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _convert(arguments: Sequence[str] | None) -> None:
     options = parse(
-        Annotated[Torchvision, tyro.conf.subcommand("torchvision")]
-        | Annotated[Reference, tyro.conf.subcommand("reference")]
-        | Annotated[ToReference, tyro.conf.subcommand("to-reference")],
+        CONVERSIONS,
         arguments,
         "convert_weights.py",
         description="Convert weights to and from PyTorch. Nothing is written unless all fits.",

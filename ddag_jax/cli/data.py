@@ -2,7 +2,7 @@
 
 import dataclasses
 import logging
-from typing import Annotated
+from typing import Annotated, Any
 
 import tensorflow_datasets as tfds
 import tyro
@@ -155,6 +155,14 @@ class RehearseCommand(Command):
         print(f"wrote {self.to}")
 
 
+COMMANDS: Any = (
+    Annotated[PeopleCommand, tyro.conf.subcommand("people")]
+    | Annotated[PrepareCommand, tyro.conf.subcommand("prepare")]
+    | Annotated[CheckCommand, tyro.conf.subcommand("check")]
+    | Annotated[RehearseCommand, tyro.conf.subcommand("rehearse")]
+)
+
+
 def main(arguments: list[str] | None = None) -> None:
     """`python -m ddag_jax.data people|prepare|check|rehearse`.
 
@@ -163,15 +171,7 @@ def main(arguments: list[str] | None = None) -> None:
     """
     logging.getLogger("absl").setLevel(logging.ERROR)  # TFDS warns about any custom config
     tfds.disable_progress_bar()
-    command = parse(
-        Annotated[PeopleCommand, tyro.conf.subcommand("people")]
-        | Annotated[PrepareCommand, tyro.conf.subcommand("prepare")]
-        | Annotated[CheckCommand, tyro.conf.subcommand("check")]
-        | Annotated[RehearseCommand, tyro.conf.subcommand("rehearse")],
-        arguments,
-        "python -m ddag_jax.data",
-        description=__doc__,
-    )
+    command = parse(COMMANDS, arguments, "python -m ddag_jax.data", description=__doc__)
     if command.quiet:
         silence()
     command.run()

@@ -73,7 +73,9 @@ def parse(
             case _errors.MissingArgs():
                 unknown = [] if ignore_unknown else event.unrecognized_tokens
                 names = ", ".join(_name(context.arg) for context in event.missing_arguments)
-                message = f"{names}: missing; {event.prog} --help lists the options"
+                command = event.missing_arguments[0].source_parser.prog_suffix
+                command = f"{event.prog} {command}".rstrip()
+                message = f"{names}: missing; {command} --help lists the options"
             case _errors.UnrecognizedArgs():
                 unknown = event.tokens
             case _errors.MissingSubcommand():
@@ -204,20 +206,25 @@ def _configured(config: Config, given: Any) -> Config:
 
 def _name(argument: Any) -> str:
     """Return what a message calls an argument: its option, or the name of a positional one."""
-    return argument.lowered.metavar if argument.is_positional() else argument.display_name()
+    if argument.is_positional():
+        return str(argument.field.intern_name).upper()
+    return str(argument.display_name())
 
 
 def _nearest(given: str, names: Sequence[str]) -> str | None:
     """Return the option that `given` may mean: that field elsewhere, or a similar name."""
-    same = [name for name in names if name.lstrip("-").endswith(given.rpartition(".")[2])]
+    field = given.lstrip("-").rpartition(".")[2]
+    same = [name for name in names if name.lstrip("-").rpartition(".")[2] == field]
     alike = [name for name in names if name.count(".") == given.count(".")]
-    found = difflib.get_close_matches(given, alike, n=1) or same
+    found = same or difflib.get_close_matches(given, alike, n=1)
     return found[0] if found else None
 
 
 def _option_names(kind: Any, prefix: str = "") -> Iterator[str]:
-    """Yield the options that tyro makes of a dataclass, or of the members of a union."""
+    """Yield the options that tyro makes of a dataclass; of a union, its subcommands and theirs."""
     if not (isinstance(kind, type) and dataclasses.is_dataclass(kind)):
+        if isinstance(name := getattr(kind, "name", None), str):  # of a subcommand
+            yield name
         for member in typing.get_args(kind):
             yield from _option_names(member, prefix)
         return

@@ -437,7 +437,7 @@ def test_all_faults_at_once(make_tree: MakeTree, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
 def test_a_mistyped_option_is_one_line_on_any_terminal(encoding: str) -> None:
-    """tyro draws its box as the terminal allows."""
+    """tyro's box, which depends on the terminal, is not printed."""
     done = subprocess.run(
         [sys.executable, "-m", "ddag_jax.data", "check", "sysu_mm01", "--frm", "x"],
         env={**os.environ, "PYTHONIOENCODING": encoding, "COLUMNS": "80"},
@@ -446,10 +446,7 @@ def test_a_mistyped_option_is_one_line_on_any_terminal(encoding: str) -> None:
         check=False,
     )
     assert done.returncode == 2
-    assert done.stderr == (
-        "error: Missing from python -m ddag_jax.data check: --from STR; Unrecognized options:"
-        " --frm x; For full helptext, run: python -m ddag_jax.data check --help\n"
-    )
+    assert done.stderr == "error: --frm: no such option; did you mean --from?\n"
 
 
 def test_prepare_names_all_bad_images(make_tree: MakeTree, tmp_path: Path) -> None:
@@ -478,15 +475,18 @@ def test_prepare_names_faults_of_lists_and_images_together(
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        ("", "Expected one of {people, "),
-        ("prepar", "Unrecognized options: prepar; Available subcommands: people, "),
-        ("prepare", "{sysu_mm01,regdb,llcm} --from STR"),
-        ("prepare sysu --from x", "invalid choice 'sysu'"),
-        ("check sysu_mm01 --frm x", "--from STR; Unrecognized options: --frm x"),
-        ("prepare sysu_mm01 --from x --image-size 3", "'--image-size'. Expected 2 values"),
-        ("people --to x --train-identties 4", "Perhaps you meant: --train-identities"),
-        ("people --to x --height 3", "people: height must be from 32 to 1024, not 3"),
-        ("people --to x --noise lots", "--noise: could not convert string to float: 'lots'"),
+        ("", "give one of people, prepare, check, rehearse"),
+        ("prepar", "prepar: unexpected argument; did you mean prepare?"),
+        ("prepare", "DATASET, --from: missing; python -m ddag_jax.data prepare --help"),
+        ("prepare sysu --from x", "DATASET sysu: must be one of sysu_mm01, regdb, llcm"),
+        ("check sysu_mm01 --frm x", "--frm: no such option; did you mean --from?"),
+        ("prepare sysu_mm01 --from x --image-size 3", "--image-size: needs a value (INT INT)"),
+        ("people --to x --train-identties 4", "did you mean --train-identities?"),
+        ("people --to x --height 3", "height must be from 32 to 1024, not 3"),
+        (
+            "people --to x --noise lots",
+            "--noise: must be FLOAT (could not convert string to float: 'lots')",
+        ),
     ],
 )
 def test_a_mistyped_option_is_one_line(arguments: str, told: str) -> None:
@@ -494,7 +494,6 @@ def test_a_mistyped_option_is_one_line(arguments: str, told: str) -> None:
     assert (code, out) == (2, "")
     assert error.startswith("error: ")
     assert told in error
-    assert "--help" in error
     assert "\n" not in error
     assert not any(mark in error for mark in "│╭─")
     assert "tyro" not in error
