@@ -148,3 +148,20 @@ def test_distances_that_are_not_finite(bad):
     distances[2, 3] = bad
     with pytest.raises(UserError, match="NaN or infinite"):
         ranking.rank_distances(distances, *who, camera_rule="none")
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"query": np.ones((1, 3))}, "same length"),
+        ({"query": np.ones((1, 2))}, "query: a row is not of unit length"),
+        ({"gallery_ids": [7]}, "gallery_ids: is of shape"),
+        ({"camera_rule": "sysu"}, "cameras: missing; the rule sysu"),
+        ({"query_ids": [8]}, "no query has an image"),
+    ],
+)
+def test_features_that_cannot_be_ranked(given: dict, message: str) -> None:
+    right = {"query": np.eye(2)[[0]], "gallery": np.eye(2), "query_ids": [7], "gallery_ids": [7, 5]}
+    assert ranking.rank_features(**right).mAP == 1  # type: ignore[arg-type]
+    with pytest.raises(UserError, match=message):
+        ranking.rank_features(**{**right, **given})  # type: ignore[arg-type]
