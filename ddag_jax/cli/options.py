@@ -216,7 +216,7 @@ def _nearest(given: str, names: Sequence[str]) -> str | None:
     field = given.lstrip("-").rpartition(".")[2]
     same = [name for name in names if name.lstrip("-").rpartition(".")[2] == field]
     alike = [name for name in names if name.count(".") == given.count(".")]
-    found = same or difflib.get_close_matches(given, alike, n=1)
+    found = same or difflib.get_close_matches(given, alike, n=1, cutoff=0.7)
     return found[0] if found else None
 
 

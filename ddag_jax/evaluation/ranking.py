@@ -106,8 +106,8 @@ def rank(
 
 
 def rank_features(
-    query: Float[np.ndarray, "q d"],
-    gallery: Float[np.ndarray, "g d"],
+    query: ArrayLike,
+    gallery: ArrayLike,
     query_ids: ArrayLike,
     gallery_ids: ArrayLike,
     query_cameras: ArrayLike | None = None,
@@ -118,8 +118,8 @@ def rank_features(
     """Rank the gallery for each query by cosine similarity, and return CMC, mAP and mINP.
 
     Args:
-        query: features in rows of unit length.
-        gallery: features in rows of unit length.
+        query: features [q, d], rows of unit length.
+        gallery: features [g, d], rows of unit length.
         query_ids: identities, integers [q].
         gallery_ids: identities, integers [g].
         query_cameras: integers [q]; only camera rules need them.
@@ -135,6 +135,7 @@ def rank_features(
     >>> float(metrics.cmc[0]), metrics.mAP, metrics.queries
     (1.0, 1.0, 1)
     """
+    query, gallery = np.asarray(query), np.asarray(gallery)
     if query.ndim != 2 or gallery.ndim != 2 or query.shape[1] != gallery.shape[1]:
         raise UserError(
             f"features to rank: query is {query.shape} and gallery {gallery.shape}; give rows of"

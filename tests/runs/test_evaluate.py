@@ -1,4 +1,4 @@
-"""The command `evaluate.py` on a real run: its options, its files, averages, stored features."""
+"""Evaluation of real runs, by command and from Python: files, averages, stored features."""
 
 import json
 import shutil
@@ -8,7 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import ddag_jax
 from ddag_jax.cli.evaluate import main as evaluate
+from ddag_jax.config import EvaluationConfig
+from ddag_jax.errors import UserError
 
 pytestmark = pytest.mark.slow  # trains and compiles a network
 
@@ -87,6 +90,36 @@ def test_average_of_runs(trained: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert "run_*: " in capsys.readouterr().out
 
 
+def test_evaluating_from_python_is_the_command(
+    trained: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert evaluate([str(trained), "--shots", "multi", "--trials", "2"]) == 0
+    file = trained / "evaluation_multi_2_trials.json"
+    by_command, table = figures(file), capsys.readouterr().out
+    file.unlink()
+    settings = EvaluationConfig(shots="multi", trials=2, batch_size=32)
+    assert ddag_jax.evaluate(trained, evaluation=settings) == by_command == figures(file)
+    assert capsys.readouterr().out == table
+    second = shutil.copytree(trained, trained.with_name("run_b"))
+    averaged = ddag_jax.evaluate(trained, second, evaluation=settings, quiet=True)
+    assert {record["runs"] for record in averaged} == {2}
+    assert capsys.readouterr().out == ""
+
+
+def test_what_cannot_be_evaluated_from_python(trained: Path, tmp_path: Path) -> None:
+    before = {path: path.stat().st_mtime_ns for path in trained.rglob("*")}
+    with pytest.raises(UserError, match="nothing to evaluate"):
+        ddag_jax.evaluate()
+    with pytest.raises(UserError, match="infrared to visible only"):
+        wrong = EvaluationConfig(direction="visible_to_infrared")
+        ddag_jax.evaluate(trained, evaluation=wrong)
+    with pytest.raises(UserError, match="no prepared dataset"):
+        ddag_jax.evaluate(trained, data_dir=tmp_path)
+    with pytest.raises(UserError, match="its folder does not exist"):
+        ddag_jax.evaluate(trained, json=tmp_path / "no" / "file.json")
+    assert {path: path.stat().st_mtime_ns for path in trained.rglob("*")} == before
+
+
 def refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
     assert evaluate(arguments) == 2
     error = capsys.readouterr().err
@@ -100,6 +133,7 @@ def test_options_that_contradict(
 ) -> None:
     run, there = str(trained), tmp_path / "there.json"
     there.write_text("mine")
+    other = str(shutil.copytree(trained, tmp_path / "other"))
     for arguments, message in (
         ([], "give the folders of one or more runs, or --features"),
         ([run, "--features", "x.npz"], "not both"),
@@ -107,7 +141,7 @@ def test_options_that_contradict(
         (["--features", "x.npz", "--flip"], "leave out"),
         (["--features", "x.npz", "--model.parts", "4"], "--model.parts: no such option"),
         ([run, "--rand-perm-cam", "x.mat"], "only with --features"),
-        ([run, str(tmp_path), "--save-features", "x.npz"], "give one run"),
+        ([run, other, "--save-features", "x.npz"], "give one run"),
         ([run, run], "given twice"),
         ([str(tmp_path / "none_*")], "matches nothing"),
         ([run, "--json", str(there)], "exists already"),
