@@ -363,7 +363,7 @@ def test_a_result_of_other_weights_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="was started from weights/a, not from random weights"):
         runs_module.read_result(run)
     run.result.write_text("{")
-    with pytest.raises(UserError, match="no result that this version can read"):
+    with pytest.raises(UserError, match="not a result that this version can read"):
         runs_module.read_result(run)
 
 

@@ -1,4 +1,4 @@
-"""What must be set before jax is imported: memory allocation, the compilation cache."""
+"""Settings of the process before jax is imported: memory allocation, the compilation cache."""
 
 import ctypes
 import dataclasses
@@ -42,7 +42,7 @@ def prepare(processes: Processes | None = None) -> None:
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ddag_jax"
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache))
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
-    # orbax warns of what it takes for granted, and logs what it raises.
+    # orbax logs what it raises, and warns about its own defaults.
     absl.logging.set_verbosity("fatal")
     logging.getLogger("asyncio").setLevel(logging.CRITICAL)
     threading.excepthook = _unless_orbax
@@ -56,27 +56,30 @@ def prepare(processes: Processes | None = None) -> None:
 
 
 def _unless_orbax(failed: threading.ExceptHookArgs) -> None:
-    """Prints what ends a thread; what ends orbax's own is raised where the checkpoint is saved."""
+    """Print what ends a thread, except orbax's: that is raised where the checkpoint is saved."""
     if not type(failed.thread).__module__.startswith("orbax."):
         threading.__excepthook__(failed)
 
 
 def _unless_native(failed: "sys.UnraisableHookArgs") -> None:
-    """The same of what tensorstore's native threads, which belong to no Python object, meet."""
+    """Print unraisable exceptions, except those of tensorstore's native threads."""
     if failed.object is not None or threading.current_thread() is threading.main_thread():
         sys.__unraisablehook__(failed)
 
 
 def make_deterministic() -> None:
-    """Has XLA use only operations, and choices among them, that give the same bits each time on a
-    GPU. To be called before jax computes anything."""
+    """Restrict XLA to operations that return the same bits each time on a GPU.
+
+    Must be called before jax computes anything."""
     flags = os.environ.get("XLA_FLAGS", "")
     os.environ["XLA_FLAGS"] = f"{flags} --xla_gpu_deterministic_ops=true".strip()
 
 
 def _return_what_compilers_free() -> None:
-    """Returns to the system what compiling a large program took: on a CPU that is 0.9 GB, too
-    scattered for a step of ResNet-50, which then has its 1.5 GB beside it."""
+    """Return memory to the system after each large compilation.
+
+    On a CPU that is 0.9 GB, too scattered for a step of ResNet-50 to use, which needs 1.5 GB of its
+    own."""
     libc = _glibc()
     if libc is None:
         return
@@ -90,8 +93,9 @@ def _return_what_compilers_free() -> None:
 
 
 def keep_freed_memory() -> None:
-    """Keeps glibc from returning memory to the system after every step and asking for it anew,
-    which takes a tenth to a fifth of a step on a CPU."""
+    """Keep glibc from returning memory to the system after every step.
+
+    Requesting it again takes a tenth to a fifth of a step on a CPU."""
     libc = _glibc()
     if libc is None:
         return
@@ -102,7 +106,7 @@ def keep_freed_memory() -> None:
 
 
 def _glibc() -> ctypes.CDLL | None:
-    """None where the C library, and so the allocator, is another."""
+    """Return the C library; None if it is not glibc."""
     try:
         libc = ctypes.CDLL("libc.so.6") if sys.platform == "linux" else None
         return libc if hasattr(libc, "mallopt") and hasattr(libc, "malloc_trim") else None

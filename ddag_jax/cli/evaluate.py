@@ -139,8 +139,8 @@ def _parse(arguments: Sequence[str] | None, evaluation: EvaluationConfig) -> Opt
         arguments,
         "evaluate.py",
         default=Options(evaluation=evaluation),
-        hint="the checkpoint's own value stands for all but --data.dir and the fields of evaluation;"
-        " evaluate.py --help lists the options",
+        hint="the checkpoint's own value stands for all but --data.dir and the fields of"
+        " evaluation; evaluate.py --help lists the options",
     )
     return options
 

@@ -1,4 +1,4 @@
-"""What every command does with a fault of the user's: one line, exit code 2, no traceback."""
+"""Run a command: an error of the user's is one line and exit code 2, without a traceback."""
 
 import sys
 from collections.abc import Callable
@@ -7,11 +7,11 @@ from ddag_jax.errors import UserError
 
 
 def run(main: Callable[[], int | None]) -> int:
-    """Calls a command's main and gives its exit code.
+    """Call a command's main and return its exit code.
 
     Returns:
-      What `main` returned (0 for None); 2 after an `UserError`, which is printed to stderr as
-      `error: ...`; 130 after Ctrl-C, as shells have it.
+      What `main` returned (0 for None); 2 after a `UserError`, which is printed to stderr as
+      `error: ...`; 130 after Ctrl-C, as in shells.
     """
     try:
         return main() or 0

@@ -1,4 +1,4 @@
-"""An experiment's curves as a picture: rank-1 and mAP over what was varied."""
+"""Draw an experiment's curves: rank-1 and mAP over the varied field."""
 
 import textwrap
 from collections.abc import Sequence
@@ -18,9 +18,9 @@ _MARKS = ("o", "s")
 def draw(
     experiment: Experiment, table: Sequence[Line], said: Sequence[str], path: epath.Path
 ) -> None:
-    """Writes PATH.png and PATH.svg: a row a search, a panel for each thing varied.
+    """Write PATH.png and PATH.svg: a row of panels for each search, a panel for each varied field.
 
-    Rows that are not finished leave a gap. Bars are the deviations over the seeds.
+    Unfinished rows leave a gap. Bars are the deviations over the seeds.
     """
     searches = list(dict.fromkeys(line.search for line in table))
     panels = list(dict.fromkeys(curve.panel for curve in experiment.curves))

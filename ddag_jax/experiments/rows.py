@@ -1,8 +1,8 @@
-"""What each experiment compares: rows, the fields in which they differ, the published figures.
+"""The rows of each experiment, the fields in which they differ, the published figures.
 
-A row is a configuration of configs/ablations and fields changed on top; what that sets of the
-model is applied to the dataset's own configuration. So B, B+P, B+G and B+P+G are named in one
-place, and a row that two experiments share is one run.
+A row is a configuration of configs/ablations with some fields changed. What it sets of the model is
+applied to the configuration of the dataset. So B, B+P, B+G and B+P+G are defined in one place, and
+a row that two experiments share is one run.
 """
 
 import dataclasses
@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 Figures = Mapping[str, float]
-"""Per cent by name, those of `protocols.FIGURES` that were published."""
+"""Published figures by their name in `protocols.FIGURES`, per cent."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,12 +18,12 @@ class Row:
     """One line of a table, one point of a curve."""
 
     name: str
-    """Of its runs' folders."""
+    """Prefix of its runs' folders."""
     title: str
     ablation: str
-    """Of configs/ablations."""
+    """Name of a configuration in configs/ablations."""
     changes: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    """Fields on top of it, {"section.field": value}."""
+    """Fields that are changed in it, {"section.field": value}."""
     published: Mapping[tuple[str, str], Figures] = dataclasses.field(default_factory=dict)
     """By dataset and search ("all", "indoor", or the direction)."""
 
@@ -33,10 +33,10 @@ class Curve:
     """Rows of an experiment as a line of a figure."""
 
     panel: str
-    """What the horizontal axis says; curves that share it share a panel."""
+    """Label of the horizontal axis; curves of the same label share a panel."""
     label: str
     points: Mapping[float, str]
-    """Names of the rows, by their place on the axis."""
+    """Names of the rows by their position on the axis."""
 
 
 @dataclasses.dataclass(frozen=True)

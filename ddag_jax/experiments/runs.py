@@ -61,20 +61,20 @@ class Run:
     config: Config
     folder: epath.Path
     meta: Meta
-    """What its checkpoints will say."""
+    """What its checkpoints say about themselves."""
     init: str | None
     rendered: bool
-    """Whether the images are drawings."""
+    """Whether the images are rendered."""
 
     @property
     def result(self) -> epath.Path:
-        """The file that says that this run is finished."""
+        """Return the file that marks this run as finished."""
         return self.folder.with_name(f"{self.folder.name}.json")
 
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """What a finished run scored."""
+    """The result of a finished run."""
 
     records: list[Record]
     minutes: float | None
@@ -90,7 +90,7 @@ def plan(
     trials: Sequence[int] = (),
     init: str | None = None,
 ) -> list[Run]:
-    """Every run of an experiment, by seed, then row, then trial, checked before anything is done.
+    """Return every run of an experiment, by seed, then row, then trial, after checking all.
 
     Args:
         experiment: the rows.
@@ -134,7 +134,7 @@ def plan(
         images = _checked(config.data, config)
         if dataset == "people" and not images.rendered:
             raise UserError(
-                f"{images.folder}: holds no rendered people but SYSU-MM01's images; give --dataset"
+                f"{images.folder}: holds SYSU-MM01's images, not rendered people; give --dataset"
                 " sysu_mm01, or the people's --data.dir"
             )
         name = f"{row.name}_seed{seed}" + (f"_trial{trial}" if trial is not None else "")
@@ -155,14 +155,14 @@ def plan(
 
 
 def _changes(row: Row) -> dict[str, Any]:
-    """What a row sets, {"section.field": value}."""
+    """Return the fields that a row sets, {"section.field": value}."""
     ablation = differences(Config(), load_config(f"ablations/{row.ablation}"))
     model = {name: values[1] for name, values in ablation.items() if name.startswith("model.")}
     return {**model, **row.changes}
 
 
 def _with(config: Config, fields: Mapping[str, Any], where: str) -> Config:
-    """The configuration with fields of these values, {"section.field": value}."""
+    """Return the configuration with these fields, {"section.field": value}."""
     sections: dict[str, dict[str, Any]] = {}
     for name, value in fields.items():
         section, _, field = name.partition(".")
@@ -180,7 +180,7 @@ def _with(config: Config, fields: Mapping[str, Any], where: str) -> Config:
 
 
 def _checked(data: DataConfig, config: Config) -> ImageSource:
-    """The training images, after a look at all that train.py and evaluate.py would refuse."""
+    """Return the training images; raise what training and evaluation would raise about the data."""
     images = _training_images(data, config.training.seed)
     IdentitySampler(
         images.labels,
@@ -206,12 +206,12 @@ def _evaluation_images(data: DataConfig) -> ImageSource:
 
 
 def training_images(run: Run) -> ImageSource:
-    """What a run trains on."""
+    """Return the training images of a run."""
     return _training_images(run.config.data, run.seed)
 
 
 def _check_started(run: Run) -> None:
-    """Raises UserError where the run that is there is of another configuration."""
+    """Raise UserError if the folder holds a run of another configuration."""
     read_result(run)
     steps = saved_steps(run.folder)
     if steps and not run.result.exists():
@@ -219,7 +219,7 @@ def _check_started(run: Run) -> None:
 
 
 def read_result(run: Run) -> Result | None:
-    """What a run scored, None where it is not finished.
+    """Return the result of a run, None if it is not finished.
 
     Raises:
         UserError: the file cannot be read, or is of another configuration, other data or weights.
@@ -236,8 +236,8 @@ def read_result(run: Run) -> Result | None:
         raise
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
-            f"{path}: no result that this version can read ({error}); remove it, and its run is"
-            " evaluated again"
+            f"{path}: not a result that this version can read ({error}); remove it, and its run"
+            " is evaluated again"
         ) from None
     check_same_run(saved, run.meta, path)
     if init != run.init:

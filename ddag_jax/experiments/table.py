@@ -1,4 +1,4 @@
-"""An experiment's figures as Markdown, CSV and LaTeX."""
+"""Write an experiment's figures as Markdown, CSV and LaTeX."""
 
 import csv
 import dataclasses
@@ -14,39 +14,38 @@ from ddag_jax.experiments.rows import Experiment
 from ddag_jax.experiments.runs import Result, Run
 from ddag_jax.methods.build import build_method
 
-HEADS = {"rank1": "r1", "rank5": "r5", "rank10": "r10", "rank20": "r20", "mAP": "mAP"} | {
-    "mINP": "mINP"
-}
+TITLES = {name: name.replace("rank", "r") for name in FIGURES}
+"""Column titles of the figures: r1, r5, r10, r20, mAP, mINP."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Line:
-    """One row of the table in one search; figures in per cent by name."""
+    """One row of a table in one search; figures in per cent by name."""
 
     search: str
     """`all-search`, `indoor-search`, or the direction."""
     name: str
-    """Of the row."""
+    """Name of the experiment's row."""
     title: str
     done: int
-    """Seeds that are finished (RegDB: in all trials asked for)."""
+    """Seeds that are finished (RegDB: in all requested trials)."""
     seeds: int
     mean: Mapping[str, float]
-    """Over those that are finished; empty where none is."""
+    """Over the finished seeds; empty if there are none."""
     deviation: Mapping[str, float]
-    """Sample deviation (n - 1) over the seeds; empty for fewer than two."""
+    """Sample deviation (n - 1) over the finished seeds; empty for fewer than two."""
     published: Mapping[str, float]
     minutes: float | None
-    """Of a run: training and evaluation, mean of those that were not interrupted."""
+    """Of training and evaluating a run, mean over those that were not interrupted."""
 
 
 def lines(experiment: Experiment, runs: Sequence[Run], results: Mapping[str, Result]) -> list[Line]:
-    """The table: a block a search, a line a row.
+    """Return the table: for each search, a line for each row.
 
     Args:
-        experiment: whose rows.
-        runs: all that belong to it.
-        results: of those that are finished, by the name of their folder.
+        experiment: the rows.
+        runs: all runs of the experiment.
+        results: of the finished runs, by the name of their folder.
     """
     found = []
     for direction, mode in _searches(runs[0].config):
@@ -79,7 +78,7 @@ def lines(experiment: Experiment, runs: Sequence[Run], results: Mapping[str, Res
 
 
 def _searches(config: Config) -> list[tuple[Any, Any]]:
-    """Direction and mode of each block, as `protocols.searches` has them."""
+    """Return direction and mode of each search, as `protocols.searches` orders them."""
     data, settings = config.data, config.evaluation
     directions = (
         published_directions(data.dataset)
@@ -95,7 +94,7 @@ def _searches(config: Config) -> list[tuple[Any, Any]]:
 def _record(
     group: Sequence[Run], results: Mapping[str, Result], direction: str, mode: str | None
 ) -> Record:
-    """One seed's figures: of its run, or the mean over RegDB's trials."""
+    """Return one seed's figures: of its run, or the mean over RegDB's trials."""
     config = group[0].config
     chosen = config.evaluation.feature
     feature = build_method(config.model, classes=1).features[-1] if chosen == "both" else chosen
@@ -110,7 +109,7 @@ def _record(
 
 
 def caption(experiment: Experiment, runs: Sequence[Run]) -> list[str]:
-    """What must be said so that the table cannot be misread: its heading, then sentences."""
+    """Return the table's heading, then sentences that say how the figures were made."""
     config = runs[0].config
     data, settings = config.data, config.evaluation
     dataset = {"sysu_mm01": "SYSU-MM01", "regdb": "RegDB", "llcm": "LLCM"}[data.dataset]
@@ -136,15 +135,15 @@ def caption(experiment: Experiment, runs: Sequence[Run]) -> list[str]:
 
 
 def cells(table: Sequence[Line]) -> dict[str, list[list[str]]]:
-    """The table as text: by search, the head and a line for each row.
+    """Return the table as text: by search, the column titles and the cells of each row.
 
-    The published figures' columns are there where any is.
+    Columns of published figures are added where at least one row has them.
     """
     blocks = {}
     for search in dict.fromkeys(line.search for line in table):
         own = [line for line in table if line.search == search]
         published = [name for name in FIGURES if any(name in line.published for line in own)]
-        head = ["", "seeds", *HEADS.values(), *(f"published {HEADS[n]}" for n in published)]
+        head = ["", "seeds", *TITLES.values(), *(f"published {TITLES[n]}" for n in published)]
         body = [
             [
                 line.title,
@@ -170,7 +169,7 @@ def _cell(line: Line, name: str) -> str:
 
 
 def markdown(said: Sequence[str], table: Sequence[Line]) -> str:
-    """As a page of Markdown."""
+    """Return the table as a page of Markdown."""
     text = [f"# {said[0]}", "", " ".join(said[1:])]
     for search, (head, *body) in cells(table).items():
         text += ["", f"## {search}", "", _bar(head), _bar(["---"] + ["---:"] * (len(head) - 1))]
@@ -183,7 +182,7 @@ def _bar(values: Sequence[str]) -> str:
 
 
 def latex(said: Sequence[str], table: Sequence[Line]) -> str:
-    """As tables for a paper (package booktabs), one a search."""
+    """Return LaTeX tables (package booktabs), one for each search."""
     text = [f"% {sentence}" for sentence in said]
     for search, (head, *body) in cells(table).items():
         text += [
@@ -205,7 +204,7 @@ def _row(values: Sequence[str]) -> str:
 
 
 def comma_separated(table: Sequence[Line]) -> str:
-    """As CSV at full precision, for programs; a figure that is not there is empty."""
+    """Return CSV at full precision; a missing figure is empty."""
     file = io.StringIO()
     head = ["search", "row", "seeds_done", "seeds"]
     for name in FIGURES:

@@ -110,8 +110,8 @@ def test_what_cannot_be_evaluated_from_python(trained: Path, tmp_path: Path) -> 
     before = {path: path.stat().st_mtime_ns for path in trained.rglob("*")}
     with pytest.raises(UserError, match="nothing to evaluate"):
         ddag_jax.evaluate()
+    wrong = EvaluationConfig(direction="visible_to_infrared")
     with pytest.raises(UserError, match="infrared to visible only"):
-        wrong = EvaluationConfig(direction="visible_to_infrared")
         ddag_jax.evaluate(trained, evaluation=wrong)
     with pytest.raises(UserError, match="no prepared dataset"):
         ddag_jax.evaluate(trained, data_dir=tmp_path)
