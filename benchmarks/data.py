@@ -35,7 +35,7 @@ from ddag_jax.config import DataConfig
 from ddag_jax.data.loader import ImageSource, training_batches, training_split
 from ddag_jax.data.sampler import IdentitySampler
 from ddag_jax.datasets.prepare import prepare, read_layout
-from ddag_jax.synthetic.people import CAMERAS
+from ddag_jax.synthetic.camera import CAMERAS
 from ddag_jax.synthetic.rehearsal import Tree, write_tree
 
 BATCH = 64

@@ -48,7 +48,7 @@ def ours(config: Config, variables: dict[str, Any] | None = None) -> Embed:
 
     def run(modality: str) -> tuple[np.ndarray, np.ndarray]:
         features = embed(pixels[modality], modality)
-        return np.asarray(features.global_feature), np.asarray(features.part_feature)
+        return np.asarray(features["global"]), np.asarray(features["part"])
 
     return run
 

@@ -32,9 +32,9 @@ from ddag_jax.cli.options import load_config, override
 from ddag_jax.config import Config
 
 if TYPE_CHECKING:
-    from ddag_jax.losses import Losses
+    from ddag_jax.parallel import Step
     from ddag_jax.training.state import TrainState
-    from ddag_jax.training.step import Step
+    from ddag_jax.training.step import Outcome
     from ddag_jax.types import Batch
 
 REPEATS = 5
@@ -45,7 +45,8 @@ BOTH = (LOOP, BARE)
 def write_people(config: Config, folder: Path) -> Path:
     """Prepares rendered people; gives the folder to train from."""
     from ddag_jax.datasets.prepare import check, prepare
-    from ddag_jax.synthetic.people import People, write_people
+    from ddag_jax.synthetic.files import write_people
+    from ddag_jax.synthetic.image import People
 
     height, width = config.data.image_height, config.data.image_width
     people = People(
@@ -78,7 +79,7 @@ class Turns:
         self.taken = 0
         self.seconds: dict[str, list[float]] = {name: [] for name in BOTH}
 
-    def __call__(self, state: "TrainState", batch: "Batch") -> "tuple[TrainState, Losses]":
+    def __call__(self, state: "TrainState", batch: "Batch") -> "tuple[TrainState, Outcome]":
         import jax
 
         if self.taken % self.per_epoch == 0:

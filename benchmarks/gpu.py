@@ -130,7 +130,7 @@ def build_ours(way: Way, config: Config, variables: dict[str, Any], check: bool)
 
     def first_losses() -> dict[str, float]:
         side = jax_ddag.Training(workload.deterministic(config), variables, noise)
-        losses = side()._asdict()
+        losses = side()
         return {name: float(losses[name]) for name in LOSSES}
 
     facts: Facts = {}

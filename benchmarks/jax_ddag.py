@@ -3,14 +3,14 @@
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import UInt8
 
 from benchmarks.workload import CLASSES, GRAPH_WEIGHT, STEPS, Noise
-from ddag_jax.build import build_embed, build_model, build_optimizer, build_train_step
 from ddag_jax.config import Config
-from ddag_jax.losses import Losses
-from ddag_jax.methods.ddag.model import initialise
+from ddag_jax.evaluation.embed import make_embed
+from ddag_jax.methods.build import build_method
 from ddag_jax.parallel import (
     AXIS,
     Mesh,
@@ -20,8 +20,9 @@ from ddag_jax.parallel import (
     replicate,
     shard,
 )
+from ddag_jax.training.build import build_optimizer, build_train_step
 from ddag_jax.training.state import TrainState, new_state
-from ddag_jax.types import Batch, Embeddings
+from ddag_jax.types import Batch
 
 
 def one_device() -> Mesh:
@@ -31,7 +32,8 @@ def one_device() -> Mesh:
 def random_variables(config: Config) -> dict[str, Any]:
     """Drawn as train.py draws them."""
     size = config.data.image_height, config.data.image_width
-    return initialise(build_model(config, CLASSES), jax.random.key(0), *size)
+    method = build_method(config.model, CLASSES)
+    return jax.jit(method.init, static_argnums=1)(jax.random.key(0), size)
 
 
 class Training:
@@ -40,18 +42,24 @@ class Training:
 
     def __init__(self, config: Config, variables: dict[str, Any], noise: Noise) -> None:
         mesh = one_device()
-        model, optimizer = build_model(config, CLASSES, AXIS), build_optimizer(config, STEPS)
-        self.step: Any = map_train_step(build_train_step(config, model, optimizer, STEPS), mesh)
+        method, optimizer = (
+            build_method(config.model, CLASSES, AXIS),
+            build_optimizer(config, STEPS),
+        )
+        step = build_train_step(config, method, optimizer, STEPS, AXIS)
+        self.step: Any = map_train_step(step, mesh)
         self.batch = shard(Batch(*noise), mesh)
-        state = new_state(variables, optimizer, graph_weight=GRAPH_WEIGHT, seed=0)
+        memory = method.memory() | {"graph_weight": jnp.float32(GRAPH_WEIGHT)}
+        state = new_state(variables, optimizer, memory, seed=0)
         self.state: TrainState = replicate(state, mesh)
 
-    def __call__(self, steps: int = 1) -> Losses:
-        """So many steps further; the losses of the last, when all is done."""
+    def __call__(self, steps: int = 1) -> dict[str, jax.Array]:
+        """Take so many steps; return the terms of the last one's loss when all is done."""
         for _ in range(steps):
-            self.state, losses = self.step(self.state, self.batch)
-        jax.block_until_ready((self.state, losses))
-        return losses
+            self.state, outcome = self.step(self.state, self.batch)
+        jax.block_until_ready((self.state, outcome))
+        terms: dict[str, jax.Array] = outcome.terms
+        return terms
 
 
 class Embedding:
@@ -59,9 +67,11 @@ class Embedding:
 
     def __init__(self, config: Config, variables: dict[str, Any]) -> None:
         self.mesh = one_device()
-        self.embed = map_embed(build_embed(build_model(config, CLASSES), flip=False), self.mesh)
+        self.embed = map_embed(
+            make_embed(build_method(config.model, CLASSES), flip=False), self.mesh
+        )
         self.variables = replicate(variables, self.mesh)
 
-    def __call__(self, images: UInt8[np.ndarray, "b h w 3"], modality: str) -> Embeddings:
-        embedded: Embeddings = self.embed(self.variables, shard(images, self.mesh), modality)
+    def __call__(self, images: UInt8[np.ndarray, "b h w 3"], modality: str) -> dict[str, jax.Array]:
+        embedded = self.embed(self.variables, shard(images, self.mesh), modality)
         return jax.block_until_ready(embedded)

@@ -218,6 +218,8 @@ def write(name: str, result: Mapping[str, Any], folder: Path = RESULTS) -> Path:
 
     The result may hold `Times` beside what JSON knows.
     """
+    from ddag_jax.io.files import write_text
+
     record = {
         "benchmark": name,
         "written": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -228,9 +230,7 @@ def write(name: str, result: Mapping[str, Any], folder: Path = RESULTS) -> Path:
     text = json.dumps(record, indent=1, default=_times) + "\n"
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{name}.json"
-    partial = folder / f".{name}.{os.getpid()}"
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)
+    write_text(path, text)
     return path
 
 

@@ -24,9 +24,10 @@ import jax
 import jax.numpy as jnp
 
 from benchmarks.workload import CLASSES
-from ddag_jax.build import build_model
-from ddag_jax.config import Config
+from ddag_jax.config import Config, DDAGConfig
+from ddag_jax.methods.ddag.method import DDAG
 from ddag_jax.models import convolution, normalisation, resnet
+from ddag_jax.models.precision import network_dtype
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,7 +58,8 @@ class Work:
 def training_step(config: Config) -> list[Work]:
     """The operations of a step, in no order."""
     found: list[Work] = []
-    model = build_model(config, CLASSES)
+    assert isinstance(config.model, DDAGConfig)
+    model = DDAG(config.model, CLASSES).network
     width = jnp.dtype(config.model.compute_dtype).itemsize
 
     def count_convolution(x: Any, kernel: Any, *, stride: int, padding: int) -> jax.Array:
@@ -83,7 +85,9 @@ def training_step(config: Config) -> list[Work]:
     normalise, shortcut = normalisation.normalise_batch, resnet.shortcut
     training, data = config.training, config.data
     half = training.identities_per_batch * training.images_per_identity
-    images: Any = jax.ShapeDtypeStruct((half, data.image_height, data.image_width, 3), model.dtype)
+    images: Any = jax.ShapeDtypeStruct(
+        (half, data.image_height, data.image_width, 3), network_dtype(config.model.compute_dtype)
+    )
     labels: Any = jax.ShapeDtypeStruct((2 * half,), jnp.int32)
     variables = jax.eval_shape(model.init, jax.random.key(0), images, images, labels, None)
     with (

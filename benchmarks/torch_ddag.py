@@ -280,7 +280,7 @@ class Training:
         backend = "inductor" if device == "cuda" else "eager"
         self.losses = torch.compile(losses, backend=backend) if style.compiled else losses
         self.triplet = triplet_by_anchor if style.reference else triplet_at_once
-        self.margin = config.loss.margin
+        self.margin = config.model.margin
         self.style, self.device = style, device
 
     def __call__(self, steps: int = 1) -> dict[str, Tensor]:
@@ -349,10 +349,10 @@ def _own_name(key: str) -> str:
 
 def variables(network: Network) -> dict[str, Any]:
     """The network's weights as our network has them, copied."""
-    from ddag_jax.pytorch.keys import reference_rows, to_variables  # brings jax
+    from ddag_jax.pytorch.keys import reference_mappings, to_variables  # brings jax
 
-    rows = reference_rows(len(network.heads))
+    mappings = reference_mappings(len(network.heads))
     state = network.state_dict()
-    keys = [key for row in rows for key in row.keys]
+    keys = [key for mapping in mappings for key in mapping.keys]
     arrays = {key: state[_own_name(key)].detach().cpu().numpy().copy() for key in keys}
-    return to_variables(arrays, rows)
+    return to_variables(arrays, mappings)

@@ -111,17 +111,14 @@ def abstract_state(config: Config, mesh: "Mesh") -> "TrainState":
     """Shapes and dtypes of the state, replicated over the mesh."""
     import jax
 
-    from ddag_jax.build import build_model, build_optimizer
-    from ddag_jax.methods.ddag.model import initialise
+    from ddag_jax.methods.build import build_method
     from ddag_jax.parallel import AXIS, replicated_shapes
-    from ddag_jax.training.state import new_state
+    from ddag_jax.training.build import build_optimizer, initial_state
 
-    model = build_model(config, CLASSES, AXIS)
+    method = build_method(config.model, CLASSES, AXIS)
 
     def start() -> "TrainState":
-        size = config.data.image_height, config.data.image_width
-        variables = initialise(model, jax.random.key(0), *size)
-        return new_state(variables, build_optimizer(config, STEPS), graph_weight=0.0, seed=0)
+        return initial_state(config, method, build_optimizer(config, STEPS))
 
     state: TrainState = replicated_shapes(jax.eval_shape(start), mesh)
     return state
@@ -133,8 +130,9 @@ def train_program(config: Config, mesh: "Mesh", identities: int) -> tuple[Any, t
     import jax.numpy as jnp
     from jax.sharding import NamedSharding, PartitionSpec
 
-    from ddag_jax.build import build_model, build_optimizer, build_train_step
+    from ddag_jax.methods.build import build_method
     from ddag_jax.parallel import AXIS, map_train_step
+    from ddag_jax.training.build import build_optimizer, build_train_step
     from ddag_jax.types import Batch
 
     sharded = NamedSharding(mesh, PartitionSpec(AXIS))
@@ -143,8 +141,11 @@ def train_program(config: Config, mesh: "Mesh", identities: int) -> tuple[Any, t
         (identities, config.training.images_per_identity, *size), jnp.uint8, sharding=sharded
     )
     labels: Any = jax.ShapeDtypeStruct((identities,), jnp.int32, sharding=sharded)
-    model, optimizer = build_model(config, CLASSES, AXIS), build_optimizer(config, STEPS)
-    step = map_train_step(build_train_step(config, model, optimizer, STEPS), mesh)
+    method, optimizer = (
+        build_method(config.model, CLASSES, AXIS),
+        build_optimizer(config, STEPS),
+    )
+    step = map_train_step(build_train_step(config, method, optimizer, STEPS, AXIS), mesh)
     return step, (abstract_state(config, mesh), Batch(images, images, labels))
 
 
@@ -154,7 +155,8 @@ def embed_program(config: Config, mesh: "Mesh") -> tuple[Any, tuple[Any, ...]]:
     import jax.numpy as jnp
     from jax.sharding import NamedSharding, PartitionSpec
 
-    from ddag_jax.build import build_embed, build_model
+    from ddag_jax.evaluation.embed import make_embed
+    from ddag_jax.methods.build import build_method
     from ddag_jax.parallel import AXIS, map_embed
 
     images = jax.ShapeDtypeStruct(
@@ -164,7 +166,7 @@ def embed_program(config: Config, mesh: "Mesh") -> tuple[Any, tuple[Any, ...]]:
     )
     state = abstract_state(config, mesh)
     variables = {"params": state.params, "batch_stats": state.batch_stats}
-    embed = build_embed(build_model(config, CLASSES), flip=config.evaluation.flip)
+    embed = make_embed(build_method(config.model, CLASSES), flip=config.evaluation.flip)
     return map_embed(embed, mesh), (variables, images, "visible")
 
 

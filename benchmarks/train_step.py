@@ -97,7 +97,7 @@ def first_losses(config: Config) -> dict[str, dict[str, float]]:
     """Of both sides, from the same weights, without augmentation and dropout."""
     our_step, their_step = both(workload.deterministic(config))
     theirs = {name: loss.item() for name, loss in their_step().items()}
-    losses = our_step()._asdict()
+    losses = our_step()
     return {"ours": {name: float(losses[name]) for name in theirs}, "PyTorch": theirs}
 
 

@@ -102,19 +102,21 @@ class Evaluation:
         environment.prepare()
         import jax
 
-        from ddag_jax.build import build_embed, build_model
         from ddag_jax.data.loader import evaluation_split
+        from ddag_jax.evaluation.embed import make_embed
         from ddag_jax.evaluation.evaluator import Evaluator
-        from ddag_jax.methods.ddag.model import initialise
+        from ddag_jax.methods.build import build_method
         from ddag_jax.parallel import device_mesh, map_embed, replicate
 
         self.config, self.mesh = config, device_mesh()
-        model = build_model(config, CLASSES)
+        method = build_method(config.model, CLASSES)
         size = config.data.image_height, config.data.image_width
-        self.variables = replicate(initialise(model, jax.random.key(0), *size), self.mesh)
+        self.variables = replicate(
+            jax.jit(method.init, static_argnums=1)(jax.random.key(0), tuple(size)), self.mesh
+        )
         self.source = evaluation_split(config.data)
-        self.evaluator = Evaluator(config, model, self.mesh, self.source)
-        self.network = map_embed(build_embed(model, flip=False), self.mesh)
+        self.evaluator = Evaluator(config, method, self.mesh, self.source)
+        self.network = map_embed(make_embed(method, flip=False), self.mesh)
         self.embedded: dict[str, int] = {}
         """Images, by way."""
 
@@ -159,11 +161,11 @@ class Evaluation:
 
     def _embed(self, numbers: Int[np.ndarray, " n"], features: dict[str, np.ndarray]) -> None:
         """Puts the features of these images into their rows; rows of no image so far are zero."""
-        from ddag_jax.evaluation.embed import embed
+        from ddag_jax.evaluation.embed import embed_images
         from ddag_jax.parallel import shard
 
         size = self.mesh.size
-        found = embed(
+        found = embed_images(
             lambda images, modality: self.network(
                 self.variables, shard(images, self.mesh), modality
             ),

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Int, UInt8
 
-from ddag_jax.config import AugmentConfig, Config, DataConfig, ModelConfig, TrainingConfig
+from ddag_jax.config import AugmentConfig, Config, DataConfig, DDAGConfig, TrainingConfig
 
 CLASSES = 395
 """SYSU-MM01's training identities."""
@@ -37,7 +37,7 @@ def tiny(identities: int) -> Config:
     return Config(
         data=DataConfig(image_height=32, image_width=16),
         augment=AugmentConfig(padding=2),
-        model=ModelConfig(width=8, parts=2, graph_heads=2, graph_head_dim=8),
+        model=DDAGConfig(width=8, parts=2, graph_heads=2, graph_head_dim=8),
         training=_training(identities),
     )
 

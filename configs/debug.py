@@ -8,8 +8,8 @@ from ddag_jax.config import (
     AugmentConfig,
     Config,
     DataConfig,
+    DDAGConfig,
     EvaluationConfig,
-    ModelConfig,
     OptimizerConfig,
     TrainingConfig,
 )
@@ -20,7 +20,7 @@ def get_config() -> Config:
     return Config(
         data=DataConfig(dir="data/debug", image_height=32, image_width=16, train_on="train"),
         augment=AugmentConfig(padding=2),
-        model=ModelConfig(backbone="resnet18", width=8, parts=2, graph_heads=2, graph_head_dim=8),
+        model=DDAGConfig(backbone="resnet18", width=8, parts=2, graph_heads=2, graph_head_dim=8),
         optimizer=OptimizerConfig(warmup_epochs=1, drop_epochs=(2,)),
         training=TrainingConfig(
             epochs=3,

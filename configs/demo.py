@@ -8,7 +8,7 @@ from ddag_jax.config import (
     AugmentConfig,
     Config,
     DataConfig,
-    ModelConfig,
+    DDAGConfig,
     OptimizerConfig,
     TrainingConfig,
 )
@@ -19,7 +19,7 @@ def get_config() -> Config:
     return Config(
         data=DataConfig(dir="data/demo", image_height=96, image_width=48, train_on="train"),
         augment=AugmentConfig(padding=4),
-        model=ModelConfig(backbone="resnet18", width=32, graph_head_dim=128),
+        model=DDAGConfig(backbone="resnet18", width=32, graph_head_dim=128),
         optimizer=OptimizerConfig(
             learning_rate=0.02, backbone_scale=1.0, warmup_epochs=1, drop_epochs=(9, 12)
         ),

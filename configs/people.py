@@ -9,7 +9,7 @@ from ddag_jax.config import (
     AugmentConfig,
     Config,
     DataConfig,
-    ModelConfig,
+    DDAGConfig,
     OptimizerConfig,
     TrainingConfig,
 )
@@ -20,7 +20,7 @@ def get_config() -> Config:
     return Config(
         data=DataConfig(dir="data/experiments", image_height=96, image_width=48),
         augment=AugmentConfig(padding=4),
-        model=ModelConfig(backbone="resnet18", width=32, graph_head_dim=128),
+        model=DDAGConfig(backbone="resnet18", width=32, graph_head_dim=128),
         optimizer=OptimizerConfig(
             learning_rate=0.02, backbone_scale=1.0, warmup_epochs=1, drop_epochs=(6, 7)
         ),

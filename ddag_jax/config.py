@@ -7,8 +7,8 @@ published numbers, and the comment says so. `(n)` after a field is its symbol or
 import dataclasses
 import types
 import typing
-from collections.abc import Iterable
-from typing import Any, Literal
+from collections.abc import Iterable, Mapping
+from typing import Any, Literal, Protocol
 
 
 def _check(condition: bool, message: str) -> None:
@@ -82,12 +82,15 @@ class AugmentConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class ModelConfig:
-    """The network. B is both branches off, B+P and B+G one of them on, B+P+G both."""
+class DDAGConfig:
+    """DDAG (methods/ddag): the network and its losses.
+
+    With both branches off it is the baseline B; with one of them on, B+P or B+G; with both, B+P+G.
+    """
 
     backbone: Literal["resnet50", "resnet18"] = "resnet50"
     width: int = 64
-    """Channels of the stem; 64 is the standard network, 32 one of half the width."""
+    """Channels of the stem: 64 in the published ResNets."""
     part_attention: bool = True
     """Intra-modality weighted-part aggregation (IWPA, section 3.2): the P of B+P."""
     parts: int = 3
@@ -109,45 +112,72 @@ class ModelConfig:
     graph_dropout: float = 0.2
     """Probability of dropping a feature or an attention weight in the graph branch."""
     graph_neighbours: int | None = None
-    """Images of its own identity that a node may attend to (N_g, Table 3), itself first, then
-    modalities in turn. None: all of them."""
+    """Images of its own identity that a node may attend to (N_g, Table 3): itself first, then
+    the modalities in turn. None: all of them."""
+    margin: float = 0.3
+    """Of the batch-hard triplet loss (Eq. 1), Euclidean distance of pooled features."""
+    graph_reduction: Literal["mean", "sum"] = "mean"
+    """Over the nodes, of the graph loss (Eq. 9). Code: mean; paper: sum."""
+    graph_weight: float | None = None
+    """Coefficient of the graph loss (Eq. 11). None: dynamic, 0 in the first epoch, then
+    1 / (1 + mean of L_P over the previous epoch)."""
     compute_dtype: Literal["float32", "bfloat16"] = "float32"
-    """Convolutions and matrix products; everything else stays at least float32."""
+    """Of convolutions and matrix products; everything else is at least float32. With
+    JAX_ENABLE_X64, float32 means float64."""
 
     def __post_init__(self) -> None:
-        _check(self.width >= 8, "model.width: must be at least 8 channels (64 is ResNet's own)")
+        _check_network(self.width, self.margin)
         _check(self.parts >= 1, "model.parts: must be at least 1 stripe (the paper: 3)")
         _check(self.graph_heads >= 1, "model.graph_heads: must be at least 1 (the paper: 4)")
         _check(self.graph_head_dim >= 1, "model.graph_head_dim: must be at least 1 (the code: 512)")
         _check(
             0 <= self.graph_dropout < 1,
-            f"model.graph_dropout: {self.graph_dropout} is no probability in [0, 1)",
+            f"model.graph_dropout: {self.graph_dropout} is not a probability in [0, 1)",
         )
         _check(
             self.graph_neighbours is None or self.graph_neighbours >= 1,
             "model.graph_neighbours: must be 1 (itself) or more; for N_g = 0 switch the graph off"
             " with model.graph_attention=False",
         )
+        _check(
+            self.graph_weight is None or self.graph_weight >= 0,
+            "model.graph_weight: must be 0 or more, or None for the dynamic coefficient",
+        )
 
 
 @dataclasses.dataclass(frozen=True)
-class LossConfig:
-    """Eq. 1 and 9-11."""
+class BaselineConfig:
+    """The baseline B (methods/baseline.py): identity and triplet loss on the pooled feature."""
 
+    backbone: Literal["resnet50", "resnet18"] = "resnet50"
+    width: int = 64
+    """Channels of the stem: 64 in the published ResNets."""
     margin: float = 0.3
     """Of the batch-hard triplet loss (Eq. 1), Euclidean distance of pooled features."""
-    graph_reduction: Literal["mean", "sum"] = "mean"
-    """Over nodes, of the graph loss (Eq. 9). Code: mean; paper: sum."""
-    graph_weight: float | None = None
-    """Coefficient of the graph loss (Eq. 11). None: dynamic, 0 in the first epoch, then
-    1 / (1 + mean of L_P over the previous epoch)."""
+    compute_dtype: Literal["float32", "bfloat16"] = "float32"
+    """As in DDAGConfig."""
 
     def __post_init__(self) -> None:
-        _check(self.margin >= 0, "loss.margin: must be 0 or more")
-        _check(
-            self.graph_weight is None or self.graph_weight >= 0,
-            "loss.graph_weight: must be 0 or more, or None for the dynamic coefficient",
-        )
+        _check_network(self.width, self.margin)
+
+
+def _check_network(width: int, margin: float) -> None:
+    _check(width >= 8, "model.width: must be at least 8 channels (64 in the published ResNets)")
+    _check(margin >= 0, "model.margin: must be 0 or more")
+
+
+class MethodConfig(Protocol):
+    """What a method's own configuration needs, beside being a frozen dataclass of plain fields."""
+
+    def build(self, classes: int, axis_name: str | None) -> Any:
+        """Return the `ddag_jax.methods.base.Method` for `classes` training identities.
+
+        `axis_name` is the device axis that batch statistics and losses span, or None.
+        """
+
+
+METHODS: Mapping[str, type] = {"ddag": DDAGConfig, "baseline": BaselineConfig}
+"""The methods that come with the package, by the name that a checkpoint has for them."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -254,9 +284,10 @@ class EvaluationConfig:
     number, or by the authors' published permutations, exp/rand_perm_cam.mat. LLCM: seeded."""
     trials: int = 10
     """SYSU-MM01 and LLCM: gallery draws, averaged. RegDB draws nothing: its trials are runs."""
-    feature: Literal["both", "global", "part", "concatenation"] = "both"
-    """What is ranked: the global and, where P is on, the part feature; one of them; or the two
-    side by side. Published: part where P is on, else global."""
+    feature: str = "both"
+    """What is ranked: all features of the method (`both`), one of them by its name (DDAG: `global`
+    and, where P is on, `part`), or all of them side by side (`concatenation`). Published: the part
+    feature where P is on, else the global one."""
     flip: bool = False
     """Average each image's feature with its mirror image's. Not in the published figures."""
     rerank: bool = False
@@ -279,8 +310,8 @@ class Config:
 
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
     augment: AugmentConfig = dataclasses.field(default_factory=AugmentConfig)
-    model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
-    loss: LossConfig = dataclasses.field(default_factory=LossConfig)
+    model: Any = dataclasses.field(default_factory=DDAGConfig)
+    """The method and its settings: DDAGConfig, BaselineConfig, or a MethodConfig of your own."""
     optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
     training: TrainingConfig = dataclasses.field(default_factory=TrainingConfig)
     evaluation: EvaluationConfig = dataclasses.field(default_factory=EvaluationConfig)
@@ -288,6 +319,13 @@ class Config:
     def __post_init__(self) -> None:
         for section in dataclasses.fields(self):
             values = getattr(self, section.name)
+            if section.name == "model":
+                _check(
+                    type(values) in METHODS.values()
+                    or (dataclasses.is_dataclass(values) and hasattr(values, "build")),
+                    f"model: {type(values).__name__} is neither a method's configuration of"
+                    " ddag_jax.config nor a dataclass with build(classes, axis_name)",
+                )
             for name, kind in typing.get_type_hints(type(values)).items():
                 value = getattr(values, name)
                 _check(
@@ -307,11 +345,6 @@ class Config:
                     getattr(evaluation, field) == only,
                     f"evaluation.{field}: is SYSU-MM01's; leave it out for {dataset}",
                 )
-        _check(
-            self.model.part_attention or evaluation.feature not in ("part", "concatenation"),
-            f"evaluation.feature: {evaluation.feature}, but the network has no part feature"
-            " (model.part_attention is off)",
-        )
 
 
 def _is_of(value: Any, kind: Any) -> bool:
@@ -331,35 +364,73 @@ def _is_of(value: Any, kind: Any) -> bool:
         return type(value) is int and abs(value) < 2**31
     if kind is str:
         return isinstance(value, str) and len(value) < 4096
-    return isinstance(value, kind)
+    return isinstance(kind, type) and isinstance(value, kind)
 
 
-def from_dict(values: dict[str, Any]) -> Config:
-    """The configuration that `dataclasses.asdict` (and JSON) made `values` of.
+def method_name(model: Any) -> str:
+    """Return the name that a checkpoint has for a method: `ddag`, or the class of somebody's own.
+
+    >>> method_name(DDAGConfig())
+    'ddag'
+    """
+    for name, kind in METHODS.items():
+        if type(model) is kind:
+            return name
+    return type(model).__qualname__
+
+
+def to_dict(config: Config) -> dict[str, Any]:
+    """Return the configuration as plain values, {section: {field: value}}, to store as JSON.
+
+    A dataset of somebody's own is stored by its name.
+    """
+    sections = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
+    values = {
+        name: {field.name: getattr(section, field.name) for field in dataclasses.fields(section)}
+        for name, section in sections.items()
+    }
+    dataset: Any = config.data.dataset
+    values["data"]["dataset"] = getattr(dataset, "name", dataset)
+    return values
+
+
+def from_dict(
+    values: Mapping[str, Any], model: type, own: Config | None = None
+) -> tuple[Config, list[str]]:
+    """Return a stored configuration, and the fields that it lacks, which take their defaults.
+
+    Args:
+        values: what `to_dict` (and JSON) made of it.
+        model: class of the section `model`.
+        own: a configuration whose dataset is taken where the stored one has its name.
 
     Raises:
-        ValueError: a field is unknown, missing or out of range, named as SECTION.FIELD.
+        ValueError: a field is unknown or out of range; it is named as SECTION.FIELD.
     """
-    sections = {field.name: field for field in dataclasses.fields(Config)}
-    _check_names("", values, sections)
-    made = {}
-    for name, field in sections.items():
-        kind: Any = field.default_factory
-        fields = {inner.name for inner in dataclasses.fields(kind)}
-        _check_names(f"{name}.", values[name], fields)
-        made[name] = kind(
-            **{
-                key: tuple(value) if isinstance(value, list) else value
-                for key, value in values[name].items()
-            }
-        )
-    return Config(**made)
+    kinds: dict[str, Any] = {
+        field.name: model if field.name == "model" else field.default_factory
+        for field in dataclasses.fields(Config)
+    }
+    _refuse_unknown("", values, kinds)
+    dataset: Any = None if own is None else own.data.dataset
+    made, missing = {}, []
+    for name, kind in kinds.items():
+        stored = {
+            key: tuple(value) if isinstance(value, list) else value
+            for key, value in values.get(name, {}).items()
+        }
+        fields = [field.name for field in dataclasses.fields(kind)]
+        _refuse_unknown(f"{name}.", stored, fields)
+        missing += [f"{name}.{field}" for field in fields if field not in stored]
+        if name == "data" and stored.get("dataset") == getattr(dataset, "name", None):
+            stored["dataset"] = dataset
+        made[name] = kind(**stored)
+    return Config(**made), missing
 
 
-def _check_names(prefix: str, given: Iterable[str], known: Iterable[str]) -> None:
-    for name in set(given) ^ set(known):
-        what = "unknown" if name in given else "missing"
-        raise ValueError(f"{prefix}{name}: {what} in the stored configuration")
+def _refuse_unknown(prefix: str, given: Iterable[str], known: Iterable[str]) -> None:
+    if unknown := sorted(set(given) - set(known)):
+        raise ValueError(f"{prefix}{unknown[0]}: unknown field in the stored configuration")
 
 
 def differences(one: Config, other: Config) -> dict[str, tuple[Any, Any]]:
@@ -367,6 +438,9 @@ def differences(one: Config, other: Config) -> dict[str, tuple[Any, Any]]:
     pairs = {}
     for section in dataclasses.fields(Config):
         mine, theirs = getattr(one, section.name), getattr(other, section.name)
+        if type(mine) is not type(theirs):
+            pairs[section.name] = (type(mine).__qualname__, type(theirs).__qualname__)
+            continue
         for field in dataclasses.fields(mine):
             values = getattr(mine, field.name), getattr(theirs, field.name)
             if values[0] != values[1]:

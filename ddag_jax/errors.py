@@ -1,8 +1,9 @@
-"""The one exception that is the user's to mend."""
+"""The exception for errors that the user can fix."""
 
 
 class UserError(ValueError):
-    """A fault in what the user gave: one line that names the thing and the fix.
+    """An error that the user can fix, in input, files or settings.
 
-    The commands print it without a traceback and exit with code 2.
+    The message says what is wrong, where, and what to do. Commands print it without a traceback and
+    exit with code 2.
     """

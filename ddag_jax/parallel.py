@@ -14,8 +14,12 @@ from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from ddag_jax.errors import UserError
-from ddag_jax.training.step import Step
-from ddag_jax.types import Batch, Embeddings
+from ddag_jax.types import Batch
+
+Step = Callable[[Any, Batch], tuple[Any, Any]]
+"""`step(state, batch)` for one device of the axis, or over all of them: new state, outcome."""
+Embed = Callable[[Any, Any, str], dict[str, jax.Array]]
+"""`embed(variables, uint8 images, modality)`: features by name."""
 
 AXIS = "data"
 _REPLICATED, _SHARDED = PartitionSpec(), PartitionSpec(AXIS)
@@ -166,13 +170,11 @@ def _compiler_options(mesh: Mesh) -> dict[str, str]:
     }
 
 
-def map_embed(
-    embed: Callable[[Any, Any, str], Embeddings], mesh: Mesh
-) -> Callable[[Any, Any, str], Embeddings]:
+def map_embed(embed: Embed, mesh: Mesh) -> Embed:
     """`embed(variables, images, modality)` over the mesh: variables replicated, images sharded over
     their first axis, which the number of devices must divide; every process gets all embeddings."""
 
-    def over_mesh(variables: Any, images: Any, modality: str) -> Embeddings:
+    def over_mesh(variables: Any, images: Any, modality: str) -> dict[str, jax.Array]:
         return jax.shard_map(
             lambda variables, images: embed(variables, images, modality),
             mesh=mesh,

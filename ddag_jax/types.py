@@ -1,15 +1,13 @@
-"""Shape-annotated aliases and the two structures that travel through the program.
-
-Dimensions, as annotations spell them:
+"""Types shared by the package, and the glossary of dimensions in shape annotations.
 
 ====  ==============================================================================
 n     identities in a batch (on one device: its share of them)
 m     images of each identity in each modality
-k     images in a batch, visible first: k = 2 * n * m
+k     images in a batch, visible before infrared: k = 2 * n * m
 h, w  height and width of an image or of a feature map, in pixels or cells
 c     channels of the pooled feature (2048 for ResNet-50)
 p     horizontal parts (stripes)
-y     identities that the classifier tells apart
+y     classes of the classifier: identities in training
 ====  ==============================================================================
 """
 
@@ -17,7 +15,7 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Int, UInt8
 
 Array = jax.Array | np.ndarray
 
@@ -25,31 +23,10 @@ Array = jax.Array | np.ndarray
 class Batch(NamedTuple):
     """One identity-balanced training batch, before augmentation.
 
-    Sharded over its first axis, so that an identity's images all live on one device.
+    Sharded over its first axis, so that all images of an identity are on one device.
     """
 
     visible: UInt8[Array, "n m h w 3"]
     infrared: UInt8[Array, "n m h w 3"]
     labels: Int[Array, " n"]
-    """Class of each identity slot, 0 ... classes - 1, no class twice."""
-
-
-class TrainingOutput(NamedTuple):
-    """What the network gives in training mode: every tensor that a loss, a picture or a test reads.
-
-    A branch that the configuration leaves out is None.
-    """
-
-    pooled: Float[jax.Array, "k c"]
-    """Average-pooled backbone feature, before the neck: the triplet loss and the graph read it."""
-    global_logits: Float[jax.Array, "k y"]
-    part_logits: Float[jax.Array, "k y"] | None
-    graph_log_probs: Float[jax.Array, "k y"] | None
-
-
-class Embeddings(NamedTuple):
-    """What the network gives in evaluation mode, each row of unit length."""
-
-    global_feature: Float[jax.Array, "b c"]
-    part_feature: Float[jax.Array, "b d"] | None
-    """None where the part attention is off; d = c, or parts * c for concatenation."""
+    """Class of each identity slot, 0 ... classes - 1, without repetition."""

@@ -11,7 +11,6 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from ddag_jax.losses import Losses
 from ddag_jax.parallel import (
     AXIS,
     device_mesh,
@@ -30,40 +29,39 @@ STEPS = 5
 
 
 class Run(NamedTuple):
-    losses: Losses
-    """Of all steps, stacked."""
+    terms: dict[str, np.ndarray]
+    """Of the loss, of all steps, stacked."""
     state: TrainState
 
 
 def run(mesh: Mesh, dtype: type, mapping: str = "shard_map") -> Run:
     """Two and a half epochs, dropout and augmentation on."""
     with jax.enable_x64(dtype is np.float64):
-        model, optimizer = tiny.network(dtype, axis_name=AXIS), tiny.optimizer()
-        state = new_state(tiny.random_variables(model), optimizer, graph_weight=0.0, seed=0)
+        method, optimizer = tiny.method(axis_name=AXIS), tiny.optimizer()
+        variables = tiny.random_variables(method)
+        state = new_state(variables, optimizer, method.memory(), seed=0)
         step = make_train_step(
-            model,
+            method,
             optimizer,
-            margin=0.3,
-            graph_reduction="mean",
-            dynamic_weight=True,
+            axis_name=AXIS,
             steps_per_epoch=2,
             nonfinite_limit=1,
             padding=3,
             flip=True,
         )
         step, state = map_train_step(step, mesh, mapping), replicate(state, mesh)
-        losses = []
+        outcomes = []
         for seed in range(STEPS):
             mine = jax.tree.map(my_part, tiny.batch(seed=seed))
-            state, terms = step(state, shard(mine, mesh))
-            losses.append(terms)
-        return Run(Losses(*(np.stack(terms) for terms in zip(*losses, strict=True))), state)
+            state, outcome = step(state, shard(mine, mesh))
+            outcomes.append(outcome.terms)
+        return Run({name: np.stack([o[name] for o in outcomes]) for name in outcomes[0]}, state)
 
 
 def compared(run: Run) -> dict[str, Any]:
     """What must not depend on the devices, by name."""
     state = run.state
-    tree = (run.losses, state.params, state.batch_stats, state.graph_weight, state.epoch_loss)
+    tree = (run.terms, state.params, state.batch_stats, state.memory)
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in leaves}
 

@@ -86,6 +86,7 @@ ENTRY_POINTS = (
     "ddag_jax/__init__.py",
     "ddag_jax/data/__main__.py",
     "ddag_jax/experiments/__main__.py",
+    "ddag_jax/pytorch/compare.py",
 )
 """Files that start something: above every layer."""
 
@@ -181,9 +182,9 @@ def upward(path: str, source: str) -> Iterator[str]:
     own = room(path)
     for name, line in names(path, source)[0].items():
         top, *rest = name.split(".")
-        if top == "ddag_jax" and rest and rest[0] in level and rest[0] != own:
-            if level[rest[0]] >= level[own]:
-                yield f"{path}:{line}: {own} imports {name}"
+        other = rest[0] if top == "ddag_jax" and rest and rest[0] in level else own
+        if other != own and level[other] >= level[own]:
+            yield f"{path}:{line}: {own} imports {name}"
 
 
 def matches(path: str, patterns: tuple[str, ...]) -> bool:

@@ -8,22 +8,23 @@ import pytest
 
 from ddag_jax.config import (
     AugmentConfig,
+    BaselineConfig,
     Config,
     DataConfig,
+    DDAGConfig,
     EvaluationConfig,
-    LossConfig,
-    ModelConfig,
     OptimizerConfig,
     TrainingConfig,
     differences,
     from_dict,
+    method_name,
+    to_dict,
 )
 
 SECTIONS = {
     "data": DataConfig,
     "augment": AugmentConfig,
-    "model": ModelConfig,
-    "loss": LossConfig,
+    "model": DDAGConfig,
     "optimizer": OptimizerConfig,
     "training": TrainingConfig,
     "evaluation": EvaluationConfig,
@@ -41,8 +42,8 @@ OUT_OF_RANGE = [
     ("model", "graph_dropout", 1.0),
     ("model", "graph_dropout", -0.1),
     ("model", "graph_neighbours", 0),
-    ("loss", "margin", -0.1),
-    ("loss", "graph_weight", -0.1),
+    ("model", "margin", -0.1),
+    ("model", "graph_weight", -0.1),
     ("optimizer", "learning_rate", 0.0),
     ("optimizer", "backbone_scale", -0.1),
     ("optimizer", "momentum", 1.0),
@@ -71,8 +72,8 @@ AT_THE_LIMIT = [
     ("model", "parts", 1),
     ("model", "graph_dropout", 0.0),
     ("model", "graph_neighbours", 1),
-    ("loss", "margin", 0.0),
-    ("loss", "graph_weight", 0.0),
+    ("model", "margin", 0.0),
+    ("model", "graph_weight", 0.0),
     ("optimizer", "momentum", 0.0),
     ("optimizer", "warmup_epochs", 0),
     ("optimizer", "drop_epochs", ()),
@@ -88,10 +89,10 @@ def test_out_of_range_is_named(section: str, field: str, value: Any) -> None:
     with pytest.raises(ValueError, match=f"{section}[.]{field}") as error:
         SECTIONS[section](**{field: value})
     assert "\n" not in str(error.value)
-    stored = dataclasses.asdict(Config())
+    stored = to_dict(Config())
     stored[section][field] = value
     with pytest.raises(ValueError, match=f"{section}[.]{field}"):
-        from_dict(stored)
+        from_dict(stored, DDAGConfig)
 
 
 @pytest.mark.parametrize(("section", "field", "value"), AT_THE_LIMIT, ids=str)
@@ -112,38 +113,66 @@ def test_every_section_is_covered() -> None:
 def changed() -> Config:
     return Config(
         data=DataConfig(dir="elsewhere", image_height=96, image_width=48, holdout_identities=3),
-        model=ModelConfig(backbone="resnet18", graph_neighbours=4, part_neck=False),
-        loss=LossConfig(graph_weight=0.5),
+        model=DDAGConfig(
+            backbone="resnet18", graph_neighbours=4, part_neck=False, graph_weight=0.5
+        ),
         optimizer=OptimizerConfig(drop_epochs=(30, 50)),
         training=TrainingConfig(steps_per_epoch=5, mapping="pmap"),
     )
 
 
-@pytest.mark.parametrize("config", [Config(), changed()], ids=["default", "changed"])
+@pytest.mark.parametrize(
+    "config",
+    [Config(), changed(), Config(model=BaselineConfig(width=32))],
+    ids=["default", "changed", "baseline"],
+)
 def test_through_json_and_back(config: Config) -> None:
-    stored = json.loads(json.dumps(dataclasses.asdict(config)))
-    assert from_dict(stored) == config
-    assert hash(from_dict(stored)) == hash(config)  # tuples are tuples again
+    stored = json.loads(json.dumps(to_dict(config)))
+    again, missing = from_dict(stored, type(config.model))
+    assert again == config
+    assert missing == []
+    assert hash(again) == hash(config)  # tuples are tuples again
 
 
-def test_unknown_and_missing_fields_are_named() -> None:
-    def stored() -> dict:
-        return dataclasses.asdict(Config())
-
-    values = stored()
+def test_an_unknown_field_is_an_error_that_names_it() -> None:
+    values = to_dict(Config())
     values["model"]["partz"] = 3
     with pytest.raises(ValueError, match=r"model\.partz: unknown"):
-        from_dict(values)
-    values = stored()
-    del values["training"]["seed"]
-    with pytest.raises(ValueError, match=r"training\.seed: missing"):
-        from_dict(values)
+        from_dict(values, DDAGConfig)
     with pytest.raises(ValueError, match="extra: unknown"):
-        from_dict(stored() | {"extra": {}})
-    values = stored()
-    del values["loss"]
-    with pytest.raises(ValueError, match="loss: missing"):
-        from_dict(values)
+        from_dict(to_dict(Config()) | {"extra": {}}, DDAGConfig)
+
+
+def test_a_missing_field_takes_its_default_and_is_named() -> None:
+    values = to_dict(changed())
+    del values["training"]["mapping"], values["optimizer"]
+    config, missing = from_dict(values, DDAGConfig)
+    assert config.training == TrainingConfig(steps_per_epoch=5)
+    assert config.optimizer == OptimizerConfig()
+    fields = [f"optimizer.{field.name}" for field in dataclasses.fields(OptimizerConfig)]
+    assert missing == [*fields, "training.mapping"]
+
+
+@dataclasses.dataclass(frozen=True)
+class OwnConfig:
+    """What somebody's own method takes."""
+
+    temperature: float = 0.5
+    names: tuple[str, ...] = ()
+
+    def build(self, classes: int, axis_name: str | None) -> Any:
+        raise NotImplementedError
+
+
+def test_a_method_of_ones_own_goes_in_and_is_checked() -> None:
+    config = Config(model=OwnConfig(names=("a",)))
+    assert method_name(config.model) == "OwnConfig"
+    stored = json.loads(json.dumps(to_dict(config)))
+    assert from_dict(stored, OwnConfig) == (config, [])
+    with pytest.raises(ValueError, match=r"model\.temperature: 'hot' is not of the kind"):
+        Config(model=OwnConfig(temperature="hot"))
+    with pytest.raises(ValueError, match="model: TrainingConfig is neither"):
+        Config(model=TrainingConfig())
 
 
 def test_differences() -> None:
@@ -156,7 +185,7 @@ def test_differences() -> None:
         "model.backbone": ("resnet50", "resnet18"),
         "model.graph_neighbours": (None, 4),
         "model.part_neck": (True, False),
-        "loss.graph_weight": (None, 0.5),
+        "model.graph_weight": (None, 0.5),
         "optimizer.drop_epochs": ((20, 50), (30, 50)),
         "training.steps_per_epoch": (None, 5),
         "training.mapping": ("shard_map", "pmap"),
@@ -179,7 +208,7 @@ def test_the_defaults_are_the_codes() -> None:
     assert model.part_attention
     assert model.graph_attention
     assert model.graph_neighbours is None
-    assert config.loss == LossConfig(0.3, "mean", None)
+    assert (model.margin, model.graph_reduction, model.graph_weight) == (0.3, "mean", None)
     assert config.optimizer == OptimizerConfig(0.1, 0.1, 0.9, True, 5e-4, 10, (20, 50), 0.1)
     training = config.training
     assert (training.epochs, training.identities_per_batch, training.images_per_identity) == (

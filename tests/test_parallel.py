@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh
 
-from ddag_jax.methods.ddag.model import DDAG
 from ddag_jax.parallel import (
     AXIS,
     device_mesh,
@@ -61,10 +60,9 @@ def relative(ours: Any, expected: Any) -> dict[str, float]:
 
 
 def check_close(ours: Run, expected: Run, losses: float, parameters: float) -> None:
-    far = {k: v for k, v in relative(ours.losses, expected.losses).items() if not v <= losses}
+    far = {k: v for k, v in relative(ours.terms, expected.terms).items() if not v <= losses}
     trees = [
-        (run.state.params, run.state.batch_stats, run.state.graph_weight, run.state.epoch_loss)
-        for run in (ours, expected)
+        (run.state.params, run.state.batch_stats, run.state.memory) for run in (ours, expected)
     ]
     far |= {k: v for k, v in relative(*trees).items() if not v <= parameters}
     assert not far
@@ -99,13 +97,13 @@ def test_both_mappings_are_identical() -> None:
 
 def test_the_run_is_a_real_one() -> None:
     """What the tests above compare moves: all terms count, and the parameters have changed."""
-    losses, state = run(1, np.float64)
-    assert not losses.skipped_in_row.any()
-    for name, term in losses._replace(skipped_in_row=losses.total)._asdict().items():
+    terms, state = run(1, np.float64)
+    assert state.skipped_in_row == 0
+    for name, term in terms.items():
         assert len(np.unique(term)) == (3 if name == "graph_weight" else STEPS), name
     assert state.step == STEPS
     with jax.enable_x64(True):
-        start = tiny.random_variables(tiny.network(np.float64))["params"]
+        start = tiny.random_variables(tiny.method())["params"]
     assert min(relative(state.params, start).values()) > 1e-5
 
 
@@ -173,17 +171,14 @@ def test_donation() -> None:
 
 @pytest.mark.parametrize("part", [True, False], ids=["P", "no P"])
 def test_embedding_over_devices(part: bool) -> None:
-    model: DDAG = tiny.network(np.float64, part_attention=part, graph_attention=False)
-
-    def embed(variables: Any, images: jax.Array, modality: str) -> Any:
-        return model.apply(variables, images, modality, method="embed")
-
+    method = tiny.method(part_attention=part, graph_attention=False)
     with jax.enable_x64(True):
-        variables = tiny.random_variables(model)
+        variables = tiny.random_variables(method)
         images = np.random.default_rng(0).normal(size=(8, tiny.HEIGHT, tiny.WIDTH, 3))
         (expected, ours) = (
-            map_embed(embed, mesh_of(devices))(variables, images, "infrared") for devices in (1, 4)
+            map_embed(method.embed, mesh_of(devices))(variables, images, "infrared")
+            for devices in (1, 4)
         )
-    assert (ours.part_feature is None) == (not part)
-    assert ours.global_feature.shape == (8, 64)
+    assert set(ours) == {"global", *(["part"] if part else [])}
+    assert ours["global"].shape == (8, 64)
     assert max(relative(ours, expected).values()) < 1e-12

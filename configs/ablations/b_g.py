@@ -5,9 +5,9 @@ Hardware: one GPU, or several that divide 8 identities. Not run by us: we hold n
 Published: all-search rank-1 50.75, mAP 49.73; indoor-search 52.90, 62.26.
 """
 
-from ddag_jax.config import Config, ModelConfig
+from ddag_jax.config import Config, DDAGConfig
 
 
 def get_config() -> Config:
     """The published setting with the branches of this row."""
-    return Config(model=ModelConfig(part_attention=False, graph_attention=True))
+    return Config(model=DDAGConfig(part_attention=False, graph_attention=True))

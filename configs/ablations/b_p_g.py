@@ -5,9 +5,9 @@ Hardware: one GPU, or several that divide 8 identities. Not run by us: we hold n
 Published: all-search rank-1 54.75, mAP 53.02; indoor-search 61.02, 67.98.
 """
 
-from ddag_jax.config import Config, ModelConfig
+from ddag_jax.config import Config, DDAGConfig
 
 
 def get_config() -> Config:
     """The published setting with the branches of this row."""
-    return Config(model=ModelConfig(part_attention=True, graph_attention=True))
+    return Config(model=DDAGConfig(part_attention=True, graph_attention=True))

@@ -13,7 +13,8 @@ from ddag_jax.datasets.checks import REHEARSAL
 from ddag_jax.datasets.prepare import Dataset, check, prepare, read_layout
 from ddag_jax.errors import UserError
 from ddag_jax.io.progress import silence
-from ddag_jax.synthetic.people import People, contact_sheet, write_people
+from ddag_jax.synthetic.files import contact_sheet, write_people
+from ddag_jax.synthetic.image import People
 from ddag_jax.synthetic.rehearsal import llcm_tree, regdb_tree, sysu_mm01_tree, write_tree
 
 

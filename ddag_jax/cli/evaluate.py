@@ -16,6 +16,7 @@ from ddag_jax.cli.main import run
 from ddag_jax.cli.options import override
 from ddag_jax.config import Config, EvaluationConfig, differences
 from ddag_jax.errors import UserError
+from ddag_jax.io.files import whole_file, write_text
 from ddag_jax.io.progress import silence
 
 if TYPE_CHECKING:
@@ -265,12 +266,11 @@ def _judge_run(options: argparse.Namespace, name: str, config: Config) -> "list[
     import jax
     import numpy as np
 
-    from ddag_jax.build import build_model
     from ddag_jax.data.loader import evaluation_split
-    from ddag_jax.evaluation.evaluator import Evaluator, pick, reported_feature
+    from ddag_jax.evaluation.evaluator import Evaluator, pick
     from ddag_jax.evaluation.protocols import format_table, kind
     from ddag_jax.evaluation.stored_features import save_features
-    from ddag_jax.methods.ddag.model import initialise
+    from ddag_jax.methods.build import build_method
     from ddag_jax.parallel import device_mesh, is_first_process, on_all_devices, replicated_shapes
     from ddag_jax.report.ranked_lists import ranked_lists
     from ddag_jax.runs.checkpoint import find_checkpoint, read_meta, restore_variables
@@ -278,11 +278,11 @@ def _judge_run(options: argparse.Namespace, name: str, config: Config) -> "list[
     checkpoint = find_checkpoint(name)
     source = evaluation_split(config.data)
     mesh = device_mesh()
-    model = build_model(config, read_meta(checkpoint).classes)
-    evaluator = Evaluator(config, model, mesh, source)
+    method = build_method(config.model, read_meta(checkpoint).classes)
+    evaluator = Evaluator(config, method, mesh, source)
 
     def fresh() -> dict:
-        return initialise(model, jax.random.key(config.training.seed), *source.image_size)
+        return method.init(jax.random.key(config.training.seed), source.image_size)
 
     fresh = on_all_devices(fresh, mesh)
     untrained: list[Record] = []
@@ -297,7 +297,7 @@ def _judge_run(options: argparse.Namespace, name: str, config: Config) -> "list[
     if not is_first_process():
         return records
     chosen = config.evaluation.feature
-    reported = reported_feature(config) if chosen == "both" else chosen
+    reported = method.features[-1] if chosen == "both" else chosen
     feature = pick(features, reported)
     if options.save_features:
         save_features(options.save_features, feature, evaluator.images, evaluator.searches[0])
@@ -307,7 +307,7 @@ def _judge_run(options: argparse.Namespace, name: str, config: Config) -> "list[
     if untrained:
         _write(folder / f"evaluation{what}_untrained.json", untrained)
     picture = ranked_lists(feature, evaluator.images, evaluator.searches[0], source.images)
-    with (folder / f"ranked_lists{what}.png").open("wb") as file:
+    with whole_file(folder / f"ranked_lists{what}.png") as file:
         picture.save(file, "png")
     if options.report:
         from ddag_jax.report.contents import Judged, gather
@@ -328,7 +328,7 @@ def _judge_run(options: argparse.Namespace, name: str, config: Config) -> "list[
             records=records,
             untrained_records=untrained,
             reranked=config.evaluation.rerank,
-            model=model,
+            method=method,
             variables=jax.tree.map(np.asarray, variables),
             batch=(training.identities_per_batch, training.images_per_identity),
             log=read_log(folder),
@@ -342,10 +342,8 @@ def _option(field: str) -> str:
 
 
 def _write(path: epath.Path, records: Sequence[object]) -> None:
-    """Whole or not at all; an evaluation may be repeated, so its result is replaced."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(records, indent=2) + "\n")
-    temporary.replace(path)
+    """Write an evaluation's result; one of an earlier evaluation is replaced."""
+    write_text(path, json.dumps(records, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -9,14 +9,15 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
-def normalise(images: UInt8[Array, "*b h w 3"], dtype: jnp.dtype) -> Float[Array, "*b h w 3"]:
-    """Scales to [0, 1], takes ImageNet's mean off and divides by its deviation, as `dtype`.
+def normalise(images: UInt8[Array, "*b h w 3"]) -> Float[Array, "*b h w 3"]:
+    """Scale to [0, 1], subtract ImageNet's mean and divide by its deviation.
 
-    Computed in float32 at least, so that bfloat16 rounds once.
+    Returns:
+        float32; float64 under `jax.enable_x64`. A network in bfloat16 rounds it once.
     """
-    wide = jnp.promote_types(dtype, jnp.float32)
-    mean, std = jnp.asarray(IMAGENET_MEAN, wide), jnp.asarray(IMAGENET_STD, wide)
-    return ((images.astype(wide) / 255 - mean) / std).astype(dtype)
+    dtype = jnp.result_type(float)
+    mean, std = jnp.asarray(IMAGENET_MEAN, dtype), jnp.asarray(IMAGENET_STD, dtype)
+    return (images.astype(dtype) / 255 - mean) / std
 
 
 def crop_flip(
@@ -52,7 +53,6 @@ def augment(
     *,
     padding: int,
     flip: bool,
-    dtype: jnp.dtype,
 ) -> Float[Array, "b h w 3"]:
     """Pads with black, crops at random, mirrors every second image on average, and normalises.
 
@@ -62,7 +62,6 @@ def augment(
         same on however many devices the batch lies.
       padding: pixels on each side before the crop back to size.
       flip: whether to mirror at all.
-      dtype: of the result.
     """
 
     def draw(key: Key[Array, ""]) -> tuple[Int[Array, " 2"], Bool[Array, ""]]:
@@ -71,4 +70,4 @@ def augment(
         return offset, jax.random.bernoulli(flip_key) if flip else jnp.asarray(False)
 
     offsets, flips = jax.vmap(draw)(keys)
-    return normalise(crop_flip(images, offsets, flips, padding), dtype)
+    return normalise(crop_flip(images, offsets, flips, padding))

@@ -61,7 +61,7 @@ def _load(path: epath.Path) -> np.ndarray:
         )
     if not is_file(path):
         raise UserError(
-            f"{path}: cannot be read as an array (is no regular file); write it again with the"
+            f"{path}: cannot be read as an array (is not a regular file); write it again with the"
             " reference's pre_process_sysu.py"
         )
     try:

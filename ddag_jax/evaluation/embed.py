@@ -1,54 +1,75 @@
-"""Embeds a stream of images: fixed batches, reading ahead, one compilation a modality."""
+"""Embed a sequence of images: fixed batches, read ahead, one compilation for each modality."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from typing import Literal
+from typing import Any
 
+import jax
 import numpy as np
-from jaxtyping import Bool, Float, Int, UInt8
+from jaxtyping import Array, Bool, Float, Int, UInt8
 
+from ddag_jax.data.augment import normalise
 from ddag_jax.errors import UserError
 from ddag_jax.io.progress import Progress
-from ddag_jax.types import Embeddings
+from ddag_jax.methods.base import Method, Modality
+from ddag_jax.models.classifier import unit_rows
+from ddag_jax.parallel import Embed
 
-Modality = Literal["visible", "infrared"]
-EmbedFn = Callable[[UInt8[np.ndarray, "b h w 3"], Modality], Embeddings]
-ReadFn = Callable[[Int[np.ndarray, " b"]], UInt8[np.ndarray, "b h w 3"]]
-
-
-class GaveUp(Exception):
-    """Asked to end before everything is embedded."""
+EmbedBatch = Callable[[UInt8[np.ndarray, "b h w 3"], Modality], Mapping[str, Any]]
+ReadImages = Callable[[Int[np.ndarray, " b"]], UInt8[np.ndarray, "b h w 3"]]
 
 
-def embed(
-    embed_fn: EmbedFn,
-    read_images: ReadFn,
+class Interrupted(Exception):
+    """Asked to end before all images are embedded."""
+
+
+def make_embed(method: Method, *, flip: bool) -> Embed:
+    """Return `embed(variables, uint8 images, modality)` for one device, in evaluation mode.
+
+    Images are normalised first. With `flip`, a feature is the mean of the image's and its mirror
+    image's, scaled to unit length again.
+    """
+
+    def embed(variables: Any, images: UInt8[Array, "b h w 3"], modality: Modality) -> Any:
+        normalised = normalise(images)
+        features = method.embed(variables, normalised, modality)
+        if not flip:
+            return features
+        mirrored = method.embed(variables, normalised[:, :, ::-1], modality)
+        return jax.tree.map(lambda one, other: unit_rows(one + other), features, mirrored)
+
+    return embed  # type: ignore[return-value]  # a modality is a str that map_embed hands through
+
+
+def embed_images(
+    embed_batch: EmbedBatch,
+    read_images: ReadImages,
     infrared: Bool[np.ndarray, " N"],
     batch_size: int,
     progress: str | None = None,
-    give_up: Callable[[], bool] = lambda: False,
+    interrupted: Callable[[], bool] = lambda: False,
 ) -> dict[str, Float[np.ndarray, "N d"]]:
-    """Embeds images 0 ... N - 1, each through its own modality's stem.
+    """Embed images 0 ... N - 1, each through the stem of its own modality.
 
     Args:
-        embed_fn: the compiled network in evaluation mode: exactly `batch_size` images and the name
-            of their modality to rows of unit length. Its answer may still be under way, but all of
-            it must be readable on this host.
-        read_images: indices to images, in that order (of several processes, each to its part of
-            them, which is what `embed_fn` then takes). Called from one thread of its own, so that
-            the next batch is read while the device computes.
+        embed_batch: the compiled network: exactly `batch_size` images and their modality to rows of
+            unit length, by feature. The result may still be computing, but this host must be able
+            to read all of it.
+        read_images: indices to images in that order; of several processes, each to its share,
+            which is what `embed_batch` takes then. Called from one thread of its own, so that the
+            next batch is read while the device computes.
         infrared: which of the images are infrared.
         batch_size: images embedded at once; the last batch of a modality repeats its last image to
             the full size, and the repetitions are dropped.
-        progress: what to show how far it is as; None for nothing.
-        give_up: asked before each batch.
+        progress: title of the progress bar; None for no bar.
+        interrupted: called before each batch; True ends the work.
 
     Returns:
-        `global` and, where the network has it, `part`: float32 rows in the images' order.
+        Each feature: float32 rows in the images' order.
 
     Raises:
-        GaveUp: `give_up` said so.
-        UserError: there is no image, or an embedding is not finite (named by the image's index).
+        Interrupted: `interrupted` returned True.
+        UserError: there are no images, or an embedding is not finite (named by the image's index).
     """
     if not len(infrared):
         raise UserError("no images to embed")
@@ -68,11 +89,8 @@ def embed(
 
     result: dict[str, np.ndarray] = {}
 
-    def keep(indices: np.ndarray, modality: Modality, embeddings: Embeddings) -> None:
-        rows = {"global": embeddings.global_feature, "part": embeddings.part_feature}
-        for name, feature in rows.items():
-            if feature is None:
-                continue
+    def keep(indices: np.ndarray, modality: Modality, features: Mapping[str, Any]) -> None:
+        for name, feature in features.items():
             values = np.asarray(feature, dtype=np.float32)[: len(indices)]
             broken = ~np.isfinite(values).all(axis=1)
             if broken.any():
@@ -91,18 +109,18 @@ def embed(
         ThreadPoolExecutor(max_workers=1) as reader,
     ):
         ahead = reader.submit(read, batches[0][1])
-        computing: tuple[np.ndarray, Modality, Embeddings] | None = None
+        computing: tuple[np.ndarray, Modality, Mapping[str, Any]] | None = None
         for i, (modality, indices) in enumerate(batches):
             images = ahead.result()
-            if give_up():
-                raise GaveUp
+            if interrupted():
+                raise Interrupted
             if i + 1 < len(batches):
                 ahead = reader.submit(read, batches[i + 1][1])
-            embeddings = embed_fn(images, modality)
+            features = embed_batch(images, modality)
             # The device has this batch queued before the host waits for the one before it.
             if computing is not None:
                 keep(*computing)
-            computing = indices, modality, embeddings
+            computing = indices, modality, features
         assert computing is not None  # there is at least one batch
         keep(*computing)
     return result

@@ -1,32 +1,36 @@
-"""A network's figures on one set of images: embed each once, then the protocol."""
+"""A network's figures on one set of images: embed each once, then apply the protocol."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float
 
-from ddag_jax.build import build_embed
 from ddag_jax.config import Config
 from ddag_jax.data.loader import ImageSource
-from ddag_jax.evaluation.embed import Modality, embed
+from ddag_jax.errors import UserError
+from ddag_jax.evaluation.embed import embed_images, make_embed
 from ddag_jax.evaluation.protocols import Images, Record, evaluate, searches
-from ddag_jax.methods.ddag.model import DDAG
+from ddag_jax.methods.base import Method, Modality
 from ddag_jax.parallel import Mesh, is_first_process, map_embed, my_part, shard
-from ddag_jax.types import Embeddings
 
 
 class Evaluator:
     """Compiled once, called with the variables of any checkpoint of the same network.
 
-    Raises `UserError` when made, not when called, where the images do not allow the protocol.
+    Raises:
+        UserError: when made, not when called, if the images do not allow the protocol or the
+            method has no feature of the configuration's name.
     """
 
-    def __init__(self, config: Config, model: DDAG, mesh: Mesh, source: ImageSource) -> None:
+    def __init__(self, config: Config, method: Method, mesh: Mesh, source: ImageSource) -> None:
         self._config = config
         self._mesh = mesh
         self._source = source
-        self._embed = map_embed(build_embed(model, flip=config.evaluation.flip), mesh)
+        self._features = method.features
+        self._embed = map_embed(make_embed(method, flip=config.evaluation.flip), mesh)
+        check_feature(config.evaluation.feature, method)
         self.images = Images(source.identities, source.cameras, source.infrared, source.names)
         self.searches = searches(config.data.dataset, self.images, config.evaluation, source.draws)
 
@@ -34,31 +38,37 @@ class Evaluator:
         self,
         variables: Any,
         progress: str | None = None,
-        give_up: Callable[[], bool] = lambda: False,
-    ) -> dict[str, np.ndarray]:
-        """Features "global" and, where P is on, "part", float32 [images, d], of `variables`,
-        {"params", "batch_stats"}, replicated over the mesh. Raises `GaveUp` as `embed` does."""
+        interrupted: Callable[[], bool] = lambda: False,
+    ) -> dict[str, Float[np.ndarray, "N d"]]:
+        """Return the method's features of all images, float32 rows of unit length by name.
 
-        def embed_batch(images: Any, modality: Modality) -> Embeddings:
+        Args:
+            variables: {"params", "batch_stats"}, replicated over the mesh.
+            progress: title of the progress bar; None for no bar.
+            interrupted: as in `embed_images`, whose errors are raised.
+        """
+
+        def embed_batch(images: Any, modality: Modality) -> Mapping[str, Any]:
             return self._embed(variables, shard(images, self._mesh), modality)
 
         source, size = self._source, self._mesh.size
-        return embed(
+        found = embed_images(
             embed_batch,
             lambda numbers: source.images(my_part(numbers)),
             source.infrared,
             -(-self._config.evaluation.batch_size // size) * size,
             progress if is_first_process() else None,
-            give_up,
+            interrupted,
         )
+        return {name: found[name] for name in self._features}
 
-    def judged(self, features: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """What of the features the protocol looks at, by name."""
+    def judged(self, features: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Return those of the features that the configuration has ranked, by name."""
         chosen = self._config.evaluation.feature
-        return features if chosen == "both" else {chosen: pick(features, chosen)}
+        return dict(features) if chosen == "both" else {chosen: pick(features, chosen)}
 
-    def judge(self, features: dict[str, np.ndarray]) -> list[Record]:
-        """The protocol's records of what `embed` gave."""
+    def judge(self, features: Mapping[str, np.ndarray]) -> list[Record]:
+        """Return the protocol's records of what `embed` returned."""
         data, settings = self._config.data, self._config.evaluation
         return evaluate(
             self.judged(features),
@@ -71,23 +81,30 @@ class Evaluator:
         )
 
 
-def pick(features: dict[str, np.ndarray], name: str) -> np.ndarray:
-    """One of the features by its name in the configuration, rows of unit length.
+def check_feature(name: str, method: Method) -> None:
+    """Raise UserError if `evaluation.feature` names no feature of the method."""
+    several = ("both", "concatenation") if len(method.features) > 1 else ("both",)
+    known = (*method.features, *several)
+    if name not in known:
+        raise UserError(
+            f"evaluation.feature: {name}, but this network's features are"
+            f" {', '.join(method.features)}; give one of {', '.join(known)}"
+        )
 
-    The concatenation's cosine similarity is the mean of its two parts'.
+
+def pick(features: Mapping[str, np.ndarray], name: str) -> np.ndarray:
+    """Return one of the features by its name in the configuration, in rows of unit length.
+
+    `concatenation` is all of them side by side; its cosine similarity is the mean of theirs.
     """
     if name == "concatenation":
-        return np.concatenate([features["global"], features["part"]], axis=1) / np.float32(2**0.5)
+        scale = np.float32(len(features) ** 0.5)
+        return np.concatenate(list(features.values()), axis=1) / scale
     return features[name]
 
 
-def reported_feature(config: Config) -> str:
-    """The feature whose figures are published: part where P is on, else global."""
-    return "part" if config.model.part_attention else "global"
-
-
 def while_training(config: Config) -> Config:
-    """What is judged every few epochs: nothing that takes long, both features."""
+    """Return the configuration of the evaluations during training: fast, and of all features."""
     settings = dataclasses.replace(
         config.evaluation,
         mode="all" if config.data.dataset == "sysu_mm01" else "both",

@@ -23,7 +23,7 @@ from jaxtyping import Bool, Float
 
 from ddag_jax.errors import UserError
 from ddag_jax.evaluation.protocols import QUERY_CAMERAS, TITLES, Dataset, Images, Search
-from ddag_jax.io.files import is_file
+from ddag_jax.io.files import is_file, whole_file
 
 _SIDES = ("query", "gallery")
 _COLUMNS = ("features", "ids", "cameras", "names")
@@ -54,13 +54,10 @@ def save_features(
         columns = (features, images.identities, images.cameras, names)
         for column, values in zip(_COLUMNS, columns, strict=True):
             arrays[f"{side}_{column}"] = values[chosen]
-    temporary = target.with_name(f".{target.name}.partial")
     try:
-        with temporary.open("wb") as file:
+        with whole_file(target) as file:
             np.savez(file, **arrays)
-        temporary.replace(target)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
         raise UserError(f"{target}: cannot be written ({error}); name another file") from None
 
 
@@ -133,7 +130,7 @@ def load_features(
 def _read(source: epath.Path) -> dict[str, np.ndarray]:
     wanted = {f"{side}_{column}" for side in _SIDES for column in _COLUMNS}
     if source.exists() and not is_file(source):
-        raise UserError(f"{source}: is no regular file")
+        raise UserError(f"{source}: is not a regular file")
     try:
         with source.open("rb") as file:
             archive = np.load(file, allow_pickle=False)

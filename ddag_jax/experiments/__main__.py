@@ -9,6 +9,7 @@ from etils import epath
 from ddag_jax.cli import environment
 from ddag_jax.cli.main import run
 from ddag_jax.errors import UserError
+from ddag_jax.io.files import write_text
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -107,15 +108,14 @@ def _write(folder: epath.Path, name: str, runs: list, results: dict) -> str:
     """Writes everything that shows the results so far; returns the Markdown page."""
     from ddag_jax.experiments.curves import draw
     from ddag_jax.experiments.rows import EXPERIMENTS
-    from ddag_jax.experiments.runs import write
     from ddag_jax.experiments.table import caption, comma_separated, latex, lines, markdown
 
     experiment = EXPERIMENTS[name]
     table, said = lines(experiment, runs, results), caption(experiment, runs)
     page = markdown(said, table)
-    write(folder / f"{name}.md", page)
-    write(folder / f"{name}.csv", comma_separated(table))
-    write(folder / f"{name}.tex", latex(said, table))
+    write_text(folder / f"{name}.md", page)
+    write_text(folder / f"{name}.csv", comma_separated(table))
+    write_text(folder / f"{name}.tex", latex(said, table))
     if experiment.curves and results:
         draw(experiment, table, said, folder / name)
     return page

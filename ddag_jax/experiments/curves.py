@@ -1,6 +1,5 @@
 """An experiment's curves as a picture: rank-1 and mAP over what was varied."""
 
-import io
 import textwrap
 from collections.abc import Sequence
 
@@ -9,6 +8,7 @@ from matplotlib.figure import Figure
 
 from ddag_jax.experiments.rows import Experiment
 from ddag_jax.experiments.table import Line
+from ddag_jax.io.files import whole_file
 
 _STYLES = {"rank1": ("-", "rank-1"), "mAP": ("--", "mAP")}
 _COLOURS = ("#0b5394", "#b45f06")
@@ -58,8 +58,5 @@ def draw(
     figure.suptitle(textwrap.fill(said[0], 60 * len(panels)), fontsize="medium")
     for kind in ("png", "svg"):
         target = path.with_name(f"{path.name}.{kind}")
-        content = io.BytesIO()
-        figure.savefig(content, format=kind, dpi=150)
-        temporary = target.with_name(target.name + ".tmp")
-        temporary.write_bytes(content.getvalue())
-        temporary.replace(target)
+        with whole_file(target) as file:
+            figure.savefig(file, format=kind, dpi=150)

@@ -4,6 +4,7 @@ import dataclasses
 import tempfile
 import time
 from collections.abc import Sequence
+from typing import Any
 
 from etils import epath
 
@@ -84,7 +85,7 @@ def estimate(runs: Sequence[Run]) -> str:
     bound. Nothing is written to the runs' folders.
     """
     open_runs = [run for run in runs if read_result(run) is None]
-    largest: dict[tuple[bool, bool], Run] = {}
+    largest: dict[str, Run] = {}
     for run in open_runs:
         largest[_branches(run)] = max(largest.get(_branches(run), run), run, key=_size)
     costs = {branches: measure(run) for branches, run in largest.items()}
@@ -110,13 +111,14 @@ def estimate(runs: Sequence[Run]) -> str:
     return "\n".join(said)
 
 
-def _branches(run: Run) -> tuple[bool, bool]:
-    return run.config.model.part_attention, run.config.model.graph_attention
+def _branches(run: Run) -> str:
+    """Return the ablation: runs that share it have the same branches, and about the same cost."""
+    return run.row.ablation
 
 
 def _size(run: Run) -> tuple[int, int, int]:
-    """To compare runs with the same branches by."""
-    model = run.config.model
+    """Return what to compare the cost of runs of one ablation by."""
+    model: Any = run.config.model  # the ablations are all DDAG's
     return model.parts, model.graph_heads, int(model.part_aggregation == "concatenation")
 
 

@@ -24,17 +24,18 @@ from typing import Any
 from etils import epath
 
 from ddag_jax.cli.options import load_config, override
-from ddag_jax.config import Config, DataConfig, differences, from_dict
+from ddag_jax.config import Config, DataConfig, differences
 from ddag_jax.data.loader import ImageSource, evaluation_split, training_split
 from ddag_jax.data.sampler import IdentitySampler
 from ddag_jax.errors import UserError
 from ddag_jax.evaluation.protocols import Images, Record, kind, searches
 from ddag_jax.experiments.rows import Experiment, Row
-from ddag_jax.io.files import parse_json, read_bytes, read_json
+from ddag_jax.io.files import parse_json, read_bytes, read_json, write_text
 from ddag_jax.runs.checkpoint import (
     Meta,
     check_same_run,
     find_checkpoint,
+    meta_from_json,
     read_meta,
     saved_steps,
     step_folder,
@@ -237,10 +238,10 @@ def read_result(run: Run) -> Result | None:
     try:
         stored = read_json(path)
         meta = stored["meta"]
-        saved = Meta(
-            from_dict(meta["config"]), int(meta["classes"]), str(meta["data"]), meta["version"]
-        )
+        saved = meta_from_json(path, meta)
         init, minutes, records = stored["init"], stored["minutes"], list(stored["records"])
+    except UserError:
+        raise
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
             f"{path}: no result that this version can read ({error}); remove it, and its run is"
@@ -273,7 +274,7 @@ def execute(run: Run, *, quiet: bool = False) -> Result:
         "minutes": minutes,
         "records": records,
     }
-    write(run.result, json.dumps(content, indent=2) + "\n")
+    write_text(run.result, json.dumps(content, indent=2) + "\n")
     return Result(records, minutes)
 
 
@@ -336,10 +337,3 @@ def _trained(folder: epath.Path, epochs: int) -> bool:
     lines = read_bytes(folder / "log.jsonl", _LONGEST).decode().splitlines()
     ended = [line["epoch"] for line in map(parse_json, lines) if line["kind"] == "epoch"]
     return ended[-1:] == [epochs - 1]
-
-
-def write(path: epath.Path, text: str) -> None:
-    """Whole or not at all."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text)
-    temporary.replace(path)

@@ -9,10 +9,10 @@ from typing import Any, cast
 import numpy as np
 
 from ddag_jax.config import Config
-from ddag_jax.evaluation.evaluator import reported_feature
 from ddag_jax.evaluation.protocols import FIGURES, Record, average, label, published_directions
 from ddag_jax.experiments.rows import Experiment
 from ddag_jax.experiments.runs import Result, Run
+from ddag_jax.methods.build import build_method
 
 HEADS = {"rank1": "r1", "rank5": "r5", "rank10": "r10", "rank20": "r20", "mAP": "mAP"} | {
     "mINP": "mINP"
@@ -98,7 +98,7 @@ def _record(
     """One seed's figures: of its run, or the mean over RegDB's trials."""
     config = group[0].config
     chosen = config.evaluation.feature
-    feature = reported_feature(config) if chosen == "both" else chosen
+    feature = build_method(config.model, classes=1).features[-1] if chosen == "both" else chosen
     records = [results[run.folder.name].records for run in group]
     if len(group) > 1:
         records = [average(records, [run.folder.name for run in group])]

@@ -1,4 +1,8 @@
-"""Reads files that strangers may have written: regular ones only, and none without end."""
+"""Read files of untrusted origin, and write files and folders whole or not at all.
+
+Reads accept regular files of bounded size only. Writes go to a hidden name beside the target and
+are renamed when complete, so that a reader never sees a part of a file.
+"""
 
 import contextlib
 import json
@@ -6,7 +10,7 @@ import os
 import pathlib
 import shutil
 from collections.abc import Iterator
-from typing import Any
+from typing import IO, Any
 
 from etils import epath
 
@@ -16,16 +20,16 @@ _OLD = ".replaced"
 
 
 def read_bytes(path: epath.PathLike, limit: int) -> bytes:
-    """A file's content.
+    """Return the content of a file.
 
     Raises:
-        OSError: it cannot be read.
-        ValueError: it is no regular file (reading a pipe waits for ever), or longer than `limit`
-            bytes.
+        OSError: the file cannot be read.
+        ValueError: it is not a regular file (reading a pipe would block), or is longer than
+            `limit` bytes.
     """
     path = epath.Path(path)
     if path.exists() and not is_file(path):
-        raise ValueError("is no regular file")
+        raise ValueError("is not a regular file")
     with path.open("rb") as file:
         if file.seek(0, os.SEEK_END) > limit:
             raise ValueError(f"is longer than {limit:,} bytes")
@@ -35,23 +39,23 @@ def read_bytes(path: epath.PathLike, limit: int) -> bytes:
 
 
 def is_file(path: epath.Path) -> bool:
-    """Whether this is a regular file; epath itself takes a pipe for one."""
+    """Return whether `path` is a regular file; `epath.Path.is_file` is true of pipes too."""
     name = os.fspath(path)
     return path.is_file() if "://" in name else os.path.isfile(name)
 
 
 def read_json(path: epath.PathLike, limit: int = 2**20) -> Any:
-    """What a JSON file holds.
+    """Return the value in a JSON file.
 
     Raises:
-        OSError: it cannot be read.
-        ValueError: it is no JSON in UTF-8, too long, or nested too deeply.
+        OSError: the file cannot be read.
+        ValueError: it is not JSON in UTF-8, longer than `limit` bytes, or nested too deeply.
     """
     return parse_json(read_bytes(path, limit))
 
 
 def parse_json(text: str | bytes) -> Any:
-    """What JSON says. Raises ValueError where it is none, or nested too deeply."""
+    """Return the value of JSON text. Raises ValueError if it is invalid or nested too deeply."""
     try:
         return json.loads(text)
     except RecursionError:
@@ -59,23 +63,51 @@ def parse_json(text: str | bytes) -> Any:
 
 
 @contextlib.contextmanager
-def new_folder(folder: str | os.PathLike[str], *, replace: bool = False) -> Iterator[pathlib.Path]:
-    """Gives a hidden folder beside `folder` to write into; it becomes `folder` at the end.
+def whole_file(path: epath.PathLike) -> Iterator[IO[Any]]:
+    """Open a binary file that replaces `path` when the block ends.
 
-    What was written is removed where the block fails or is interrupted, and where a process was
-    killed meanwhile, by the next one that makes this folder.
-
-    Args:
-      folder: must not exist, unless it may be replaced; folders above it are made.
-      replace: one that exists makes room when the new one is whole.
+    If the block or the replacement fails or is interrupted, the new content is removed and an
+    existing file at `path` is kept.
 
     Raises:
-      UserError: it exists, or cannot be made or written.
+        OSError: the file cannot be written.
+    """
+    target = epath.Path(path)
+    partial = target.with_name(f"{_partial(target.name)}{os.getpid()}")
+    try:
+        with partial.open("wb") as file:
+            yield file
+        partial.replace(target)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
+        raise
+
+
+def write_text(path: epath.PathLike, text: str) -> None:
+    """Write text as UTF-8, whole or not at all (see `whole_file`)."""
+    with whole_file(path) as file:
+        file.write(text.encode())
+
+
+@contextlib.contextmanager
+def new_folder(folder: str | os.PathLike[str], *, replace: bool = False) -> Iterator[pathlib.Path]:
+    """Yield a hidden folder beside `folder` that is renamed to `folder` when the block ends.
+
+    If the block fails or is interrupted, its content is removed. What a killed process left is
+    removed by the next process that makes this folder.
+
+    Args:
+        folder: must not exist unless `replace` is set; its parents are created.
+        replace: remove an existing folder once the new one is complete.
+
+    Raises:
+        UserError: the folder exists, or cannot be created or written.
     """
     target = pathlib.Path(os.path.abspath(folder))
     if os.path.lexists(target) and not replace:
         raise UserError(f"{folder} exists: remove it or name another folder")
-    prefix = f".{target.name}.partial-"
+    prefix = _partial(target.name)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         for leftover in target.parent.glob(f"{prefix}*"):
@@ -91,7 +123,7 @@ def new_folder(folder: str | os.PathLike[str], *, replace: bool = False) -> Iter
         if replace and os.path.lexists(target):
             os.rename(target, partial / _OLD)
         if os.path.lexists(target):
-            raise UserError(f"{folder} was made by somebody else meanwhile: name another folder")
+            raise UserError(f"{folder} was made by another process meanwhile: name another folder")
         os.rename(partial, target)
         shutil.rmtree(target / _OLD, ignore_errors=True)
     except OSError as error:
@@ -100,14 +132,19 @@ def new_folder(folder: str | os.PathLike[str], *, replace: bool = False) -> Iter
         shutil.rmtree(partial, ignore_errors=True)
 
 
+def _partial(name: str) -> str:
+    """Return the hidden name for the unfinished content of `name`, to be followed by a process."""
+    return f".{name}.partial-"
+
+
 def _runs(process: int) -> bool:
-    """Whether another process of this number is alive; our own has not begun to write."""
+    """Return whether another process of this number is alive; ours has not begun to write."""
     if process == os.getpid():
         return False
     try:
         os.kill(process, 0)
     except ProcessLookupError:
         return False
-    except PermissionError:  # somebody else's
+    except PermissionError:  # it belongs to another user
         pass
     return True

@@ -1,6 +1,6 @@
-"""How far something is that takes its time: a bar on a terminal, else a line a minute, or nothing.
+"""Show progress: a bar on a terminal, else one line per minute, or nothing.
 
-The one file that imports tqdm. Bars and their lines go to standard error.
+The one file that imports tqdm. Bars and lines go to standard error.
 """
 
 import sys
@@ -13,20 +13,20 @@ _quiet = False
 
 
 def silence() -> None:
-    """For the rest of the process there are neither bars nor lines (`--quiet`)."""
+    """Show neither bars nor lines for the rest of the process (`--quiet`)."""
     global _quiet
     _quiet = True
 
 
 def say(text: str) -> None:
-    """Prints a line to standard output, above a bar, unless silenced."""
+    """Print a line to standard output, above any bar, unless silenced."""
     if not _quiet:
         tqdm.write(text, file=sys.stdout)
         sys.stdout.flush()
 
 
 def interval(seconds: float) -> str:
-    """A time to read.
+    """Format a duration.
 
     >>> interval(3725)
     '1:02:05'
@@ -36,13 +36,13 @@ def interval(seconds: float) -> str:
 
 
 class EveryMinute:
-    """Says when another minute is over."""
+    """A timer that fires once a minute."""
 
     def __init__(self) -> None:
         self._last = time.perf_counter()
 
     def due(self) -> bool:
-        """True once a minute, for the first time a minute after it was made."""
+        """Return True once a minute, first a minute after construction."""
         now = time.perf_counter()
         if now - self._last < 60:
             return False
@@ -51,14 +51,14 @@ class EveryMinute:
 
 
 class Progress:
-    """Counts what is done of something.
+    """Count finished units of work and show how many.
 
     Args:
-        total: how many there are.
-        what: that is being done, as a heading.
-        unit: one of them.
-        initial: how many were done before.
-        shown: False for none, whatever the terminal.
+        total: number of units.
+        what: description of the work, shown first.
+        unit: name of one unit.
+        initial: number of units that were finished before.
+        shown: False to show nothing.
     """
 
     def __init__(
@@ -82,7 +82,7 @@ class Progress:
         self._started, self._minute = time.perf_counter(), EveryMinute()
 
     def update(self, count: int = 1, note: str = "") -> None:
-        """So many more are done; a bar shows the note behind it."""
+        """Add `count` finished units; a bar shows `note` at its end."""
         self._done += count
         self._bar.update(count)
         if note:
@@ -98,7 +98,7 @@ class Progress:
             )
 
     def close(self) -> None:
-        """Takes the bar away."""
+        """Remove the bar."""
         self._bar.close()
 
     def __enter__(self) -> "Progress":

@@ -10,6 +10,9 @@ from ddag_jax.models.normalisation import BatchNorm
 from ddag_jax.models.pooling import max_pool_3x3_2
 from ddag_jax.models.resnet import Stages
 
+BACKBONE = "two_stream"
+"""Name of this module in every network of ours: of its parameters and statistics."""
+
 
 class Stem(nn.Module):
     """7x7/2 convolution, batch normalisation, ReLU, 3x3/2 max-pool."""

@@ -1,5 +1,4 @@
-"""`python -m ddag_jax.pytorch.compare --reference CHECKOUT`: the PyTorch reference and we, side by
-side on one batch."""
+"""`python -m ddag_jax.pytorch.compare --reference CHECKOUT`: compare with the PyTorch reference."""
 
 import argparse
 import sys
@@ -20,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Compares; the exit code is 0, 1 where a bound is exceeded, 2 where the input is at fault."""
+    """Compare; the exit code is 0, 1 if a bound is exceeded, or 2 on a user error."""
     return run(lambda: _compare(arguments))
 
 
@@ -35,7 +34,7 @@ def _compare(arguments: Sequence[str] | None) -> int:
     parser.add_argument(
         "--weights",
         help="a checkpoint of the reference (see convert_weights.py to-reference); without it the"
-        " network is as it initialises itself",
+        " network keeps its random initialisation",
     )
     parser.add_argument(
         "--images",
@@ -85,7 +84,7 @@ def _compare(arguments: Sequence[str] | None) -> int:
 
 
 def _table(differences: "Sequence[Difference]", bounds: dict[str, float]) -> str:
-    """Every array with its difference and verdict, then the largest of each kind."""
+    """Format every array with its difference and verdict, then the largest of each kind."""
     width = max(len(difference.name) for difference in differences)
     header = f"{'float64':<20}{'':<{width}}{'difference':>12}{'bound':>8}"
     lines = [header]
@@ -108,7 +107,7 @@ def _table(differences: "Sequence[Difference]", bounds: dict[str, float]) -> str
 
 
 def _read_batch(folder: Path, n: int, m: int, height: int, width: int) -> "Batch":
-    """The first `n` identities with `m` images in each modality."""
+    """Read the first `n` identities that have `m` images in each modality."""
     from ddag_jax.datasets.images import SUFFIXES, read_image
     from ddag_jax.datasets.sysu_mm01 import INFRARED_CAMERAS
     from ddag_jax.types import Batch

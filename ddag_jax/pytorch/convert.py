@@ -1,4 +1,4 @@
-"""Weights between PyTorch's files and our checkpoints: all of it fits, or nothing is written."""
+"""Convert weights between PyTorch files and our checkpoints; nothing is written unless all fit."""
 
 import dataclasses
 import hashlib
@@ -13,15 +13,16 @@ import torch
 from etils import epath
 
 import ddag_jax
-from ddag_jax.config import Config, DataConfig, ModelConfig
+from ddag_jax.config import Config, DataConfig, DDAGConfig, method_name
 from ddag_jax.errors import UserError
+from ddag_jax.io.files import whole_file
 from ddag_jax.pytorch.keys import (
     Dimensions,
-    Layout,
-    reference_layout,
+    KeyTable,
+    reference_table,
     to_state_dict,
     to_variables,
-    torchvision_layout,
+    torchvision_table,
 )
 from ddag_jax.pytorch.reading import read_state_dict
 from ddag_jax.runs.checkpoint import Meta, find_checkpoint, read_meta, read_variables, save_weights
@@ -31,23 +32,23 @@ _RANKS = 20  # of the reference's `cmc`
 
 @dataclasses.dataclass(frozen=True)
 class Summary:
-    """What a conversion did."""
+    """Result of a conversion."""
 
     keys: int
-    """In the state dict that was read or written."""
+    """Number of keys in the state dict that was read or written."""
     mapped: int
-    """Of them, those that our variables are made of."""
+    """Number of keys that our variables are made of."""
     ignored: Mapping[str, int]
-    """How many were ignored, or written as zeros, by reason."""
+    """Number of keys that were ignored, or written as zeros, by reason."""
     parameters: int
-    """Numbers that are trained."""
+    """Number of trained values."""
     statistics: int
-    """Numbers that batch normalisation gathers."""
+    """Number of running statistics of batch normalisation."""
     checksum: str
-    """SHA-256 of our variables, so the same for the same weights in whichever direction."""
+    """SHA-256 of our variables; the same for both directions."""
 
     def table(self, read: bool) -> str:
-        """For people; `read` tells reading a state dict from writing one."""
+        """Format as a table; `read`: the state dict was read, not written."""
         lines = [
             ("keys read" if read else "keys written", f"{self.keys:,}"),
             ("mapped", f"{self.mapped:,}"),
@@ -60,44 +61,44 @@ class Summary:
 
 
 def from_torchvision(source: str, destination: str, *, overwrite: bool = False) -> Summary:
-    """ImageNet weights of a ResNet-50 or -18 to a checkpoint that `train.py --init` takes.
+    """Convert ImageNet weights of a ResNet-50 or -18 to a checkpoint for `train.py --init`.
 
-    Both stems and the shared stages are filled; it has no heads.
+    It holds both stems and the shared stages, and no heads.
 
     Args:
-        source: see `read_state_dict`; keys as torchvision and timm name them, `fc` or not.
+        source: see `read_state_dict`; keys of torchvision or timm, with or without `fc`.
         destination: folder to write.
         overwrite: replace a checkpoint there.
 
     Raises:
-        UserError: the file cannot be read, it is another network's (every missing, unexpected and
+        UserError: the file cannot be read, is of another network (every missing, unexpected and
             misshapen key is listed), or `destination` exists.
     """
     output = _new_checkpoint(destination, overwrite)
     tensors = read_state_dict(source)
     backbone = "resnet50" if "layer1.0.conv3.weight" in tensors else "resnet18"
-    layout = torchvision_layout(backbone)
+    table = torchvision_table(backbone)
     what = f"a {backbone} of ImageNet as torchvision and timm name it"
-    variables = to_variables(_fit(source, tensors, layout, what), layout.rows)
+    variables = to_variables(_fit(source, tensors, table, what), table.mappings)
     _write_checkpoint(output, variables, {"backbone": backbone, "version": ddag_jax.__version__})
-    return _summary(tensors, layout, variables)
+    return _summary(tensors, table, variables)
 
 
 def from_reference(
     source: str, destination: str, *, image_size: tuple[int, int], overwrite: bool = False
 ) -> Summary:
-    """A checkpoint of the PyTorch reference to one that `evaluate.py` takes.
+    """Convert a checkpoint of the PyTorch reference to one for `evaluate.py`.
 
-    Classes, parts, heads and their width are read from the shapes.
+    Classes, parts, heads and their width are inferred from the shapes.
 
     Args:
         source: see `read_state_dict`.
         destination: folder to write.
-        image_size: height and width in pixels that it was trained at.
+        image_size: height and width, in pixels, of the images that it was trained on.
         overwrite: replace a checkpoint there.
 
     Raises:
-        UserError: the file cannot be read, it is another network's (every missing, unexpected and
+        UserError: the file cannot be read, is of another network (every missing, unexpected and
             misshapen key is listed), or `destination` exists.
     """
     output = _new_checkpoint(destination, overwrite)
@@ -105,7 +106,7 @@ def from_reference(
     dimensions = Dimensions.of(tensors)
     height, width = image_size
     try:
-        model = ModelConfig(
+        model = DDAGConfig(
             parts=dimensions.parts,
             graph_heads=dimensions.heads,
             graph_head_dim=dimensions.head_dim,
@@ -113,22 +114,23 @@ def from_reference(
         config = Config(data=DataConfig(image_height=height, image_width=width), model=model)
     except ValueError as error:
         raise UserError(f"{source}: {error}") from None
-    layout = reference_layout(dimensions)
+    table = reference_table(dimensions)
     what = (
         f"the reference's network ({dimensions.classes} classes, {dimensions.parts} parts,"
         f" {dimensions.heads} heads of {dimensions.head_dim}, going by its shapes)"
     )
-    variables = to_variables(_fit(source, tensors, layout, what), layout.rows)
+    variables = to_variables(_fit(source, tensors, table, what), table.mappings)
     _write_checkpoint(output, variables, Meta(config, dimensions.classes).to_json())
-    return _summary(tensors, layout, variables)
+    return _summary(tensors, table, variables)
 
 
 def to_reference(source: str, destination: str, *, overwrite: bool = False) -> Summary:
-    """Our run or checkpoint to a file that the reference's own `load_state_dict` accepts.
+    """Convert our run or checkpoint to a file for the reference's own `load_state_dict`.
 
-    It holds {"net", "epoch", "cmc", "mAP"}: all 991 keys (with four heads), those that the network
-    does not use as zeros; epoch 0, so that it would train from the start, and figures of nan,
-    since a checkpoint of ours holds none. Plain numbers, for today's `torch.load` refuses NumPy's.
+    It holds {"net", "epoch", "cmc", "mAP"}. "net" has all 991 keys (with four heads); those that
+    the network does not use are zeros. "epoch" is 0, so that training would start anew, and the
+    figures are nan, since our checkpoints hold none. They are plain numbers, because recent
+    versions of `torch.load` reject those of NumPy.
 
     Args:
         source: a run's folder (its best checkpoint) or a checkpoint.
@@ -146,15 +148,15 @@ def to_reference(source: str, destination: str, *, overwrite: bool = False) -> S
     meta = read_meta(checkpoint)
     model = meta.config.model
     faults = _not_in_reference(model)
-    if faults:
+    if faults or not isinstance(model, DDAGConfig):
         raise UserError(f"{source}: the reference cannot hold this network: {'; '.join(faults)}")
-    layout = reference_layout(
+    table = reference_table(
         Dimensions(meta.classes, model.parts, model.graph_heads, model.graph_head_dim)
     )
     variables = read_variables(checkpoint)
-    arrays = to_state_dict(variables, layout.rows)
+    arrays = to_state_dict(variables, table.mappings)
     found = {key: array.shape for key, array in arrays.items()}
-    needed = {key: layout.shapes[key] for key in layout.mapped}
+    needed = {key: table.shapes[key] for key in table.mapped}
     if found != needed:
         differing = sorted(k for k in needed.keys() | found.keys() if needed.get(k) != found.get(k))
         raise UserError(f"{checkpoint}: not of its own configuration: {', '.join(differing)}")
@@ -162,21 +164,19 @@ def to_reference(source: str, destination: str, *, overwrite: bool = False) -> S
         key: torch.from_numpy(arrays[key])
         if key in arrays
         else torch.zeros(shape, dtype=torch.float32 if shape else torch.int64)
-        for key, shape in layout.shapes.items()
+        for key, shape in table.shapes.items()
     }
     figures = {"epoch": 0, "cmc": [math.nan] * _RANKS, "mAP": math.nan}
     output.parent.mkdir(parents=True, exist_ok=True)
-    temporary = output.with_name(output.name + ".tmp")
-    try:
-        torch.save({"net": net, **figures}, temporary)
-        temporary.replace(output)
-    finally:
-        temporary.unlink(missing_ok=True)
-    return _summary(net, layout, variables)
+    with whole_file(output) as file:
+        torch.save({"net": net, **figures}, file)
+    return _summary(net, table, variables)
 
 
-def _not_in_reference(model: ModelConfig) -> list[str]:
-    """The fields in which a network differs from all that the reference can be, and how."""
+def _not_in_reference(model: Any) -> list[str]:
+    """Return how a network differs from all that the reference can be."""
+    if not isinstance(model, DDAGConfig):
+        return [f"its method is {method_name(model)}, not ddag"]
     fixed = {
         "backbone": "resnet50",
         "width": 64,
@@ -195,38 +195,38 @@ def _not_in_reference(model: ModelConfig) -> list[str]:
 
 
 def _fit(
-    source: str, tensors: Mapping[str, torch.Tensor], layout: Layout, what: str
+    source: str, tensors: Mapping[str, torch.Tensor], table: KeyTable, what: str
 ) -> dict[str, np.ndarray]:
-    """The keys that our variables are made of, as float32, or all that is wrong in one error."""
-    needed = dict.fromkeys((*layout.mapped, *layout.zeros))
+    """Return the arrays of the mapped keys as float32; raise one UserError with all faults."""
+    needed = dict.fromkeys((*table.mapped, *table.zeros))
     faults = [f"missing     {key}" for key in needed if key not in tensors]
     for key, tensor in tensors.items():
         shape = tuple(tensor.shape)
-        if key not in layout.shapes and key not in layout.ignored:
+        if key not in table.shapes and key not in table.ignored:
             faults.append(f"unexpected  {key}")
-        elif shape != layout.shapes.get(key, shape):
-            faults.append(f"misshapen   {key}: {shape} instead of {layout.shapes[key]}")
+        elif shape != table.shapes.get(key, shape):
+            faults.append(f"misshapen   {key}: {shape} instead of {table.shapes[key]}")
         elif key in needed and not _is_float32(tensor):
             faults.append(f"mistyped    {key}: {tensor.dtype}, not all of it numbers of float32")
-        elif key in layout.zeros and tensor.any():
+        elif key in table.zeros and tensor.any():
             faults.append(f"not zero    {key}: our network has no shift there")
     if faults:
         raise UserError(
             f"{source}: not {what}; {len(faults)} keys differ, nothing was written:\n  "
             + "\n  ".join(sorted(faults))
         )
-    return {key: tensors[key].detach().float().numpy() for key in dict.fromkeys(layout.mapped)}
+    return {key: tensors[key].detach().float().numpy() for key in dict.fromkeys(table.mapped)}
 
 
 def _is_float32(tensor: torch.Tensor) -> bool:
-    """Whether float32 holds every number of it exactly; nan is no number."""
+    """Return whether float32 represents every value exactly; nan is not accepted."""
     if tensor.layout != torch.strided or not tensor.is_floating_point():
         return False
     return bool((tensor.float().to(tensor.dtype) == tensor).all())
 
 
 def _summary(
-    state_dict: Mapping[str, torch.Tensor], layout: Layout, variables: dict[str, Any]
+    state_dict: Mapping[str, torch.Tensor], table: KeyTable, variables: dict[str, Any]
 ) -> Summary:
     def leaves(tree: Any, path: str) -> list[tuple[str, np.ndarray]]:
         if not isinstance(tree, Mapping):
@@ -241,8 +241,8 @@ def _summary(
         counts[path.split("/")[1]] += array.size
     return Summary(
         keys=len(state_dict),
-        mapped=len(set(layout.mapped)),
-        ignored=Counter(layout.ignored[key] for key in state_dict if key in layout.ignored),
+        mapped=len(set(table.mapped)),
+        ignored=Counter(table.ignored[key] for key in state_dict if key in table.ignored),
         parameters=counts["params"],
         statistics=counts["batch_stats"],
         checksum=digest.hexdigest(),
@@ -250,7 +250,7 @@ def _summary(
 
 
 def _new_checkpoint(destination: str, overwrite: bool) -> epath.Path:
-    """Where to write a checkpoint; raises UserError where something else stands."""
+    """Return where to write a checkpoint; raise UserError if something else is there."""
     output = epath.Path(destination)
     replaceable = (output / "meta").exists() and not (output / "progress").exists()
     if output.exists() and not (overwrite and replaceable):
@@ -265,7 +265,7 @@ def _exists(destination: str, replaceable: bool) -> str:
 
 
 def _write_checkpoint(output: epath.Path, variables: dict[str, Any], meta: dict[str, Any]) -> None:
-    """Beside its place first, so that an earlier one stands until this one is whole."""
+    """Write a checkpoint beside its place first: an earlier one is kept until it is complete."""
     temporary = output.with_name(output.name + ".tmp")
     if temporary.exists():
         temporary.rmtree()

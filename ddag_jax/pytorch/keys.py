@@ -1,7 +1,7 @@
-"""Which PyTorch key holds which of our variables, as a table: no torch here.
+"""Tables that map PyTorch keys to our variables; torch is not imported.
 
-A row names one of our variables by its path, the keys it is made of, and the axes' order. A layout
-is all the keys of a state dict, those that no row takes as well.
+A `KeyMapping` gives the path of one of our variables, the PyTorch keys that it is made of and the
+order of axes. A `KeyTable` describes all keys of a state dict, including those that are not mapped.
 """
 
 import dataclasses
@@ -17,21 +17,22 @@ Shape = tuple[int, ...]
 
 
 @dataclasses.dataclass(frozen=True)
-class Row:
-    """One of our variables and where PyTorch keeps it."""
+class KeyMapping:
+    """One of our variables and its PyTorch keys."""
 
     path: Path
-    """In {"params": …, "batch_stats": …}."""
+    """Path in {"params": …, "batch_stats": …}."""
     keys: tuple[str, ...]
-    """Several where we stack what PyTorch keeps apart (the heads of the graph attention)."""
+    """Several if we stack arrays that PyTorch keeps separately (heads of the graph attention)."""
     axes: tuple[int, ...] | None = None
-    """Transposition from PyTorch's layout to ours; None leaves it."""
+    """Transposition from PyTorch's axes to ours; None if they are the same."""
     stacked: bool = False
+    """Whether our variable stacks the arrays of all keys along a new first axis."""
     squeeze: bool = False
-    """PyTorch has a 1x1 convolution where we have a matrix: [o, i, 1, 1] and [i, o]."""
+    """Whether PyTorch has a 1x1 convolution, [o, i, 1, 1], in place of our matrix."""
 
-    def to_ours(self, state_dict: Mapping[str, np.ndarray]) -> np.ndarray:
-        """Our array from PyTorch's, in its own dtype."""
+    def from_pytorch(self, state_dict: Mapping[str, np.ndarray]) -> np.ndarray:
+        """Convert PyTorch's arrays to ours, in the same dtype."""
         arrays = [np.asarray(state_dict[key]) for key in self.keys]
         if self.squeeze:
             arrays = [array[:, :, 0, 0] for array in arrays]
@@ -40,7 +41,7 @@ class Row:
         return np.stack(arrays) if self.stacked else arrays[0]
 
     def to_pytorch(self, array: np.ndarray) -> dict[str, np.ndarray]:
-        """PyTorch's arrays from ours: the inverse of `to_ours`."""
+        """Convert our array to PyTorch's: the inverse of `from_pytorch`."""
         arrays = list(array) if self.stacked else [array]
         if self.axes is not None:
             inverse = tuple(np.argsort(self.axes))
@@ -53,23 +54,23 @@ class Row:
 _OIHW_TO_HWIO = (2, 3, 1, 0)
 
 
-def _convolution(path: Path, key: str) -> Row:
-    return Row(("params", *path, "kernel"), (f"{key}.weight",), _OIHW_TO_HWIO)
+def _convolution(path: Path, key: str) -> KeyMapping:
+    return KeyMapping(("params", *path, "kernel"), (f"{key}.weight",), _OIHW_TO_HWIO)
 
 
-def _normalisation(path: Path, key: str, bias: bool = True) -> list[Row]:
-    rows = [Row(("params", *path, "scale"), (f"{key}.weight",))]
+def _normalisation(path: Path, key: str, bias: bool = True) -> list[KeyMapping]:
+    mappings = [KeyMapping(("params", *path, "scale"), (f"{key}.weight",))]
     if bias:
-        rows.append(Row(("params", *path, "bias"), (f"{key}.bias",)))
+        mappings.append(KeyMapping(("params", *path, "bias"), (f"{key}.bias",)))
     return [
-        *rows,
-        Row(("batch_stats", *path, "mean"), (f"{key}.running_mean",)),
-        Row(("batch_stats", *path, "var"), (f"{key}.running_var",)),
+        *mappings,
+        KeyMapping(("batch_stats", *path, "mean"), (f"{key}.running_mean",)),
+        KeyMapping(("batch_stats", *path, "var"), (f"{key}.running_var",)),
     ]
 
 
-def stem_rows(stream: str, prefix: str) -> list[Row]:
-    """A stem: `stream` is "visible" or "infrared", `prefix` what PyTorch puts before `conv1`."""
+def stem_mappings(stream: str, prefix: str) -> list[KeyMapping]:
+    """Map a stem: `stream` is "visible" or "infrared", `prefix` comes before `conv1` in keys."""
     path: Path = ("two_stream", stream)
     return [
         _convolution((*path, "conv1"), f"{prefix}conv1"),
@@ -77,70 +78,70 @@ def stem_rows(stream: str, prefix: str) -> list[Row]:
     ]
 
 
-def stage_rows(backbone: str, prefix: str) -> list[Row]:
-    """The shared stages: `prefix` is what PyTorch puts before `layer1`."""
+def stage_mappings(backbone: str, prefix: str) -> list[KeyMapping]:
+    """Map the shared stages: `prefix` comes before `layer1` in the keys."""
     architecture: Architecture = ARCHITECTURES[backbone]
     convolutions = 3 if backbone == "resnet50" else 2
-    rows = []
+    mappings = []
     for stage, depth in enumerate(architecture.depths):
         for block in range(depth):
             path: Path = ("two_stream", "shared", f"stage{stage + 1}_block{block}")
             key = f"{prefix}layer{stage + 1}.{block}"
             for i in range(1, convolutions + 1):
-                rows.append(_convolution((*path, f"conv{i}"), f"{key}.conv{i}"))
-                rows.extend(_normalisation((*path, f"bn{i}"), f"{key}.bn{i}"))
+                mappings.append(_convolution((*path, f"conv{i}"), f"{key}.conv{i}"))
+                mappings.extend(_normalisation((*path, f"bn{i}"), f"{key}.bn{i}"))
             projected = stage > 0 or architecture.expansion > 1
             if block == 0 and projected:
-                rows.append(_convolution((*path, "downsample_conv"), f"{key}.downsample.0"))
-                rows.extend(_normalisation((*path, "downsample_bn"), f"{key}.downsample.1"))
-    return rows
+                mappings.append(_convolution((*path, "downsample_conv"), f"{key}.downsample.0"))
+                mappings.extend(_normalisation((*path, "downsample_bn"), f"{key}.downsample.1"))
+    return mappings
 
 
-def reference_rows(heads: int) -> list[Row]:
-    """The whole of B+P+G as the PyTorch reference names it, with `heads` graph heads."""
-    rows = [
-        *stem_rows("visible", "visible_module.visible."),
-        *stem_rows("infrared", "thermal_module.thermal."),
-        *stage_rows("resnet50", "base_resnet.base."),
+def reference_mappings(heads: int) -> list[KeyMapping]:
+    """Map the reference's whole network (B+P+G) with `heads` graph heads."""
+    mappings = [
+        *stem_mappings("visible", "visible_module.visible."),
+        *stem_mappings("infrared", "thermal_module.thermal."),
+        *stage_mappings("resnet50", "base_resnet.base."),
         *_normalisation(("neck",), "bottleneck", bias=False),
-        Row(("params", "classifier", "kernel"), ("classifier.weight",), (1, 0)),
-        Row(("params", "iwpa", "gate"), ("wpa.gate",)),
+        KeyMapping(("params", "classifier", "kernel"), ("classifier.weight",), (1, 0)),
+        KeyMapping(("params", "iwpa", "gate"), ("wpa.gate",)),
         *_normalisation(("iwpa", "neck"), "wpa.bottleneck", bias=False),
     ]
     for ours, theirs in (("u", "wpa.fc1.0"), ("v", "wpa.fc2"), ("z", "wpa.fc3")):
         path: Path = ("params", "iwpa", ours)
-        rows.append(Row((*path, "kernel"), (f"{theirs}.weight",), (1, 0), squeeze=True))
-        rows.append(Row((*path, "bias"), (f"{theirs}.bias",)))
+        mappings.append(KeyMapping((*path, "kernel"), (f"{theirs}.weight",), (1, 0), squeeze=True))
+        mappings.append(KeyMapping((*path, "bias"), (f"{theirs}.bias",)))
     for ours, attentions in (
         ("heads", [f"attention_{i}" for i in range(heads)]),
         ("output", ["out_att"]),
     ):
         for variable, letter in (("kernel", "W"), ("a", "a")):
             keys = tuple(f"{attention}.{letter}" for attention in attentions)
-            rows.append(Row(("params", "cgsa", ours, variable), keys, stacked=True))
-    return rows
+            mappings.append(KeyMapping(("params", "cgsa", ours, variable), keys, stacked=True))
+    return mappings
 
 
-def to_variables(state_dict: Mapping[str, np.ndarray], rows: Sequence[Row]) -> dict:
-    """Our nested variables, {"params": …, "batch_stats": …}, from PyTorch's arrays."""
+def to_variables(state_dict: Mapping[str, np.ndarray], mappings: Sequence[KeyMapping]) -> dict:
+    """Convert a state dict to our nested variables, {"params": …, "batch_stats": …}."""
     variables: dict = {}
-    for row in rows:
+    for mapping in mappings:
         level = variables
-        for name in row.path[:-1]:
+        for name in mapping.path[:-1]:
             level = level.setdefault(name, {})
-        level[row.path[-1]] = row.to_ours(state_dict)
+        level[mapping.path[-1]] = mapping.from_pytorch(state_dict)
     return variables
 
 
-def to_state_dict(variables: Mapping, rows: Sequence[Row]) -> dict[str, np.ndarray]:
-    """PyTorch's arrays from our variables; rows whose variable is not there are left out."""
+def to_state_dict(variables: Mapping, mappings: Sequence[KeyMapping]) -> dict[str, np.ndarray]:
+    """Convert our variables to a state dict; mappings of absent variables are skipped."""
     state_dict = {}
-    for row in rows:
+    for mapping in mappings:
         level: Any = variables
-        for name in row.path:
+        for name in mapping.path:
             level = level.get(name, {})
         if not isinstance(level, Mapping):
-            state_dict.update(row.to_pytorch(np.asarray(level)))
+            state_dict.update(mapping.to_pytorch(np.asarray(level)))
     return state_dict
 
 
@@ -151,7 +152,7 @@ class _HasShape(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Dimensions:
-    """What may differ between two networks of the reference; the defaults are its own."""
+    """Dimensions that may differ between networks of the reference, with its defaults."""
 
     classes: int = 395
     parts: int = 3
@@ -160,7 +161,7 @@ class Dimensions:
 
     @classmethod
     def of(cls, state_dict: Mapping[str, _HasShape]) -> "Dimensions":
-        """Those of a state dict, by its shapes; the default where a key is not there."""
+        """Infer the dimensions from the shapes of a state dict; defaults for absent keys."""
 
         def size(key: str, axis: int, default: int) -> int:
             shape = state_dict[key].shape if key in state_dict else ()
@@ -176,37 +177,41 @@ class Dimensions:
 
 
 @dataclasses.dataclass(frozen=True)
-class Layout:
-    """All that a state dict may hold."""
+class KeyTable:
+    """All keys that a state dict may hold."""
 
-    rows: tuple[Row, ...]
+    mappings: tuple[KeyMapping, ...]
     shapes: dict[str, Shape]
-    """Of every key in PyTorch's layout; of those that `ignored` names, where it is known."""
+    """PyTorch's shape by key; for `ignored` keys only if known."""
     ignored: dict[str, str]
-    """Why a key goes nowhere, by key."""
+    """Why a key is not mapped, by key."""
     zeros: tuple[str, ...] = ()
-    """Keys that are read and must be zero, for we have no variable there."""
+    """Keys that must be zero, since our network has no such variable."""
 
     @property
     def mapped(self) -> tuple[str, ...]:
-        """The keys that our variables are made of."""
-        return tuple(key for row in self.rows for key in row.keys)
+        """Keys that our variables are made of."""
+        return tuple(key for mapping in self.mappings for key in mapping.keys)
 
 
 _COUNTER = "counts steps, which a fixed momentum does not read"
 
 
-def torchvision_layout(backbone: str) -> Layout:
-    """An ImageNet ResNet's state dict, as torchvision and timm name it, for both our stems."""
+def torchvision_table(backbone: str) -> KeyTable:
+    """Return the table of an ImageNet ResNet of torchvision or timm, mapped to both our stems."""
     shapes = resnet_shapes(backbone)
     ignored = {key: _COUNTER for key in shapes if _counts(key)}
     ignored |= dict.fromkeys(("fc.weight", "fc.bias"), "ImageNet's classes")
-    rows = [*stem_rows("visible", ""), *stem_rows("infrared", ""), *stage_rows(backbone, "")]
-    return Layout(tuple(rows), shapes, ignored)
+    mappings = [
+        *stem_mappings("visible", ""),
+        *stem_mappings("infrared", ""),
+        *stage_mappings(backbone, ""),
+    ]
+    return KeyTable(tuple(mappings), shapes, ignored)
 
 
-def reference_layout(dimensions: Dimensions) -> Layout:
-    """The reference's state dict; 991 keys with its four heads."""
+def reference_table(dimensions: Dimensions) -> KeyTable:
+    """Return the table of the reference's network; 991 keys with its four heads."""
     classes, heads, head_dim = dimensions.classes, dimensions.heads, dimensions.head_dim
     shapes: dict[str, Shape] = {}
     ignored: dict[str, str] = {}
@@ -241,7 +246,7 @@ def reference_layout(dimensions: Dimensions) -> Layout:
     ignored = {key: _COUNTER for key in shapes if _counts(key)} | ignored
     zeros = ("bottleneck.bias", "wpa.bottleneck.bias")
     ignored |= dict.fromkeys(zeros, "zero, and never trained")
-    return Layout(tuple(reference_rows(heads)), shapes, ignored, zeros)
+    return KeyTable(tuple(reference_mappings(heads)), shapes, ignored, zeros)
 
 
 def _counts(key: str) -> bool:
@@ -249,7 +254,7 @@ def _counts(key: str) -> bool:
 
 
 def resnet_shapes(backbone: str) -> dict[str, Shape]:
-    """Shapes of the state dict of a ResNet without its `fc`."""
+    """Return the shapes of the state dict of a ResNet without its `fc`."""
     architecture = ARCHITECTURES[backbone]
     shapes: dict[str, Shape] = {}
 

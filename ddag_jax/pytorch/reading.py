@@ -1,4 +1,4 @@
-"""Reads state dicts from files that strangers wrote: tensors come in, code never runs."""
+"""Read state dicts from files of untrusted origin: only tensors are loaded, code never runs."""
 
 import contextlib
 import pickletools
@@ -20,17 +20,17 @@ _WRAPPER = "module."  # torch.nn.DataParallel's
 
 
 def read_state_dict(path: str | Path) -> dict[str, torch.Tensor]:
-    """The state dict in a `.safetensors` file, or in a file that `torch.save` wrote.
+    """Read a state dict from a `.safetensors` file, or from a file written by `torch.save`.
 
-    It may lie under "net", "state_dict" or "model", and every key may begin with "module.", which
-    is taken off.
+    It may be nested under "net", "state_dict" or "model". If every key starts with "module.", this
+    prefix is removed.
 
     Returns:
-        Tensors on the CPU, as they were stored.
+        Tensors on the CPU, in their stored dtypes.
 
     Raises:
-        UserError: there is no such file, it is damaged, it holds anything but tensors and plain
-            or NumPy numbers (nothing of it is then run), or no state dict.
+        UserError: there is no such file, it is damaged, it holds anything other than tensors and
+            plain or NumPy numbers (no code of it is run), or it holds no state dict.
     """
     path = Path(path)
     if not path.is_file():
@@ -45,13 +45,13 @@ def read_state_dict(path: str | Path) -> dict[str, torch.Tensor]:
             f"{path}: holds no state dict, neither by itself nor under one of "
             + ", ".join(_ENCLOSING)
         )
-    strangers = [
+    faults = [
         str(key)
         for key, value in stored.items()
         if not isinstance(key, str) or not isinstance(value, torch.Tensor)
     ]
-    if strangers:
-        raise UserError(f"{path}: not tensors by name, as a state dict has: {', '.join(strangers)}")
+    if faults:
+        raise UserError(f"{path}: not tensors by name, as a state dict has: {', '.join(faults)}")
     if all(key.startswith(_WRAPPER) for key in stored):
         return {key.removeprefix(_WRAPPER): value for key, value in stored.items()}
     return dict(stored)
@@ -64,7 +64,7 @@ def _load(path: Path) -> Any:
         _check_names(path)
         with torch.serialization.safe_globals(_numpy_names()):
             return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # damaged or hostile bytes make the parsers raise anything
+    except Exception as error:  # parsers raise any type on damaged or malicious bytes
         reason = str(error).strip().splitlines() or [type(error).__name__]
         refused = [line for line in reason if "Unsupported" in line or "GLOBAL" in line]
         raise UserError(
@@ -74,14 +74,14 @@ def _load(path: Path) -> Any:
 
 
 def _check_names(path: Path) -> None:
-    """Raises ValueError where a pickle holds a name without end: PyTorch searches its own message
-    about it in a time that grows with the square of the length."""
+    """Raise ValueError if a pickle holds an excessively long name: PyTorch searches its own message
+    about it in time quadratic in the length."""
     with path.open("rb") as file, contextlib.ExitStack() as stack:
         if zipfile.is_zipfile(file):
             archive = stack.enter_context(zipfile.ZipFile(file))
             names = [name for name in archive.namelist() if name.endswith("data.pkl")]
             pickles = [stack.enter_context(archive.open(name)) for name in names]
-        else:  # older: a magic number, a version, the system, the state dict, the storages' keys
+        else:  # legacy format: magic number, version, system, state dict, keys of the storages
             file.seek(0)
             pickles = [file] * 5
         for stream in pickles:
@@ -91,9 +91,9 @@ def _check_names(path: Path) -> None:
 
 
 def _numpy_names() -> list[Any]:
-    """What pickles of NumPy's numbers and arrays call, by the names of NumPy 1 and of NumPy 2.
+    """Return what pickles of NumPy numbers and arrays call, by the names of NumPy 1 and NumPy 2.
 
-    The reference stores its `cmc` and `mAP` so. None of them does more than hold numbers.
+    The reference stores its `cmc` and `mAP` in this form. All of them only hold numbers.
     """
     scalar, reconstruct = np.float64().__reduce__()[0], np.empty(0).__reduce__()[0]
     functions = [

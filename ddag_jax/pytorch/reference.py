@@ -1,4 +1,4 @@
-"""The authors' PyTorch code: imported from the user's own checkout, as it is, and run."""
+"""Run the authors' PyTorch code, imported unchanged from the user's own checkout."""
 
 import contextlib
 import importlib
@@ -26,14 +26,14 @@ _MODAL = {"visible": 1, "infrared": 2}
 class Reference:
     """The reference's network without dropout, its losses and its optimiser, on one device.
 
-    Images are [b, h, w, 3] and normalised; all figures are NumPy's.
+    Images are [b, h, w, 3] and normalised; results are NumPy arrays.
     """
 
     def __init__(self, checkout: str | Path, weights: str | None) -> None:
         """
         Args:
             checkout: folder with `model_main.py` and `loss.py`.
-            weights: file of a state dict; None: as the network initialises itself (seed 0).
+            weights: file of a state dict; None for random initialisation (seed 0).
 
         Raises:
             UserError: there is no such checkout or file, or the weights do not fit the network.
@@ -64,19 +64,19 @@ class Reference:
         self._dtype = torch.float32
 
     def to(self, dtype: torch.dtype) -> "Reference":
-        """The same object, from now on computing in `dtype`."""
+        """Set the dtype of parameters and computation, and return self."""
         self._net.to(dtype)
         self._dtype = dtype
         return self
 
     def state_dict(self) -> dict[str, np.ndarray]:
-        """All keys, copied."""
+        """Return a copy of all variables."""
         return {key: _numpy(value).copy() for key, value in self._net.state_dict().items()}
 
     def embed(
         self, images: Float[np.ndarray, "b h w 3"], modality: str
     ) -> dict[str, Float[np.ndarray, "b c"]]:
-        """Evaluation mode: "global" and "part" feature of unit length."""
+        """Return the "global" and "part" features of evaluation mode, of unit length."""
         self._net.eval()
         x = self._tensor(images)
         with torch.no_grad():
@@ -93,10 +93,10 @@ class Reference:
         graph_weight: float,
         margin: float,
     ) -> Callable[[], tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]]:
-        """What one step of the reference's loop does before the optimiser moves, to be called.
+        """Return a function that runs one step of the reference's loop up to the optimiser.
 
-        `labels` lists the visible images first. Each call gives outputs and losses, and leaves the
-        gradients of the total loss and new running statistics in the network.
+        `labels` lists the visible images first. Each call returns outputs and losses, and leaves
+        the gradients of the total loss and new running statistics in the network.
         """
         batch = self._tensor(visible), self._tensor(infrared)
         targets = torch.as_tensor(labels, dtype=torch.long, device=self.device)
@@ -109,7 +109,7 @@ class Reference:
         def step() -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
             self._net.train()
             pooled, logits, part_logits, graph = self._net(*batch, adjacency)
-            with warnings.catch_warnings():  # their addmm_ has the argument order of old
+            with warnings.catch_warnings():  # the reference calls addmm_ with deprecated arguments
                 warnings.simplefilter("ignore")
                 triplet, _ = triplet_loss(pooled, targets)
             losses = {
@@ -134,7 +134,7 @@ class Reference:
         return step
 
     def gradients(self) -> dict[str, np.ndarray]:
-        """Those that the last step left, of every parameter that has one."""
+        """Return the gradients of the last step, of every parameter that has one."""
         return {
             key: _numpy(parameter.grad)
             for key, parameter in self._net.named_parameters()
@@ -142,7 +142,7 @@ class Reference:
         }
 
     def optimiser(self) -> torch.optim.Optimizer:
-        """The reference's: the backbone learns at a tenth of the rate."""
+        """Return the reference's optimiser: the backbone has a tenth of the learning rate."""
         backbone: list[torch.nn.Parameter] = []
         heads: list[torch.nn.Parameter] = []
         for key, parameter in self._net.named_parameters():
@@ -152,7 +152,7 @@ class Reference:
         return torch.optim.SGD(groups, weight_decay=5e-4, momentum=0.9, nesterov=True)
 
     def wait(self) -> None:
-        """Until the device has done what it was given."""
+        """Wait until the device has finished."""
         if self.device.type == "cuda":
             torch.cuda.synchronize()
 
@@ -162,7 +162,7 @@ class Reference:
 
 
 def to_numpy(tensors: Mapping[str, torch.Tensor]) -> dict[str, np.ndarray]:
-    """On the host, without gradients."""
+    """Copy tensors to the host as NumPy arrays, without gradients."""
     return {name: _numpy(tensor) for name, tensor in tensors.items()}
 
 
@@ -171,11 +171,11 @@ def _numpy(tensor: torch.Tensor) -> np.ndarray:
 
 
 def _import(checkout: Path) -> list[types.ModuleType]:
-    """The checkout's own modules, which `import` finds under their bare names there alone."""
+    """Import the checkout's modules, and leave `sys.path` and `sys.modules` as they were."""
     for name in _MODULES:
         if not (checkout / f"{name}.py").is_file():
             raise UserError(
-                f"{checkout}: no checkout of the PyTorch reference, which has a {name}.py"
+                f"{checkout}: is not a checkout of the PyTorch reference, which has a {name}.py"
             )
     kept = {name: sys.modules.pop(name) for name in _THEIRS if name in sys.modules}
     sys.path.insert(0, str(checkout.resolve()))
@@ -192,8 +192,8 @@ def _import(checkout: Path) -> list[types.ModuleType]:
 
 @contextlib.contextmanager
 def _torchvision() -> Iterator[None]:
-    """Empty modules in the place of a torchvision that is absent or broken: the reference imports
-    it, but its network does not use it."""
+    """Substitute empty modules for an absent or broken torchvision: the reference imports it, but
+    its network does not use it."""
     try:
         importlib.import_module("torchvision")
     except Exception:  # one that does not fit the installed torch raises RuntimeError and others
@@ -211,7 +211,7 @@ def _torchvision() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _nothing_downloaded() -> Iterator[None]:
-    """`pretrained=True` keeps the fresh weights: nothing is fetched, and nothing loaded."""
+    """Make `pretrained=True` keep the random weights: nothing is downloaded or loaded."""
 
     def load_nothing(module: torch.nn.Module, state_dict: Any, *args: Any, **kwargs: Any) -> None:
         pass

@@ -1,4 +1,4 @@
-"""One batch through the reference and through our network: what differs, and who is faster."""
+"""Run one batch through the reference and through our network; compare results and speed."""
 
 import dataclasses
 import time
@@ -11,12 +11,15 @@ import numpy as np
 import torch
 from jaxtyping import Int, UInt8
 
-from ddag_jax.build import build_embed, build_model, build_optimizer, build_train_step
-from ddag_jax.config import Config, ModelConfig
+from ddag_jax.config import Config, DDAGConfig
 from ddag_jax.data.augment import normalise
-from ddag_jax.parallel import device_mesh, map_embed, map_train_step, replicate, shard
-from ddag_jax.pytorch.keys import Row, reference_rows, to_state_dict, to_variables
+from ddag_jax.evaluation.embed import make_embed
+from ddag_jax.methods.base import View
+from ddag_jax.methods.ddag.method import DDAG
+from ddag_jax.parallel import AXIS, device_mesh, map_embed, map_train_step, replicate, shard
+from ddag_jax.pytorch.keys import KeyMapping, reference_mappings, to_state_dict, to_variables
 from ddag_jax.pytorch.reference import Reference, to_numpy
+from ddag_jax.training.build import build_optimizer, build_train_step
 from ddag_jax.training.state import TrainState, new_state
 from ddag_jax.training.step import make_update
 from ddag_jax.types import Batch
@@ -28,75 +31,75 @@ BOUNDS = {
     "running statistic": 1e-10,
     "gradient": 1e-7,
 }
-"""Relative, in float64. Summation in another order alone gives 1e-13, and 1e-9 in gradients."""
+"""Bounds on relative differences in float64. Another order of summation alone gives 1e-13, and 1e-9
+in gradients."""
 GRAPH_WEIGHT = 0.25  # any but 0, so that the graph branch has gradients
-GRADIENT_FLOOR = 1e-6  # of the largest norm: some gradients are zero but for rounding
-_SECONDS, _RUNS = 5.0, 3  # each side is timed for at least so long and so often
+GRADIENT_FLOOR = 1e-6  # relative to the largest norm: some gradients are zero up to rounding
+_SECONDS, _RUNS = 5.0, 3  # minimum time and number of runs of each side
 
 
 @dataclasses.dataclass(frozen=True)
 class Difference:
-    """One array, theirs and ours."""
+    """Difference of one array between the reference and ours."""
 
     kind: str
     """A key of BOUNDS."""
     name: str
     relative: float
-    """Norm of the difference over the reference's; inf where one of the two does not have it."""
+    """Norm of the difference over the reference's norm; inf if only one of them has the array."""
 
     @property
     def same(self) -> bool:
-        """Whether it keeps its bound; nan does not."""
+        """Whether the difference is within its bound; nan is not."""
         return self.relative <= BOUNDS[self.kind]
 
 
 @dataclasses.dataclass(frozen=True)
 class Speed:
-    """Images a second in float32."""
+    """Images per second in float32."""
 
     what: str
     theirs: float
     ours: float
 
 
-def our_network(reference: Reference) -> tuple[Config, dict[str, Any], list[Row]]:
-    """Configuration, variables (on the host, in its dtype) and keys of the reference's network."""
+def our_network(reference: Reference) -> tuple[DDAGConfig, dict[str, Any], list[KeyMapping]]:
+    """Return configuration, variables (on the host, in its dtype) and keys of the reference."""
     dimensions, state_dict = reference.dimensions, reference.state_dict()
-    config = Config(
-        model=ModelConfig(
-            width=len(state_dict["visible_module.visible.conv1.weight"]),
-            parts=dimensions.parts,
-            graph_heads=dimensions.heads,
-            graph_head_dim=dimensions.head_dim,
-            graph_dropout=0.0,
-        )
+    config = DDAGConfig(
+        width=len(state_dict["visible_module.visible.conv1.weight"]),
+        parts=dimensions.parts,
+        graph_heads=dimensions.heads,
+        graph_head_dim=dimensions.head_dim,
+        graph_dropout=0.0,
+        graph_weight=GRAPH_WEIGHT,
     )
-    rows = reference_rows(dimensions.heads)
-    return config, to_variables(state_dict, rows), rows
+    mappings = reference_mappings(dimensions.heads)
+    return config, to_variables(state_dict, mappings), mappings
 
 
 def differences(reference: Reference, batch: Batch) -> list[Difference]:
-    """Embeddings, training outputs, losses, running statistics and gradients of both in float64."""
+    """Compare embeddings, training outputs, losses, statistics and gradients in float64."""
     reference.to(torch.float64)
     with jax.enable_x64():
-        config, variables, rows = our_network(reference)
+        config, variables, mappings = our_network(reference)
         size = batch.visible.shape[2:]
         images = {
-            "visible": normalise(jnp.asarray(batch.visible).reshape(-1, *size), jnp.float64),
-            "infrared": normalise(jnp.asarray(batch.infrared).reshape(-1, *size), jnp.float64),
+            "visible": normalise(jnp.asarray(batch.visible).reshape(-1, *size)),
+            "infrared": normalise(jnp.asarray(batch.infrared).reshape(-1, *size)),
         }
-        return _differences(reference, config, variables, rows, images, _labels(batch))
+        return _differences(reference, config, variables, mappings, images, _labels(batch))
 
 
 def _differences(
     reference: Reference,
-    config: Config,
+    config: DDAGConfig,
     variables: dict[str, Any],
-    rows: list[Row],
+    mappings: list[KeyMapping],
     images: Mapping[str, jax.Array],
     labels: np.ndarray,
 ) -> list[Difference]:
-    model = build_model(config, reference.dimensions.classes).clone(dtype=jnp.float64)
+    method = DDAG(config, reference.dimensions.classes)
     found = []
 
     def compare(
@@ -108,53 +111,42 @@ def _differences(
                 relative = _relative(np.asarray(theirs[name]), np.asarray(ours[name]), floor)
             found.append(Difference(kind, name, relative))
 
-    embed = jax.jit(
-        lambda variables, images, modality: model.apply(
-            variables, images, modality, method="embed"
-        ),
-        static_argnums=2,
-    )
+    embed = jax.jit(method.embed, static_argnums=2)
     for modality, some in images.items():
         theirs = reference.embed(np.asarray(some), modality)
         features = embed(variables, some, modality)
-        ours = {"global": features.global_feature, "part": features.part_feature}
         compare(
             "embedding",
             {f"{modality}/{name}": feature for name, feature in theirs.items()},
-            {f"{modality}/{name}": feature for name, feature in ours.items()},
+            {f"{modality}/{name}": feature for name, feature in features.items()},
         )
 
-    loss = config.loss
     visible, infrared = np.asarray(images["visible"]), np.asarray(images["infrared"])
-    step = reference.training_step(visible, infrared, labels, GRAPH_WEIGHT, loss.margin)
+    step = reference.training_step(visible, infrared, labels, GRAPH_WEIGHT, config.margin)
     outputs, losses = map(to_numpy, step())
-    optimizer = build_optimizer(config, steps_per_epoch=1)
-    update = make_update(
-        model,
-        optimizer,
-        margin=loss.margin,
-        graph_reduction=loss.graph_reduction,
-        dynamic_weight=False,
-        steps_per_epoch=1,
-        nonfinite_limit=1,
-    )
+    optimizer = build_optimizer(Config(model=config), steps_per_epoch=1)
+    update = make_update(method, optimizer, axis_name=None, steps_per_epoch=1, nonfinite_limit=1)
 
     @jax.jit
-    def our_step(state: TrainState, *batch: jax.Array) -> tuple[Any, ...]:
+    def our_step(state: TrainState, visible: jax.Array, infrared: jax.Array) -> tuple[Any, ...]:
         variables = {"params": state.params, "batch_stats": state.batch_stats}
-        output, _ = model.apply(variables, *batch, None, mutable=["batch_stats"])
-        return output, *update(state, *batch, None)
+        output, _ = method.network.apply(
+            variables, visible, infrared, labels, None, mutable=["batch_stats"]
+        )
+        half = jnp.asarray(labels[: len(visible)])
+        views = View("visible", visible, half), View("infrared", infrared, half)
+        return output, *update(state, views, None)
 
-    state = new_state(variables, optimizer, graph_weight=GRAPH_WEIGHT, seed=0)
-    output, state, ours_losses, gradients = our_step(state, visible, infrared, labels)
+    state = new_state(variables, optimizer, method.memory(), seed=0)
+    output, state, outcome, gradients = our_step(state, visible, infrared)
     compare("training output", outputs, output._asdict())
-    compare("loss", losses, {name: getattr(ours_losses, name) for name in losses})
-    ours_statistics = to_state_dict({"batch_stats": state.batch_stats}, rows)
+    compare("loss", losses, {name: outcome.terms[name] for name in losses})
+    ours_statistics = to_state_dict({"batch_stats": state.batch_stats}, mappings)
     after = reference.state_dict()
     compare("running statistic", {key: after[key] for key in ours_statistics}, ours_statistics)
     theirs_gradients = reference.gradients()
     largest = max(float(np.linalg.norm(gradient)) for gradient in theirs_gradients.values())
-    ours_gradients = to_state_dict({"params": gradients}, rows)
+    ours_gradients = to_state_dict({"params": gradients}, mappings)
     compare("gradient", theirs_gradients, ours_gradients, GRADIENT_FLOOR * largest)
     return found
 
@@ -169,22 +161,22 @@ def _relative(theirs: np.ndarray, ours: np.ndarray, floor: float) -> float:
 
 
 def speeds(reference: Reference, batch: Batch) -> list[Speed]:
-    """Training steps and embeddings of both in float32, each on one device.
+    """Measure training steps and embeddings of both in float32, each on one device.
 
     A step is forward, losses, backward and optimiser; ours also augments and normalises, which the
-    reference leaves to its loader.
+    reference does in its loader.
     """
     reference.to(torch.float32)
     config, variables, _ = our_network(reference)
     labels = _labels(batch)
     visible, infrared = (
-        np.asarray(normalise(jnp.asarray(x).reshape(-1, *x.shape[2:]), jnp.float32))
+        np.asarray(normalise(jnp.asarray(x).reshape(-1, *x.shape[2:])))
         for x in (batch.visible, batch.infrared)
     )
-    model = build_model(config, reference.dimensions.classes)
+    method = DDAG(config, reference.dimensions.classes)
     mesh = device_mesh(list(device_mesh().devices.flat)[:1])
 
-    step = reference.training_step(visible, infrared, labels, GRAPH_WEIGHT, config.loss.margin)
+    step = reference.training_step(visible, infrared, labels, GRAPH_WEIGHT, config.margin)
     optimiser = reference.optimiser()
 
     def their_training() -> None:
@@ -195,36 +187,37 @@ def speeds(reference: Reference, batch: Batch) -> list[Speed]:
     def their_embedding() -> None:
         reference.embed(visible, "visible")
 
-    embed, on_device = map_embed(build_embed(model, flip=False), mesh), replicate(variables, mesh)
+    embed, on_device = map_embed(make_embed(method, flip=False), mesh), replicate(variables, mesh)
     pixels = np.asarray(batch.visible).reshape(-1, *batch.visible.shape[2:])
 
     def our_embedding() -> None:
         jax.device_get(embed(on_device, shard(pixels, mesh), "visible"))
 
-    # Embeddings first: training moves the weights, by far if the batch is small.
+    # Embeddings first: training changes the weights, by much if the batch is small.
     embedding = _speed("embedding", len(labels) // 2, their_embedding, our_embedding)
-    optimizer = build_optimizer(config, steps_per_epoch=1)
-    our_step = map_train_step(build_train_step(config, model, optimizer, 1), mesh)
-    state = replicate(new_state(variables, optimizer, graph_weight=GRAPH_WEIGHT, seed=0), mesh)
+    whole = Config(model=config)
+    optimizer = build_optimizer(whole, steps_per_epoch=1)
+    over_mesh = DDAG(config, reference.dimensions.classes, AXIS)
+    our_step = map_train_step(build_train_step(whole, over_mesh, optimizer, 1, AXIS), mesh)
+    state = replicate(new_state(variables, optimizer, method.memory(), seed=0), mesh)
 
     def our_training() -> None:
         nonlocal state
-        state, losses = our_step(state, shard(batch, mesh))
-        jax.block_until_ready((state, losses))
+        state, outcome = our_step(state, shard(batch, mesh))
+        jax.block_until_ready((state, outcome))
 
     training = _speed("training", len(labels), their_training, our_training)
     return [training, embedding]
 
 
 def devices(reference: Reference) -> str:
-    """Where each side computed, for people."""
+    """Return a line that names versions and devices of both."""
     ours = device_mesh().devices.flat[0]
     return f"PyTorch {torch.__version__} on {reference.device}, JAX {jax.__version__} on {ours}"
 
 
 def _speed(what: str, images: int, theirs: Callable[[], None], ours: Callable[[], None]) -> Speed:
-    """The best of several runs, taken in turns: what else the machine does only slows a run, and
-    with turns it slows both."""
+    """Take the best of several runs of each side in turns, so that other load slows both alike."""
     times: dict[Callable[[], None], list[float]] = {theirs: [], ours: []}
     for run in times:
         run()  # warms up and compiles
@@ -242,7 +235,7 @@ def _labels(batch: Batch) -> Int[np.ndarray, " k"]:
 
 
 def random_batch(n: int, m: int, height: int, width: int) -> Batch:
-    """Noise of every brightness, the same each time."""
+    """Return uniform noise, the same on each call."""
     draw = np.random.default_rng(0)
     shape = (n, m, height, width, 3)
 

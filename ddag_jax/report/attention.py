@@ -1,8 +1,8 @@
-"""What the network looks at: the parts, the places in an image, the other images of a graph."""
+"""What the network looks at: the parts, the places in an image, the other images of a batch."""
 
 import functools
-from collections.abc import Sequence
-from typing import Any, NamedTuple, cast
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,8 +10,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, UInt8
 
 from ddag_jax.data.augment import normalise
-from ddag_jax.evaluation.embed import Modality
-from ddag_jax.methods.ddag.model import DDAG
+from ddag_jax.methods.base import HasBatchAttention, HasFeatureMap, Modality, View
 from ddag_jax.models.pooling import stripe_matrix
 
 
@@ -28,55 +27,53 @@ class Looks(NamedTuple):
 
 
 def look_at(
-    model: DDAG,
+    method: HasFeatureMap,
     variables: Any,
     images: UInt8[np.ndarray, "b h w 3"],
     modality: Modality,
     others: dict[str, Float[np.ndarray, "b _"]],
 ) -> Looks:
-    """Which cells of each image make it like another one, and how its parts attend to each other.
+    """Return which cells make each image like another one, and the attention between its parts.
 
     Args:
-        model: without a device axis.
+        method: without a device axis.
         variables: {"params", "batch_stats"}, on this host.
         images: all of one modality.
         modality: theirs.
-        others: features of the image to compare each with, by name ("global", "part"); the
-            similarity is the mean over the names.
+        others: features of the image to compare each with, by name; the similarity is the mean
+            over the names.
     """
-    activation, sown = _look_at(model, variables, images, modality, others)
-    sown = sown.get("iwpa", {})
+    activation, attention = _look_at(method, variables, images, modality, others)
+    parts, weights = attention.get("part_attention"), attention.get("part_weights")
     return Looks(
         np.asarray(activation),
-        *(
-            np.asarray(sown[name][0]) if name in sown else None
-            for name in ("part_attention", "part_weights")
-        ),
+        None if parts is None else np.asarray(parts),
+        None if weights is None else np.asarray(weights),
     )
 
 
 @functools.partial(jax.jit, static_argnums=(0, 3))
 def _look_at(
-    model: DDAG, variables: Any, images: Array, modality: Modality, others: dict[str, Array]
-) -> tuple[Array, dict]:
-    pixels = normalise(images, jnp.dtype(model.dtype))
-    cells = cast(Array, model.apply(variables, pixels, modality, method="feature_map"))
+    method: HasFeatureMap,
+    variables: Any,
+    images: Array,
+    modality: Modality,
+    others: dict[str, Array],
+) -> tuple[Array, Mapping[str, Array]]:
+    cells = method.feature_map(variables, normalise(images), modality)
 
-    def similarity(cells: Array) -> tuple[Array, dict]:
-        embeddings, sown = model.apply(
-            variables, cells, method="embed_feature_map", mutable=["intermediates"]
-        )
-        rows = {"global": embeddings.global_feature, "part": embeddings.part_feature}
-        products = [jnp.sum(rows[name] * other) for name, other in others.items()]
+    def similarity(cells: Array) -> tuple[Array, Mapping[str, Array]]:
+        features, attention = method.embed_feature_map(variables, cells)
+        products = [jnp.sum(features[name] * other) for name, other in others.items()]
         # Each image's similarity depends on its own cells only, so one gradient serves all.
-        return jnp.stack(products).mean(), sown.get("intermediates", {})
+        return jnp.stack(products).mean(), attention
 
-    gradient, sown = jax.grad(similarity, has_aux=True)(cells)
+    gradient, attention = jax.grad(similarity, has_aux=True)(cells)
     wide, gradient = cells.astype(jnp.float32), gradient.astype(jnp.float32)
     channel_weights = gradient.mean((1, 2), keepdims=True)
     activation = jax.nn.relu(jnp.sum(channel_weights * wide, axis=-1))
     highest = activation.max((1, 2), keepdims=True)
-    return activation / jnp.maximum(highest, 1e-12), sown
+    return activation / jnp.maximum(highest, 1e-12), attention
 
 
 def stripes(height: int, parts: int) -> list[tuple[float, float]]:
@@ -127,42 +124,35 @@ def choose_batch(
     return GraphBatch(draw(~infrared), draw(infrared), chosen.tolist())
 
 
-def graph_attention(
-    model: DDAG,
+def batch_attention(
+    method: HasBatchAttention,
     variables: Any,
     visible: UInt8[np.ndarray, "n m h w 3"],
     infrared: UInt8[np.ndarray, "n m h w 3"],
-) -> Float[np.ndarray, "k k"]:
-    """How each image of a batch attends to each other one: the first graph layer, mean over its
-    heads, in training mode (the batch's own statistics) without augmentation and dropout.
+) -> Float[np.ndarray, "k k"] | None:
+    """Return how each image of a batch attends to each other one, without augmentation.
 
     Returns:
-        Rows of sum 1, by identity; of each, the visible images before the infrared ones.
+        Rows of sum 1, by identity; of each, the visible images before the infrared ones. None for
+        a method that has no such attention.
     """
     n, m = visible.shape[:2]
-    labels = np.tile(np.repeat(np.arange(n), m), 2)
+    labels = np.repeat(np.arange(n), m)
     flat = [images.reshape(n * m, *images.shape[2:]) for images in (visible, infrared)]
-    attention = np.asarray(_graph_attention(model, variables, *flat, labels))
-    order = np.argsort(labels, kind="stable")  # visible first, so they stay first
+    found = _batch_attention(method, variables, *flat, labels)
+    if found is None:
+        return None
+    attention = np.asarray(found)
+    order = np.argsort(np.tile(labels, 2), kind="stable")  # visible first, so they stay first
     return attention[order][:, order]
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _graph_attention(
-    model: DDAG, variables: Any, visible: Array, infrared: Array, labels: Array
-) -> Array:
-    dtype = jnp.dtype(model.dtype)
-    _, changed = model.apply(
-        variables,
-        normalise(visible, dtype),
-        normalise(infrared, dtype),
-        labels,
-        None,
-        mutable=["batch_stats", "intermediates"],
+def _batch_attention(
+    method: HasBatchAttention, variables: Any, visible: Array, infrared: Array, labels: Array
+) -> Array | None:
+    views = (
+        View("visible", normalise(visible), labels),
+        View("infrared", normalise(infrared), labels),
     )
-    return changed["intermediates"]["cgsa"]["heads"]["graph_attention"][0].mean(0)
-
-
-def compared_features(name: str) -> Sequence[str]:
-    """The features that a named one is made of: those that its similarity is the mean over."""
-    return ("global", "part") if name == "concatenation" else (name,)
+    return method.batch_attention(variables, views)

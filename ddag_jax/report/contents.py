@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int
 
-from ddag_jax.evaluation.embed import Modality, ReadFn
+from ddag_jax.evaluation.embed import ReadImages
 from ddag_jax.evaluation.protocols import (
     Images,
     Record,
@@ -16,12 +16,11 @@ from ddag_jax.evaluation.protocols import (
     label,
     rank_trials,
 )
-from ddag_jax.methods.ddag.model import DDAG
+from ddag_jax.methods.base import HasBatchAttention, HasFeatureMap, Method, Modality
 from ddag_jax.report import figures
 from ddag_jax.report.attention import (
+    batch_attention,
     choose_batch,
-    compared_features,
-    graph_attention,
     look_at,
     stripes,
 )
@@ -47,7 +46,7 @@ class Judged:
     title: str
     """Of the run."""
     images: Images
-    read_images: ReadFn
+    read_images: ReadImages
     searches: Sequence[Search]
     features: Mapping[str, Float[np.ndarray, "N _"]]
     """All that the network gives, by name."""
@@ -61,7 +60,8 @@ class Judged:
     records: Sequence[Record]
     untrained_records: Sequence[Record]
     reranked: bool
-    model: DDAG
+    method: Method
+    """Without a device axis."""
     variables: Any
     """Of the trained network, {"params", "batch_stats"}, on this host."""
     batch: tuple[int, int]
@@ -219,7 +219,15 @@ def _embeddings(run: Judged) -> list[Figure]:
 
 
 def _attention(run: Judged) -> list[Figure]:
-    """The parts, the cells, the graph."""
+    """The parts, the cells, the graph: what the method can show of them."""
+    return [
+        *(_examples(run, run.method) if isinstance(run.method, HasFeatureMap) else ()),
+        *(_graph(run, run.method) if isinstance(run.method, HasBatchAttention) else ()),
+    ]
+
+
+def _examples(run: Judged, method: HasFeatureMap) -> list[Figure]:
+    """The attention between the parts, and pairs of images with the cells that make them alike."""
     search = run.searches[0]
     asked = search.query[spread(len(search.query), _LOOKED_AT)]
     nearest = nearest_images(run.reported_feature, run.images, search, asked)
@@ -229,8 +237,9 @@ def _attention(run: Judged) -> list[Figure]:
     other: Modality = "visible" if modality == "infrared" else "infrared"
 
     def look(numbers: Int[np.ndarray, " b"], modality: Modality, others: Any) -> Any:
-        targets = {name: run.features[name][others] for name in compared_features(run.reported)}
-        return look_at(run.model, run.variables, run.read_images(numbers), modality, targets)
+        compared = run.features if run.reported == "concatenation" else (run.reported,)
+        targets = {name: run.features[name][others] for name in compared}
+        return look_at(method, run.variables, run.read_images(numbers), modality, targets)
 
     asking, answering = look(asked, modality, found), look(found, other, asked)
     charts = []
@@ -266,33 +275,44 @@ def _attention(run: Judged) -> list[Figure]:
             None if asking.parts is None else asking.parts[row].mean(0),
         )
         charts.append(figures.example(f"example_{number}", title, alt, shown))
+    return charts
+
+
+def _graph(run: Judged, method: HasBatchAttention) -> list[Figure]:
+    """How the images of a batch attend to each other."""
     batch = choose_batch(
         run.images.identities,
         run.images.infrared,
         *(min(wanted, most) for wanted, most in zip(run.batch, _BATCH, strict=True)),
     )
-    if run.model.graph_attention and batch is not None:
-        images = [
-            run.read_images(numbers.reshape(-1)).reshape(*numbers.shape, *query.shape)
-            for numbers in (batch.visible, batch.infrared)
-        ]
-        attention = graph_attention(run.model, run.variables, *images)
-        charts.append(figures.graph_map(attention, batch.identities, batch.visible.shape[1]))
-    return charts
+    if batch is None:
+        return []
+    visible, infrared = (
+        np.reshape(
+            pixels := run.read_images(numbers.reshape(-1)), (*numbers.shape, *pixels.shape[1:])
+        )
+        for numbers in (batch.visible, batch.infrared)
+    )
+    attention = batch_attention(method, run.variables, visible, infrared)
+    if attention is None:
+        return []
+    return [figures.graph_map(attention, batch.identities, batch.visible.shape[1])]
 
 
 def _training(lines: Sequence[Mapping[str, Any]]) -> list[Figure]:
-    """What the log says of each step and epoch."""
-    found = training_curves(lines)
-    shown = {
+    """Curves of what the log has of each step and evaluation."""
+    titles = {
         "losses": ("Loss terms", "loss"),
         "learning_rate": ("Learning rate", "learning rate"),
-        "graph_weight": ("Coefficient of the graph loss", "weight"),
         "rank1": ("Rank-1 while training", "rank-1, %"),
         "mAP": ("mAP while training", "mAP, %"),
     }
     return [
-        figures.curves(name, title, unit, found[name], logarithmic=name == "learning_rate")
-        for name, (title, unit) in shown.items()
-        if name in found
+        figures.curves(
+            name,
+            *titles.get(name, (f"Coefficient {name.replace('_', ' ')}", "weight")),
+            series,
+            logarithmic=name == "learning_rate",
+        )
+        for name, series in training_curves(lines).items()
     ]

@@ -1,7 +1,8 @@
-"""The report's charts, as SVG by matplotlib.
+"""The report's charts as SVG, drawn with matplotlib.
 
-Ink (text, axes) is the surrounding text's colour, so that a chart reads on light and on dark; the
-colours of data have a contrast of at least 3 to 1 to both. Lines differ in their strokes, too.
+Text and axes take the colour of the surrounding text, so that a chart is legible in light and dark
+mode; the colours of data have a contrast of at least 3 to 1 in both. Lines also differ in their
+dash patterns.
 """
 
 import dataclasses
@@ -20,7 +21,7 @@ from PIL import Image
 
 from ddag_jax.report.pairs import BINS, Pairs
 
-_INK = "#010203"  # stands for the text's colour until the SVG is written
+_INK = "#010203"  # placeholder, replaced by the text's colour in the SVG
 _LINES = ("#3a86c8", "#cc6f1c", "#2a9a6c", "#a566d6", "#d0506e", "#808a94")
 _PEOPLE = (*_LINES[:5], "#a8862a", "#5b77e0", "#1f97a5", "#8f7a6a", "#6a9a2a", "#c45fb0", "#808a94")
 _STROKES = ("-", "--", "-.", ":", (0, (6, 1, 1, 1, 1, 1)), (0, (1, 1)))
@@ -44,7 +45,7 @@ _STYLE: Any = {
     "ytick.color": _INK,
 }
 _SIZE = (4.4, 3.2)
-"""Inches: a text of 10 points is legible where a phone shows it 360 pixels wide."""
+"""Inches: text of 10 points is legible on a phone, at a width of 360 pixels."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,15 +53,15 @@ class Figure:
     """A chart."""
 
     name: str
-    """Of its file, without suffix."""
+    """File name without suffix."""
     title: str
     alt: str
-    """What it shows, for who cannot see it: figures, not looks."""
+    """Alternative text: the figures that it shows, not its appearance."""
     svg: str
     """The `<svg>` element."""
 
     def inline(self) -> str:
-        """For a page: named, with identifiers that no other figure has, without namespaces."""
+        """Return SVG to embed in a page: labelled, with unique identifiers, without namespaces."""
         used = set(re.findall(r"#([\w-]+)", self.svg))
         svg = re.sub(
             r'\sid="([^"]*)"',
@@ -73,7 +74,7 @@ class Figure:
         return svg.replace("<svg", f'<svg role="img" aria-label="{html.escape(self.alt)}"', 1)
 
     def standalone(self) -> str:
-        """For a file, light or dark as the viewer is."""
+        """Return SVG for a file, in the viewer's light or dark mode."""
         style = (
             "<style>svg{color:#1b2025;background:#fff}@media(prefers-color-scheme:dark)"
             "{svg{color:#e8ebee;background:#14171a}}</style>"
@@ -88,7 +89,7 @@ def _figure(name: str, title: str, alt: str, canvas: Canvas) -> Figure:
     canvas.savefig(buffer, format="svg", metadata=nothing)
     svg = buffer.getvalue()
     svg = svg[svg.index("<svg") :].replace(_INK, "currentColor")
-    # The page says how wide; the height follows.
+    # The page sets the width, and the height follows.
     svg = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", svg, count=1)
     svg = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", svg, count=1)
     return Figure(name, title, alt, svg)
@@ -100,8 +101,10 @@ def _axes(size: tuple[float, float] = _SIZE) -> tuple[Canvas, Axes]:
 
 
 def cmc(name: str, title: str, curves: Mapping[str, Float[np.ndarray, " r"]]) -> Figure:
-    """CMC curves, shares in [0, 1] at ranks 1, 2, ...; those called "untrained ..." are the floor,
-    in the colour of the curve they belong to, thin."""
+    """Draw CMC curves, given as shares in [0, 1] at ranks 1, 2, ...
+
+    A curve "untrained NAME" is drawn thin, in the colour of the curve NAME.
+    """
     with matplotlib.rc_context(_STYLE):
         canvas, axes = _axes()
         trained = [curve for curve in curves if not curve.startswith("untrained ")]
@@ -125,7 +128,7 @@ def cmc(name: str, title: str, curves: Mapping[str, Float[np.ndarray, " r"]]) ->
 
 
 def similarities(pairs: Pairs) -> Figure:
-    """The shares of pairs by similarity, of one person and of two, and the equal-error point."""
+    """Draw histograms of similarity, of pairs of the same and of different people."""
     with matplotlib.rc_context(_STYLE):
         canvas, axes = _axes()
         edges = np.linspace(-1, 1, BINS + 1)
@@ -157,7 +160,7 @@ def embedding_map(
     infrared: Bool[np.ndarray, " n"],
     method: str,
 ) -> Figure:
-    """Images in the plane: a colour and a number for each identity, a mark for each modality."""
+    """Draw images as points: colour and number are the identity, the marker the modality."""
     with matplotlib.rc_context(_STYLE | {"axes.grid": False}):
         canvas, axes = _axes((5.2, 4.6))
         people = np.unique(identities)
@@ -200,7 +203,7 @@ def embedding_map(
 
 
 def part_map(name: str, title: str, attention: Float[np.ndarray, "p p"]) -> Figure:
-    """The p x p map: how much of its attention part i (a row) pays to part j (a column)."""
+    """Draw the p x p map of the attention from part i (row) to part j (column)."""
     with matplotlib.rc_context(_STYLE | {"axes.grid": False}):
         p = len(attention)
         canvas, axes = _axes((4, 3))
@@ -222,7 +225,7 @@ def part_map(name: str, title: str, attention: Float[np.ndarray, "p p"]) -> Figu
 
 
 def part_weights(weights: Float[np.ndarray, " p"]) -> Figure:
-    """The learned weight of each part."""
+    """Draw the learned weight of each part."""
     with matplotlib.rc_context(_STYLE):
         canvas, axes = _axes((4, 3))
         numbers = np.arange(1, len(weights) + 1)
@@ -238,22 +241,22 @@ def part_weights(weights: Float[np.ndarray, " p"]) -> Figure:
 
 
 class Example(NamedTuple):
-    """A query and what it found first."""
+    """A query and its nearest gallery image."""
 
     query: UInt8[np.ndarray, "h w 3"]
     found: UInt8[np.ndarray, "h w 3"]
     query_activation: Float[np.ndarray, "a b"]
     found_activation: Float[np.ndarray, "a b"]
     stripes: Sequence[tuple[float, float]]
-    """Of each part, as shares of the height; empty without part attention."""
+    """Top and bottom of each part, as shares of the height; empty without part attention."""
     weights: Float[np.ndarray, " p"] | None
-    """The learned ones."""
+    """Learned weight of each part."""
     attended: Float[np.ndarray, " p"] | None
-    """Mean attention that each part gets from all parts."""
+    """Mean attention from all parts to each part."""
 
 
 def example(name: str, title: str, alt: str, shown: Example) -> Figure:
-    """The query, its parts with their weights, and the cells that make the two alike."""
+    """Draw a query, its parts with their weights, and the activation of both images."""
     with matplotlib.rc_context(_STYLE | {"axes.grid": False}):
         panels = [
             ("query", _small(shown.query)),
@@ -306,8 +309,8 @@ def _draw_parts(axes: Axes, shape: tuple[int, ...], shown: Example) -> None:
     axes.set_xlim(-0.5, w * _PARTS_WIDTH - 0.5)
 
 
-_PARTS_WIDTH = 1.8  # of the panel with the parts, in widths of an image: room for figures
-_EXAMPLE_HEIGHT = 144  # pixels at the most of an image in a figure
+_PARTS_WIDTH = 1.8  # width of the panel of parts, in widths of an image: has room for numbers
+_EXAMPLE_HEIGHT = 144  # maximal height of an image in a figure, in pixels
 
 
 def _small(image: UInt8[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "a b 3"]:
@@ -321,7 +324,7 @@ def _small(image: UInt8[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "a b 3"]:
 def _overlaid(
     image: UInt8[np.ndarray, "h w 3"], activation: Float[np.ndarray, "a b"]
 ) -> UInt8[np.ndarray, "c d 3"]:
-    """An image in grey under the heat of its cells."""
+    """Overlay an image in grey with a heat map of its activation."""
     small = _small(image)
     h, w, _ = small.shape
     heat = np.asarray(
@@ -336,7 +339,7 @@ def _overlaid(
 def graph_map(
     attention: Float[np.ndarray, "k k"], identities: Sequence[int], images_per_modality: int
 ) -> Figure:
-    """A batch's graph attention, rows and columns by identity, visible before infrared."""
+    """Draw a batch's graph attention, sorted by identity, then visible before infrared."""
     with matplotlib.rc_context(_STYLE | {"axes.grid": False}):
         canvas, axes = _axes((5.2, 4.7))
         shown = np.ma.masked_equal(attention, 0)
@@ -380,7 +383,7 @@ def curves(
     *,
     logarithmic: bool = False,
 ) -> Figure:
-    """Figures over the epochs: of each name, the epochs and the values."""
+    """Draw values over epochs: `series` maps a label to (epochs, values)."""
     with matplotlib.rc_context(_STYLE):
         canvas, axes = _axes()
         for place, (label, (epochs, values)) in enumerate(series.items()):

@@ -1,4 +1,4 @@
-"""The report as a folder: one HTML page that needs nothing else, and each figure as a file."""
+"""Write the report as a folder: one self-contained HTML page, and each figure as a file."""
 
 import html
 import json
@@ -17,7 +17,7 @@ from ddag_jax.io.files import new_folder
 from ddag_jax.report.figures import Figure
 
 LIMIT = 15 * 10**6
-"""Bytes that the page must stay under."""
+"""Upper bound on the size of the page in bytes."""
 
 _MARK = '<meta name="generator" content="ddag_jax report">'
 _FIGURES = '<meta name="figures" content="{}">'
@@ -27,38 +27,38 @@ _HEADINGS = {"rank1": "r1", "rank5": "r5", "rank10": "r10", "rank20": "r20"}
 
 
 class Block(NamedTuple):
-    """A search's part of the table."""
+    """The rows of the table for one search."""
 
     label: str
     rows: Sequence[tuple[str, Record]]
-    """Named after the feature; those called "untrained ..." are the floor."""
+    """(Name of the feature, its record); "untrained NAME" is the untrained network's."""
 
 
 class Page(NamedTuple):
-    """What the page shows, in its order."""
+    """Content of the page, in its order."""
 
     title: str
     protocol: str
     several: bool
-    """Whether the table's figures are means, with deviations."""
+    """Whether the table's figures are means over several galleries, with deviations."""
     blocks: Sequence[Block]
     curves: Sequence[Figure]
     lists: Mapping[str, Any]
-    """Ranked lists, people and their thumbnails, as page.js reads them."""
+    """Ranked lists, identities and thumbnails, in the form that page.js reads."""
     embeddings: Sequence[Figure]
     attention: Sequence[Figure]
     training: Sequence[Figure]
 
     def figures(self) -> list[Figure]:
-        """All of them."""
+        """Return all figures, in the page's order."""
         return [*self.curves, *self.embeddings, *self.attention, *self.training]
 
 
 def check_target(folder: str | os.PathLike[str]) -> Path:
-    """The folder to write, found possible before any work is done.
+    """Return the folder to write a report to; called before the evaluation starts.
 
     Raises:
-        UserError: it holds what no report wrote, is a file, or its own folder does not exist.
+        UserError: the folder holds files of other origin, is a file, or its parent does not exist.
     """
     target = Path(folder)
     if not target.absolute().parent.is_dir():
@@ -66,18 +66,18 @@ def check_target(folder: str | os.PathLike[str]) -> Path:
     if not os.path.lexists(target):
         return target
     if target.is_symlink() or not target.is_dir():
-        raise UserError(f"--report {target}: is no folder; name another one, or remove it")
-    stranger = _stranger(target)
-    if stranger:
+        raise UserError(f"--report {target}: is not a folder; name another one, or remove it")
+    foreign = _foreign(target)
+    if foreign:
         raise UserError(
-            f"--report {target}: holds {stranger}, which no report wrote; name another folder, or"
+            f"--report {target}: holds {foreign}, which no report wrote; name another folder, or"
             " an empty one"
         )
     return target
 
 
-def _stranger(folder: Path) -> str | None:
-    """The name of something in a folder that no report of ours wrote; None where there is none."""
+def _foreign(folder: Path) -> str | None:
+    """Return the name of a file in a folder that is not part of a report, if there is one."""
     present = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*"))
     if not present:
         return None
@@ -94,13 +94,13 @@ def _stranger(folder: Path) -> str | None:
 
 
 def write_page(folder: str | os.PathLike[str], page: Page) -> Path:
-    """Writes index.html and figures/NAME.svg, all or nothing; an earlier report makes room.
+    """Write index.html and figures/NAME.svg, whole or not at all; an earlier report is replaced.
 
     Returns:
-        The page.
+        Path of the page.
 
     Raises:
-        UserError: `check_target`'s; it cannot be written.
+        UserError: as `check_target`, or the folder cannot be written.
     """
     target = check_target(folder)
     text = render(page)
@@ -114,7 +114,7 @@ def write_page(folder: str | os.PathLike[str], page: Page) -> Path:
 
 
 def render(page: Page) -> str:
-    """The whole page as HTML."""
+    """Return the page as HTML."""
     files = resources.files(__package__)
 
     def read(name: str) -> str:
@@ -132,7 +132,7 @@ def render(page: Page) -> str:
         table="".join(_block(block, page.several) for block in page.blocks),
         over="; mean ± deviation over the trials" * page.several,
         curves=_figures(page.curves),
-        # "<" cannot end the script element then, nor start a comment in it.
+        # Escaped, so that no "<" ends the script element or starts a comment in it.
         data=json.dumps(page.lists, separators=(",", ":")).replace("<", "\\u003c"),
         embeddings=_figures(page.embeddings),
         attention=_figures(page.attention),
@@ -140,7 +140,7 @@ def render(page: Page) -> str:
     )
     size = len(text.encode())
     if size >= LIMIT:
-        raise AssertionError(f"a report of {size:,} bytes, over its limit of {LIMIT:,}")
+        raise AssertionError(f"the report has {size:,} bytes, more than its limit of {LIMIT:,}")
     return text
 
 

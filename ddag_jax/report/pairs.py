@@ -1,4 +1,4 @@
-"""Pairs of a visible and an infrared image: how alike those of one person are, and of two."""
+"""Similarity of visible-infrared pairs, of the same person and of different people."""
 
 from typing import NamedTuple
 
@@ -6,29 +6,28 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 BINS = 80
-"""Of the histograms, evenly over similarities from -1 to 1."""
+"""Number of equal bins of the histograms, over similarities from -1 to 1."""
 
 _ROWS = 1024
-"""Visible images compared at once: a bound on memory."""
+"""Visible images compared at once, to bound memory."""
 
 
 class EqualError(NamedTuple):
-    """The threshold at which as many pairs of one person are missed as of two are taken for one."""
+    """The threshold at which the false-rejection and the false-acceptance rate are equal."""
 
     threshold: float
-    """Similarity: pairs at least as alike are taken for one person."""
+    """Pairs of at least this similarity are accepted as the same person."""
     rate: float
-    """Share of either kind that is judged wrongly, in [0, 1]: the mean of the two shares, which
-    are equal but for the step of one pair."""
+    """Mean of the two rates, in [0, 1]; they may differ by the step of one pair."""
 
 
 class Pairs(NamedTuple):
-    """All pairs across the modalities."""
+    """Statistics of all visible-infrared pairs."""
 
     same: Int[np.ndarray, " 80"]
-    """Pairs of one person in each bin of similarity."""
+    """Number of pairs of the same person in each bin."""
     different: Int[np.ndarray, " 80"]
-    """Pairs of two people in each bin."""
+    """Number of pairs of different people in each bin."""
     equal_error: EqualError
 
 
@@ -37,15 +36,15 @@ def compare_pairs(
     identities: Int[np.ndarray, " N"],
     infrared: Bool[np.ndarray, " N"],
 ) -> Pairs | None:
-    """Compares every visible image with every infrared one, whatever the cameras.
+    """Compare every visible image with every infrared one, regardless of cameras.
 
     Args:
         features: of unit length.
         identities: of the images.
-        infrared: which are infrared.
+        infrared: whether each image is infrared.
 
     Returns:
-        None where all pairs are of one kind.
+        None if all pairs are of the same person, or all of different people.
     """
     asked, visible = features[infrared], np.flatnonzero(~infrared)
     same, different = [], []
@@ -60,26 +59,26 @@ def compare_pairs(
         return None
 
     def histogram(values: Float[np.ndarray, " n"]) -> Int[np.ndarray, " 80"]:
-        # Rounding may carry the product of two rows of unit length past 1.
+        # Rounding may push the product of two rows of unit length past 1.
         return np.histogram(values.clip(-1, 1), BINS, (-1, 1))[0]
 
     return Pairs(histogram(one), histogram(two), equal_error(one, two))
 
 
 def equal_error(same: Float[np.ndarray, " n"], different: Float[np.ndarray, " m"]) -> EqualError:
-    """The equal-error point of two sets of similarities; the arrays are sorted in place.
+    """Return the equal-error point of two sets of similarities, which are sorted in place.
 
-    A threshold of 0.5 misses the pair at 0.3 and takes the one at 0.6 for one person:
+    A threshold of 0.5 rejects the pair of one person at 0.3 and accepts that of two at 0.6:
 
     >>> equal_error(np.array([0.9, 0.8, 0.5, 0.3]), np.array([0.1, 0.6, 0.2, 0.0]))
     EqualError(threshold=0.5, rate=0.25)
     """
     same.sort()
     different.sort()
-    # A pair of one person is as good a threshold as any: between two of them only fewer pairs of
-    # two people are taken for one.
-    missed = np.arange(len(same)) / len(same)
-    missed = missed[np.searchsorted(same, same, "left")]  # equal ones are missed together
-    taken = 1 - np.searchsorted(different, same, "left") / len(different)
-    best = int(np.abs(missed - taken).argmin())
-    return EqualError(float(same[best]), float(missed[best] + taken[best]) / 2)
+    # Similarities of pairs of the same person suffice as thresholds: raising one towards the next
+    # rejects none of these and only accepts fewer pairs of different people.
+    rejected = np.arange(len(same)) / len(same)
+    rejected = rejected[np.searchsorted(same, same, "left")]  # equal ones are rejected together
+    accepted = 1 - np.searchsorted(different, same, "left") / len(different)
+    best = int(np.abs(rejected - accepted).argmin())
+    return EqualError(float(same[best]), float(rejected[best] + accepted[best]) / 2)

@@ -1,4 +1,4 @@
-"""Queries with the gallery images that the network finds most alike, right and wrong marked."""
+"""Queries beside their most similar gallery images, each marked right or wrong."""
 
 from typing import NamedTuple
 
@@ -6,25 +6,24 @@ import numpy as np
 from jaxtyping import Float, Int
 from PIL import Image, ImageDraw
 
-from ddag_jax.evaluation.embed import ReadFn
+from ddag_jax.evaluation.embed import ReadImages
 from ddag_jax.evaluation.protocols import Images, Search
 from ddag_jax.evaluation.ranking import skipped
 
 SHOWN = 10
-"""Gallery images of a list."""
+"""Number of gallery images in a list."""
 _GAP = 6
 _HEIGHT = 144  # pixels of an image in the picture
 _RIGHT, _WRONG, _QUERY = (0, 130, 70), (200, 40, 40), (60, 60, 60)
 
 
 class Nearest(NamedTuple):
-    """What queries find in a search's first trial, the most alike first."""
+    """The most similar gallery images of each query, in a search's first gallery."""
 
     images: Int[np.ndarray, "q n"]
-    """Numbers of gallery images; -1 where the query sees no more (fewer than ten of a smaller
-    gallery)."""
+    """Indices of images, the most similar first; -1 past the last one that the query may find."""
     similarity: Float[np.ndarray, "q n"]
-    """Inner products."""
+    """Inner products; -inf where the index is -1. n is 10, or the size of a smaller gallery."""
 
 
 def nearest_images(
@@ -33,8 +32,14 @@ def nearest_images(
     search: Search,
     query: Int[np.ndarray, " q"],
 ) -> Nearest:
-    """The ten gallery images that features of unit length find most like each of some queries,
-    without those that the camera rule hides."""
+    """Rank the first gallery of a search for some queries and keep the ten nearest images.
+
+    Args:
+        features: of all images, of unit length.
+        images: identities and cameras of these images.
+        search: whose gallery and camera rule to use; images that the rule excludes are left out.
+        query: indices of the queries.
+    """
     gallery = search.galleries[0]
     similarity = features[query] @ features[gallery].T
     unseen = skipped(
@@ -51,7 +56,7 @@ def nearest_images(
 
 
 def spread(count: int, chosen: int) -> Int[np.ndarray, " n"]:
-    """At most `chosen` of the numbers 0 ... count - 1, evenly spread over them.
+    """Return at most `chosen` of the numbers 0 ... count - 1, evenly spaced.
 
     >>> spread(10, 4), spread(2, 4)
     (array([0, 3, 6, 9]), array([0, 1]))
@@ -65,29 +70,28 @@ def choose_queries(
     count: int,
     hardest: int = 10,
 ) -> tuple[Int[np.ndarray, " n"], list[int]]:
-    """Which queries of a search to look at: half of them the worst of the hardest identities, the
-    others spread evenly.
+    """Choose queries to show: half are the worst of the hardest identities, the rest evenly spaced.
 
     Args:
-        average_precision: of each query, NaN where it has nothing to find.
+        average_precision: of each query; NaN without a right gallery image.
         identities: of the queries.
-        count: how many are wanted; fewer where there are not as many.
-        hardest: identities, those with the lowest mean over their queries.
+        count: number of queries to choose, if there are that many.
+        hardest: number of hardest identities: those with the lowest mean average precision.
 
     Returns:
-        Positions of queries, rising, and the hardest identities, the hardest first.
+        Positions of the chosen queries, ascending, and the hardest identities, the hardest first.
     """
-    asks = np.flatnonzero(~np.isnan(average_precision))
-    people, whose = np.unique(identities[asks], return_inverse=True)
-    mean = np.bincount(whose, average_precision[asks]) / np.bincount(whose)
+    valid = np.flatnonzero(~np.isnan(average_precision))
+    people, whose = np.unique(identities[valid], return_inverse=True)
+    mean = np.bincount(whose, average_precision[valid]) / np.bincount(whose)
     hard = people[np.argsort(mean, kind="stable")][:hardest]
-    worst = asks[np.argsort(average_precision[asks], kind="stable")]
+    worst = valid[np.argsort(average_precision[valid], kind="stable")]
     chosen: set[int] = set()
     for identity in hard:
         mine = worst[identities[worst] == identity]
         chosen.update(mine[: max(1, count // 2 // len(hard))].tolist())
     chosen = set(sorted(chosen)[:count])
-    others = np.setdiff1d(asks, list(chosen))
+    others = np.setdiff1d(valid, list(chosen))
     chosen.update(others[spread(len(others), count - len(chosen))].tolist())
     return np.array(sorted(chosen)), hard.tolist()
 
@@ -96,19 +100,19 @@ def ranked_lists(
     features: Float[np.ndarray, "N d"],
     images: Images,
     search: Search,
-    read_images: ReadFn,
+    read_images: ReadImages,
     rows: int = 8,
 ) -> Image.Image:
-    """A search's first trial: a row a query, itself and its ten nearest gallery images.
+    """Draw queries of a search, one per row, each with its ten nearest images of the first gallery.
 
-    A right one has a tick in a green frame, a wrong one a cross in a red frame.
+    Right images have a tick in a green frame, wrong ones a cross in a red frame.
 
     Args:
-        features: of unit length.
-        images: whose they are.
-        search: who asks, among whom.
-        read_images: numbers of images to images.
-        rows: queries, spread evenly over all of them.
+        features: of all images, of unit length.
+        images: identities and cameras of these images.
+        search: its queries and galleries.
+        read_images: reads images by index.
+        rows: number of queries, evenly spaced over all of them.
     """
     query = search.query[spread(len(search.query), rows)]
     nearest = nearest_images(features, images, search, query).images
@@ -134,7 +138,7 @@ def ranked_lists(
 
 
 def _mark(draw: ImageDraw.ImageDraw, left: int, top: int, right: bool, colour: tuple) -> None:
-    """A tick or a cross in the upper left corner, so that colour is not all that tells."""
+    """Draw a tick or a cross in the upper left corner: colour must not be the only sign."""
     draw.rectangle((left, top, left + 15, top + 15), fill=colour)
     lines = [(3, 8, 6, 12), (6, 12, 12, 4)] if right else [(4, 4, 11, 11), (11, 4, 4, 11)]
     for x0, y0, x1, y1 in lines:

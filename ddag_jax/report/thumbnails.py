@@ -1,4 +1,4 @@
-"""Small JPEGs of a dataset's images, together within a bound whatever the dataset's size."""
+"""Thumbnails of a dataset's images, of bounded total size for any dataset."""
 
 import base64
 import io
@@ -8,30 +8,30 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
-from ddag_jax.evaluation.embed import ReadFn
+from ddag_jax.evaluation.embed import ReadImages
 
 BUDGET = 10 * 2**20
-"""Characters of all thumbnails together, in base64."""
+"""Total characters of all thumbnails in base64."""
 
 _FORMS = ((144, 80), (112, 70), (96, 50), (64, 30))
-"""Height in pixels and JPEG quality, tried in turn until the necessary images fit."""
+"""(Height in pixels, JPEG quality), tried in turn until the necessary images fit."""
 
 _CHUNK = 256
 
 
 def thumbnails(
-    read_images: ReadFn,
+    read_images: ReadImages,
     necessary: Sequence[int],
     welcome: Sequence[int],
     budget: int = BUDGET,
 ) -> dict[int, str]:
-    """JPEGs in base64 by the images' numbers, in all no more than `budget` characters.
+    """Return JPEGs in base64 by image index, of at most `budget` characters in total.
 
     Args:
-        read_images: numbers of images to images.
-        necessary: which must be there; they get smaller and coarser until they leave a quarter of
-            the budget.
-        welcome: which are added, in this order, until the budget is spent.
+        read_images: reads images by index.
+        necessary: indices that must be included; size and quality are reduced until these take at
+            most three quarters of the budget.
+        welcome: indices to add, in this order, until the budget is spent.
         budget: characters.
     """
     for form in _FORMS:
@@ -54,9 +54,9 @@ def thumbnails(
 
 
 def _encoded(
-    read_images: ReadFn, numbers: Sequence[int], form: tuple[int, int], limit: int
+    read_images: ReadImages, numbers: Sequence[int], form: tuple[int, int], limit: int
 ) -> dict[int, str] | None:
-    """All of them, or None where they take more than `limit` characters."""
+    """Encode all images; None if they take more than `limit` characters."""
     encoded: dict[int, str] = {}
     for start in range(0, len(numbers), _CHUNK):
         chunk = numbers[start : start + _CHUNK]

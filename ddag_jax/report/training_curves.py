@@ -1,4 +1,4 @@
-"""A run's log as series over the epochs."""
+"""Curves over the epochs, from a run's log."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -9,35 +9,44 @@ from ddag_jax.evaluation.protocols import label
 Series = dict[str, tuple[list[float], list[float]]]
 """By name: epochs and values."""
 
-_LOSSES = ("identity", "part", "triplet", "graph", "total")
+_NOT_TERMS = {
+    "kind", "step", "epoch", "time", "learning_rate", "images_per_second", "skipped_in_row",
+}  # fmt: skip
+"""Fields of a training line that are not terms of the method's loss."""
 
 
 def training_curves(lines: Sequence[Mapping[str, Any]]) -> dict[str, Series]:
-    """What a log says of the training.
+    """Return the curves of a training.
 
     Args:
-        lines: of `log.jsonl`; ddag_jax/runs/logs.py describes them.
+        lines: of `log.jsonl`; runs/logs.py describes them.
 
     Returns:
-        "losses" (the terms that play a part), "learning_rate", "graph_weight", "rank1" and "mAP"
-        (by search and feature), each over epochs: 1.5 is the middle of the second. Those of which
-        the log says nothing are left out.
+        "losses" (all terms of the loss but coefficients), "learning_rate", each coefficient (a term
+        called NAME_weight), "rank1" and "mAP" (by search and feature), over epochs: 1.5 is the
+        middle of the second. What the log does not have, or has as 0 only, is left out.
     """
     per_epoch = _steps_per_epoch(lines)
     trained = [line for line in lines if line["kind"] == "train"]
+    terms = [
+        name
+        for name in dict.fromkeys(n for line in trained for n in line)
+        if name not in _NOT_TERMS
+    ]
+    coefficients = [name for name in terms if name.endswith("_weight")]
 
     def series(name: str) -> tuple[list[float], list[float]]:
         points = [(line["step"] / per_epoch, line.get(name)) for line in trained]
         kept = [(epoch, float(value)) for epoch, value in points if value is not None]
         return [epoch for epoch, _ in kept], [value for _, value in kept]
 
-    found: dict[str, Series] = {}
-    found["losses"] = {name: series(name) for name in _LOSSES}
-    found["losses"] = {name: both for name, both in found["losses"].items() if any(both[1])}
-    for name in ("learning_rate", "graph_weight"):
+    found: dict[str, Series] = {"losses": {n: series(n) for n in terms if n not in coefficients}}
+    for name in ("learning_rate", *coefficients):
         found[name] = {name.replace("_", " "): series(name)}
-    if not any(found["graph_weight"]["graph weight"][1]):  # no graph
-        del found["graph_weight"]
+    found = {
+        name: {label: both for label, both in each.items() if any(both[1])}
+        for name, each in found.items()
+    }
     for name in ("rank1", "mAP"):
         found[name] = {}
         for line in lines:

@@ -26,11 +26,18 @@ from etils import epath
 from orbax.checkpoint import checkpoint_managers
 
 import ddag_jax
-from ddag_jax.config import Config, differences, from_dict
+from ddag_jax.config import METHODS, Config, differences, from_dict, method_name, to_dict
 from ddag_jax.errors import UserError
-from ddag_jax.io.files import read_json
-from ddag_jax.training.optimizer import BACKBONE
+from ddag_jax.io.files import read_json, write_text
+from ddag_jax.models.two_stream import BACKBONE
 from ddag_jax.training.state import TrainState
+
+FORMAT = 2
+"""Of a checkpoint and of what it says about itself; docs/design.md says what may change when.
+
+1: version 0.1.0. DDAG alone; `progress` holds the fields of its memory beside the others.
+2: names its method; `progress` holds the method's memory as one tree.
+"""
 
 _KEPT_LATEST = 2
 _VARIABLES = ("params", "batch_stats")
@@ -54,7 +61,7 @@ class Damaged(UserError):
 
 @dataclasses.dataclass(frozen=True)
 class Meta:
-    """What a checkpoint says of itself."""
+    """What a checkpoint says about itself."""
 
     config: Config
     classes: int
@@ -63,32 +70,105 @@ class Meta:
     """Fingerprint of the prepared dataset; empty for converted weights."""
     version: str = ddag_jax.__version__
     """Of ddag_jax, when it was written."""
+    missing: tuple[str, ...] = ()
+    """Fields of the configuration that were not stored, and take their defaults."""
 
     def to_json(self) -> dict[str, Any]:
-        """As stored."""
-        return dataclasses.asdict(self)
+        """Return what is stored."""
+        return {
+            "format": FORMAT,
+            "version": self.version,
+            "method": method_name(self.config.model),
+            "config": to_dict(self.config),
+            "classes": self.classes,
+            "data": self.data,
+        }
+
+    @property
+    def notes(self) -> list[str]:
+        """Return a sentence about the missing fields; none where nothing is missing."""
+        if not self.missing:
+            return []
+        names = ", ".join(self.missing)
+        return [f"stored by version {self.version} without {names}: the defaults are taken"]
 
 
-def read_meta(folder: epath.PathLike) -> Meta:
-    """What the checkpoint in `folder` says of itself. Raises UserError where it cannot be read."""
-    path = epath.Path(folder) / "meta" / "metadata"
+def meta_from_json(where: epath.PathLike, stored: Any, own: Config | None = None) -> Meta:
+    """Return what `Meta.to_json` stored, of this version or an earlier one.
+
+    Args:
+        where: file or folder that it was read from, for messages.
+        stored: the JSON object.
+        own: a configuration with a method or dataset of somebody's own, which the stored one
+            names: no code is ever loaded because a checkpoint names it.
+
+    Raises:
+        Damaged: it is not such an object.
+        UserError: it was written by a later version, or names a method that `own` does not have.
+    """
     try:
-        stored = read_json(path)
-        if "backbone" not in stored:
-            return Meta(
-                from_dict(stored["config"]),
-                int(stored["classes"]),
-                str(stored["data"]),
-                str(stored["version"]),
-            )
-    except (OSError, ValueError, KeyError, TypeError, OverflowError) as error:
+        version, number = str(stored["version"]), int(stored.get("format", 1))
+        classes, data = int(stored["classes"]), str(stored["data"])
+        values = {name: dict(section) for name, section in stored["config"].items()}
+        if number == 1:  # of 0.1.0: DDAG alone, its losses in a section of their own
+            values["model"] |= values.pop("loss")
+        method = "ddag" if number == 1 else str(stored["method"])
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         raise Damaged(
-            f"{folder}: no checkpoint that this version ({ddag_jax.__version__}) can read: {error}"
+            f"{where}: not a description of a checkpoint that this version"
+            f" ({ddag_jax.__version__}) can read: {error!r}"
         ) from None
-    raise UserError(
-        f"{folder}: holds a {str(stored['backbone'])[:40]} backbone without heads, which is only"
-        " to start a training from (train.py --init)"
-    )
+    written = f"{where}: was written by ddag_jax {version[:20]}"
+    if number > FORMAT:
+        raise UserError(
+            f"{written} in format {number}; this version ({ddag_jax.__version__}) reads formats"
+            f" up to {FORMAT}: update it"
+        )
+    model = METHODS.get(method)
+    if model is None and own is not None and method_name(own.model) == method:
+        model = type(own.model)
+    if model is None:
+        raise UserError(
+            f"{where}: was trained with {method[:80]}, a method of a configuration of its own; name"
+            " that configuration's file with --config FILE"
+        )
+    try:
+        config, missing = from_dict(values, model, own)
+    except (ValueError, TypeError) as error:
+        raise UserError(
+            f"{written}; this version ({ddag_jax.__version__}) cannot take its configuration"
+            f" ({error}): use the version that wrote it"
+        ) from None
+    return Meta(config, classes, data, version, tuple(missing))
+
+
+def read_meta(folder: epath.PathLike, own: Config | None = None) -> Meta:
+    """Return what the checkpoint in `folder` says about itself.
+
+    Raises:
+        Damaged: it cannot be read.
+        UserError: that of `meta_from_json`; it holds a backbone alone.
+    """
+    stored = _stored_meta(folder)
+    if "backbone" in stored:
+        raise UserError(
+            f"{folder}: holds a {str(stored['backbone'])[:40]} backbone without heads, which is"
+            " only to start a training from (train.py --init)"
+        )
+    return meta_from_json(folder, stored, own)
+
+
+def _stored_meta(folder: epath.PathLike) -> dict[str, Any]:
+    try:
+        stored = read_json(epath.Path(folder) / "meta" / "metadata")
+        if not isinstance(stored, dict):
+            raise ValueError("not an object")
+    except (OSError, ValueError) as error:
+        raise Damaged(
+            f"{folder}: not a checkpoint that this version ({ddag_jax.__version__}) can read:"
+            f" {error}"
+        ) from None
+    return stored
 
 
 def restore_variables(folder: epath.PathLike, like: Any) -> Any:
@@ -135,8 +215,14 @@ def restore_backbone(folder: epath.PathLike, like: TrainState) -> dict[str, Any]
     """
     path = _absolute(folder) / "variables"
     stored = read_variables(folder)
+    wanted = {name: {BACKBONE: getattr(like, name).get(BACKBONE)} for name in _VARIABLES}
+    if wanted["params"][BACKBONE] is None:
+        raise UserError(
+            f"{folder}: has a backbone to start from, but this method's network has no parameters"
+            f" called {BACKBONE}; leave out --init"
+        )
     found = {name: {BACKBONE: stored[name].get(BACKBONE, {})} for name in _VARIABLES}
-    _compare(path, found, {name: {BACKBONE: getattr(like, name)[BACKBONE]} for name in _VARIABLES})
+    _compare(path, found, wanted)
     return found
 
 
@@ -170,10 +256,14 @@ def restore_state(folder: epath.PathLike, like: TrainState) -> TrainState:
         Damaged: it is not as it was written.
         UserError: it is of another network.
     """
-    variables, progress = (
-        _restore(_absolute(folder), name, part)
-        for name, part in zip(("variables", "progress"), _split(like), strict=True)
-    )
+    variables, progress = _split(like)
+    flat = int(_stored_meta(folder).get("format", 1)) == 1
+    if flat:
+        progress |= progress.pop("memory")
+    variables = _restore(_absolute(folder), "variables", variables)
+    progress = _restore(_absolute(folder), "progress", progress)
+    if flat:
+        progress["memory"] = {name: progress.pop(name) for name in like.memory}
     return like.replace(**variables, **progress)
 
 
@@ -310,9 +400,7 @@ class RunCheckpoints:
         self._scores[step] = score
         if write:
             path = _score_file(self._workdir, step)
-            temporary = path.with_name(path.name + ".tmp")
-            temporary.write_text(json.dumps({"score": score}) + "\n")
-            temporary.replace(path)
+            write_text(path, json.dumps({"score": score}) + "\n")
 
     @contextlib.contextmanager
     def _told(self) -> Iterator[None]:

@@ -1,4 +1,4 @@
-"""One writer a folder: the lock that a run holds while it lives."""
+"""The lock that allows one writer per run folder."""
 
 import contextlib
 import json
@@ -14,30 +14,30 @@ from typing import Any
 from etils import epath
 
 from ddag_jax.errors import UserError
-from ddag_jax.io.files import read_json
+from ddag_jax.io.files import read_json, write_text
 
 NAME = "lock.json"
 _RENEWED = 60.0
-"""Seconds between two signs of life."""
+"""Seconds between two renewals of a lock."""
 _SILENT = 300.0
-"""Seconds without one after which a process of another machine counts as dead."""
+"""Seconds without a renewal after which a process on another machine counts as dead."""
 
 
 class RunLock:
-    """Holds `RUN/lock.json`, which names the owner's machine and process, until left.
+    """Context manager that holds `RUN/lock.json`, which names the owner's machine and process.
 
-    A lock is taken over, with a note, from a process of this machine that is no more, and from one
-    of another machine that gave no sign of life for five minutes. The folder must exist.
+    A lock is taken over, with a note, from a process of this machine that has ended, and from one
+    of another machine that has not renewed it for five minutes. The folder must exist.
 
     Raises:
-        UserError: another living process holds it.
+        UserError: another live process holds the lock.
     """
 
     def __init__(self, workdir: epath.PathLike) -> None:
         self._path = epath.Path(workdir) / NAME
         self._stop = threading.Event()
         self.note: str | None = None
-        """Whose lock was taken over, if anybody's."""
+        """Whose lock was taken over, if any."""
 
     def __enter__(self) -> "RunLock":
         self._me = {"machine": _machine(), "process": os.getpid(), "started": _started(os.getpid())}
@@ -50,7 +50,7 @@ class RunLock:
                         f"{self._path.parent}: {who} is writing this run; wait for it, stop it, or"
                         " name another --workdir"
                     )
-                self.note = f"took over the lock of {who}, which is no more"
+                self.note = f"took over the lock of {who}, which has ended"
             self._write()
         self._thread = threading.Thread(target=self._renew, daemon=True)
         self._thread.start()
@@ -68,8 +68,8 @@ class RunLock:
 
     @contextlib.contextmanager
     def _one_at_a_time(self) -> Iterator[None]:
-        """Nobody else looks at the lock and takes it meanwhile, where the file system knows locks
-        of its own; those end with their process."""
+        """Exclude other processes from checking and taking the lock, where the file system supports
+        file locks; these end with their process."""
         with contextlib.ExitStack() as stack:
             with contextlib.suppress(ImportError, OSError):
                 import fcntl
@@ -80,15 +80,13 @@ class RunLock:
 
     def _renew(self) -> None:
         while not self._stop.wait(_RENEWED):
-            with contextlib.suppress(OSError):  # a full disk, say: the checkpoint will tell
+            with contextlib.suppress(OSError):  # a full disk: the next checkpoint reports it
                 self._write()
 
     def _write(self) -> None:
         host = socket.gethostname()
-        content = json.dumps({**self._me, "host": host, "seen": time.time()}) + "\n"
-        temporary = self._path.with_name(f".{NAME}.{os.getpid()}")
-        temporary.write_text(content)
-        temporary.replace(self._path)
+        content = {**self._me, "host": host, "seen": time.time()}
+        write_text(self._path, json.dumps(content) + "\n")
 
     def _owner(self) -> dict[str, Any] | None:
         try:
@@ -103,19 +101,19 @@ class RunLock:
         except (OSError, ValueError, KeyError, TypeError):
             pass
         raise UserError(
-            f"{self._path}: is no lock of a run; remove it if no process is writing this run"
+            f"{self._path}: is not the lock of a run; remove it if no process is writing this run"
         )
 
 
 def alive(owner: dict[str, Any]) -> bool:
-    """Whether a lock's owner still is, as far as this machine can tell."""
+    """Return whether a lock's owner is alive, as far as this machine can know."""
     if owner["machine"] == _machine():
         return _started(owner["process"]) == owner["started"] is not None
     return bool(time.time() - owner["seen"] < _SILENT)
 
 
 def _machine() -> str:
-    """This machine since it started, and its table of processes: containers have their own."""
+    """Identify this machine, its boot and its process namespace (each container has its own)."""
     parts = [socket.gethostname()]
     with contextlib.suppress(OSError):  # not Linux
         parts.append(Path("/proc/sys/kernel/random/boot_id").read_text().strip())
@@ -124,7 +122,7 @@ def _machine() -> str:
 
 
 def _started(process: int) -> str | None:
-    """When a process of this machine started, so that a number used anew is not taken for it."""
+    """Return the start time of a process of this machine, which a reused number does not share."""
     try:
         return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[19]
     except FileNotFoundError:

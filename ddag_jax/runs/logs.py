@@ -43,7 +43,7 @@ from jaxtyping import UInt8
 
 from ddag_jax.errors import UserError
 from ddag_jax.evaluation.protocols import label
-from ddag_jax.io.files import parse_json, read_bytes
+from ddag_jax.io.files import parse_json, read_bytes, write_text
 from ddag_jax.io.progress import EveryMinute, Progress, interval, say
 
 
@@ -117,9 +117,7 @@ class RunLog:
         if silent:
             self._file = epath.Path(os.devnull).open("w")
         else:
-            temporary = path.with_name(path.name + ".tmp")
-            temporary.write_text("".join(kept))
-            temporary.replace(path)
+            write_text(path, "".join(kept))
             self._file = path.open("a")
         self._events = SummaryWriter(
             str(folder / "tensorboard"),

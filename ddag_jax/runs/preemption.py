@@ -1,4 +1,4 @@
-"""Asked to stop: SIGTERM (a machine is taken away) and SIGINT (Ctrl-C) end a run after its step."""
+"""Stop a run after the current step on SIGTERM (preemption) or SIGINT (Ctrl-C)."""
 
 import os
 import signal
@@ -10,14 +10,14 @@ from ddag_jax.parallel import process_share, stop_agreed
 
 
 class StopRequest:
-    """While entered, the first signal asks the run to stop; a second SIGINT ends it at once.
+    """Context manager: the first signal requests a stop, a second SIGINT exits immediately.
 
-    Of several processes all stop after the same step: jax's own handler hears SIGTERM in any of
-    them and agrees with the others, so that one is left alone; Ctrl-C is passed on to it.
+    Several processes stop after the same step: JAX's own handler of SIGTERM synchronises them, so
+    it is kept, and SIGINT is forwarded to it as SIGTERM.
     """
 
     exit_code = 0
-    """Of the process: 0, or 130 after SIGINT, as shells have it."""
+    """Exit code of the process: 0, or 130 after SIGINT, as in shells."""
 
     def __init__(self) -> None:
         self._asked = False
@@ -25,7 +25,7 @@ class StopRequest:
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> "StopRequest":
-        if threading.current_thread() is threading.main_thread():  # else signals are not ours
+        if threading.current_thread() is threading.main_thread():  # others cannot set handlers
             handled = (signal.SIGTERM, signal.SIGINT) if self._alone else (signal.SIGINT,)
             self._before = {number: signal.signal(number, self._ask) for number in handled}
         return self
@@ -42,17 +42,17 @@ class StopRequest:
     def _ask(self, number: int, frame: FrameType | None) -> None:
         if number == signal.SIGINT:
             if self.exit_code == 130:
-                os._exit(130)  # not even what is being written in the background is waited for
+                os._exit(130)  # without waiting for background writes
             self.exit_code = 130
         self._asked = True
         if not self._alone:
             os.kill(os.getpid(), signal.SIGTERM)
 
     def asked_alone(self) -> bool:
-        """Whether to stop at once, between two steps; never of several processes, which could not
-        agree on it."""
+        """Return whether to stop between two steps; always False with several processes, which
+        have to agree on a step (see `after`)."""
         return self._asked and self._alone
 
     def after(self, step: int) -> bool:
-        """Whether the run is to stop after this step: the same in all processes."""
+        """Return whether to stop after this step; the same in all processes."""
         return self._asked if self._alone else stop_agreed(step)

@@ -1,4 +1,4 @@
-"""A trace of some steps for XProf (TensorBoard's profile page) or Perfetto."""
+"""Record a trace of a few steps for XProf (TensorBoard's profile page) or Perfetto."""
 
 from types import TracebackType
 from typing import Any
@@ -7,16 +7,16 @@ import jax
 from etils import epath
 
 WARM_UP = 5
-"""Steps before it: compilation, and the first reading of data."""
+"""Steps before the trace, which compile and fill the input pipeline."""
 
 
 class Profile:
-    """While entered, records a run's steps `first + WARM_UP + 1` and on into a folder.
+    """Context manager that records the steps from `first + WARM_UP + 1` on.
 
     Args:
         folder: for the trace.
-        first: steps that were taken before this process began.
-        steps: how many to record; 0 for none.
+        first: number of the last step before this process started.
+        steps: number of steps to record; 0 for none.
     """
 
     def __init__(self, folder: epath.Path, first: int, steps: int) -> None:
@@ -33,11 +33,11 @@ class Profile:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        if self._recording:  # the run ended within
+        if self._recording:  # the run ended during the trace
             jax.profiler.stop_trace()
 
     def after(self, step: int, computed: Any) -> bool:
-        """To be called after each step with what it gives; True when the trace is written."""
+        """Call after each step with its outputs. Returns True when the trace has been written."""
         if step == self._begins < self._ends:
             jax.block_until_ready(computed)
             jax.profiler.start_trace(self._folder)

@@ -19,27 +19,21 @@ import numpy as np
 from etils import epath
 from jaxtyping import Array
 
-from ddag_jax.build import (
-    build_model,
-    build_optimizer,
-    build_schedule,
-    build_train_step,
-    for_devices,
-    nonfinite_limit,
-)
-from ddag_jax.config import Config
+from ddag_jax.config import Config, to_dict
 from ddag_jax.data.loader import ImageSource, evaluation_split, training_batches, training_split
 from ddag_jax.data.sampler import IdentitySampler, steps_per_epoch
 from ddag_jax.errors import UserError
-from ddag_jax.evaluation.embed import GaveUp
-from ddag_jax.evaluation.evaluator import Evaluator, reported_feature, while_training
+from ddag_jax.evaluation.embed import Interrupted
+from ddag_jax.evaluation.evaluator import Evaluator, while_training
 from ddag_jax.evaluation.protocols import selection_figure
+from ddag_jax.io.files import write_text
 from ddag_jax.io.progress import say
-from ddag_jax.losses import Losses
-from ddag_jax.methods.ddag.model import initialise
+from ddag_jax.methods.base import Method
+from ddag_jax.methods.build import build_method
 from ddag_jax.parallel import (
     AXIS,
     Mesh,
+    Step,
     as_first_process,
     device_mesh,
     is_first_process,
@@ -52,6 +46,7 @@ from ddag_jax.parallel import (
 )
 from ddag_jax.report.ranked_lists import ranked_lists
 from ddag_jax.runs.checkpoint import (
+    Damaged,
     Meta,
     RunCheckpoints,
     check_same_run,
@@ -67,23 +62,30 @@ from ddag_jax.runs.lock import RunLock
 from ddag_jax.runs.logs import RunLog, Split
 from ddag_jax.runs.preemption import StopRequest
 from ddag_jax.runs.trace import WARM_UP, Profile
-from ddag_jax.training.state import TrainState, new_state
-from ddag_jax.training.step import Step
+from ddag_jax.training.build import (
+    build_optimizer,
+    build_schedule,
+    build_train_step,
+    for_devices,
+    initial_state,
+    nonfinite_limit,
+)
+from ddag_jax.training.state import TrainState
+from ddag_jax.training.step import Outcome
 
 _RUN_FILES = (
     "checkpoints",
     "damaged_checkpoint_*",
     "evaluation*.json",
-    "failed_step.json*",
+    "failed_step.json",
     "lock.json",
-    ".lock.json.*",
+    ".lock.json.guard",
     "log.jsonl",
-    "log.jsonl.tmp",
     "profile",
     "ranked_lists*.png",
     "report",
-    ".report.partial-*",
     "tensorboard",
+    ".*.partial-*",
 )
 """What a run's folder may hold, as patterns."""
 
@@ -138,33 +140,29 @@ def train(
         settings.identities_per_batch,
         settings.images_per_identity,
     )
-    model = build_model(config, images.classes, AXIS)
+    method = build_method(config.model, images.classes, AXIS)
     optimizer = build_optimizer(config, per_epoch)
-    size = (config.data.image_height, config.data.image_width)
     if held_out is None:  # as published: no identity is held out, so nothing is chosen
         split: Split = "test"
         watched = evaluation_split(config.data)
     else:
         split, watched = "held_out", held_out
     step = map_train_step(
-        build_train_step(config, model, optimizer, per_epoch), mesh, settings.mapping
+        build_train_step(config, method, optimizer, per_epoch, AXIS), mesh, settings.mapping
     )
-    evaluator = Evaluator(while_training(config), model, mesh, watched)
+    evaluator = Evaluator(while_training(config), method, mesh, watched)
 
     def start(backbone: dict[str, Any]) -> TrainState:
-        variables = initialise(model, jax.random.key(settings.seed), *size)
-        for name, given in backbone.items():
-            variables[name] |= given
-        weight = config.loss.graph_weight
-        return new_state(variables, optimizer, graph_weight=weight or 0.0, seed=settings.seed)
+        return initial_state(config, method, optimizer, backbone)
 
     start = on_all_devices(start, mesh)
     like = replicated_shapes(jax.eval_shape(start, {}), mesh)
     meta = Meta(config, images.classes, images.fingerprint)
     state: TrainState | None = None
-    damaged: list[int] = []
+    found = _Found()
     if resume:
-        state, damaged = _last_whole_state(folder, meta, like)
+        found = _last_whole_state(folder, meta, like)
+        state = found.state
     restored = None if state is None else int(state.step)
     backbone: dict[str, Any] = {}
     if state is None and init is not None:
@@ -180,10 +178,10 @@ def train(
 
     wait_for_all("before the workdir is touched")  # what others found there still stands
     with contextlib.ExitStack() as stack:
-        notes = []
+        notes = found.notes
         try:
             if is_first_process():
-                notes = _take_workdir(folder, overwrite, damaged, stack)
+                notes = [*_take_workdir(folder, overwrite, found.damaged, stack), *notes]
             wait_for_all("the workdir is there")
             log = RunLog(
                 folder,
@@ -194,6 +192,7 @@ def train(
             )
             run = _Run(
                 config=config,
+                method=method,
                 per_epoch=per_epoch,
                 first=first,
                 step=step,
@@ -210,7 +209,7 @@ def train(
                 profile=stack.enter_context(Profile(folder / "profile", first, profile)),
             )
             if restored is None:
-                log.hyper_parameters(dataclasses.asdict(config))
+                log.hyper_parameters(to_dict(config))
             for note in notes:
                 run.note(note)
             return run.go_on(state, resume)
@@ -226,6 +225,7 @@ class _Run:
     """A run under way."""
 
     config: Config
+    method: Method
     per_epoch: int
     first: int
     """Steps that were taken already."""
@@ -267,14 +267,14 @@ class _Run:
             last_step=self.total,
             **process_share(),
         )
-        unread: list[tuple[int, Losses]] = []
+        unread: list[tuple[int, Outcome]] = []
         for number in range(self.first + 1, self.total + 1):
-            state, losses = self.step(state, shard(next(batches), self.mesh))
+            state, outcome = self.step(state, shard(next(batches), self.mesh))
             # Only now, with the next step under way, so that the device does not wait.
             if unread and self._logged(unread[-1][0]):
                 self._read(unread)
-            unread.append((number, losses))
-            if self.profile.after(number, losses):
+            unread.append((number, outcome))
+            if self.profile.after(number, outcome):
                 text = f"the trace of the last steps is in {self.log.folder / 'profile'}"
                 self.log.note(number, (number - 1) // self.per_epoch, text)
             ends, stopping = number % self.per_epoch == 0, self.stop.after(number)
@@ -297,29 +297,26 @@ class _Run:
     def _logged(self, number: int) -> bool:
         return number == 1 or number % self.config.training.log_every == 0
 
-    def _read(self, unread: list[tuple[int, Losses]]) -> None:
+    def _read(self, unread: list[tuple[int, Outcome]]) -> None:
         """Looks at what the device gave for these steps: stops where they failed, logs the last one
         if that is due."""
-        number, losses = unread[-1]
+        number, outcome = unread[-1]
         limit = nonfinite_limit(self.config)
-        if int(losses.skipped_in_row) >= limit:  # which only grows then
+        if int(outcome.skipped_in_row) >= limit:  # which only grows then
             self._fail(*next(step for step in unread if int(step[1].skipped_in_row) >= limit))
         if self._logged(number):
-            self.log.train(number, (number - 1) // self.per_epoch, self._figures(number, losses))
+            self.log.train(number, (number - 1) // self.per_epoch, self._figures(number, outcome))
         unread.clear()
 
-    def _figures(self, number: int, losses: Losses) -> dict[str, float]:
-        figures = {name: float(value) for name, value in losses._asdict().items()}
-        if not figures["skipped_in_row"]:
-            del figures["skipped_in_row"]
+    def _figures(self, number: int, outcome: Outcome) -> dict[str, float]:
+        figures = {name: float(value) for name, value in outcome.terms.items()}
+        if skipped := int(outcome.skipped_in_row):
+            figures["skipped_in_row"] = float(skipped)
         return {**figures, "learning_rate": float(self.learning_rate(number - 1))}
 
     def _log_epoch(self, state: TrainState, number: int) -> None:
-        self.log.epoch(
-            number,
-            number // self.per_epoch - 1,
-            {"loss_without_graph": state.epoch_loss, "next_graph_weight": state.graph_weight},
-        )
+        figures = self.method.epoch_figures(state.memory)
+        self.log.epoch(number, number // self.per_epoch - 1, figures)
 
     def _evaluate(self, state: TrainState, number: int) -> bool:
         """Evaluates after an epoch if that is due; False where it was asked to stop meanwhile."""
@@ -330,18 +327,18 @@ class _Run:
         variables = {"params": state.params, "batch_stats": state.batch_stats}
         try:
             features = self.evaluator.embed(
-                variables, progress=f"epoch {epoch}: embedding", give_up=self.stop.asked_alone
+                variables, progress=f"epoch {epoch}: embedding", interrupted=self.stop.asked_alone
             )
-        except GaveUp:
+        except Interrupted:
             return False
         records = self.evaluator.judge(features)
         if self.split == "held_out":
-            figure = selection_figure(records, reported_feature(self.config))
+            figure = selection_figure(records, self.method.features[-1])
             self.checkpoints.scored(number, as_first_process(figure), write=is_first_process())
         self.log.evaluation(number, epoch, self.split, records)
         if is_first_process():
             picture = ranked_lists(
-                features[reported_feature(self.config)],
+                features[self.method.features[-1]],
                 self.evaluator.images,
                 self.evaluator.searches[0],
                 self.watched.images,
@@ -349,10 +346,10 @@ class _Run:
             self.log.picture(number, f"{self.split}/ranked_lists", np.asarray(picture))
         return True
 
-    def _fail(self, number: int, losses: Losses) -> NoReturn:
+    def _fail(self, number: int, outcome: Outcome) -> NoReturn:
         """Says which step was not finite, on which images."""
         sample = self.sampler.sample(*divmod(number - 1, self.per_epoch))
-        figures = self._figures(number, losses)
+        figures = self._figures(number, outcome)
         content = {
             "step": number,
             "epoch": (number - 1) // self.per_epoch,
@@ -362,9 +359,7 @@ class _Run:
         }
         path = self.log.folder / "failed_step.json"
         if is_first_process():
-            temporary = path.with_name(path.name + ".tmp")
-            temporary.write_text(json.dumps(content, indent=2) + "\n")
-            temporary.replace(path)
+            write_text(path, json.dumps(content, indent=2) + "\n")
         broken = [name for name, value in content.items() if value is None]
         raise UserError(
             f"step {number}: {', '.join(broken) or 'a gradient'} is not finite; training has"
@@ -374,33 +369,43 @@ class _Run:
         )
 
 
-def _last_whole_state(
-    folder: epath.Path, meta: Meta, like: TrainState
-) -> tuple[TrainState | None, list[int]]:
-    """The state of the last checkpoint that is as it was written, if there is any checkpoint, and
-    the steps of those after it that are not.
+@dataclasses.dataclass(frozen=True)
+class _Found:
+    """What a run's folder has to go on from."""
+
+    state: TrainState | None = None
+    """None where there is no checkpoint."""
+    damaged: Sequence[int] = ()
+    """Steps of the later checkpoints that are damaged."""
+    notes: list[str] = dataclasses.field(default_factory=list)
+
+
+def _last_whole_state(folder: epath.Path, meta: Meta, like: TrainState) -> _Found:
+    """Restore the last checkpoint that is not damaged.
 
     Raises:
-        UserError: it is of another run, or none is whole.
+        UserError: it is of another run, or all are damaged.
     """
     faults: dict[int, str] = {}
-    for found in reversed(saved_steps(folder)):
+    for step in reversed(saved_steps(folder)):
         try:
-            saved = read_meta(step_folder(folder, found))
-        except UserError as error:
-            faults[found] = str(error)
+            saved = read_meta(step_folder(folder, step), meta.config)
+        except Damaged as error:
+            faults[step] = str(error)
             continue
         check_same_run(saved, meta, folder)
         try:
-            return restore_state(step_folder(folder, found), like), list(faults)
-        except UserError as error:  # the run is the same, so that no difference is meant
-            faults[found] = str(error)
+            state = restore_state(step_folder(folder, step), like)
+        except UserError as error:  # the run is the same, so its arrays should fit
+            faults[step] = str(error)
+            continue
+        return _Found(state, list(faults), saved.notes)
     if faults:
         raise UserError(
             f"{folder}: none of its checkpoints is whole; start anew with --overwrite, or name"
             " another --workdir. " + " ".join(faults.values())
         )
-    return None, []
+    return _Found()
 
 
 def _take_workdir(

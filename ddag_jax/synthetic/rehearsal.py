@@ -1,7 +1,7 @@
-"""Trees of exactly a dataset's shape, to rehearse with before the real images are there.
+"""Folders in the exact layout of a dataset, for a rehearsal before its images are available.
 
-Folders, names of files and lists are as the dataset has them, and as many. The images are a few
-rendered people over and over: good for counts, layouts and protocols, not for training.
+Folders, file names, lists and their counts are those of the dataset. The images are a few rendered
+people, repeated: enough to test counts, layouts and protocols, not for training.
 """
 
 import dataclasses
@@ -20,27 +20,28 @@ from ddag_jax.datasets.rand_perm_cam import read_permutations
 from ddag_jax.errors import UserError
 from ddag_jax.io.files import new_folder
 from ddag_jax.io.progress import Progress
-from ddag_jax.synthetic.people import INFRARED, VISIBLE, People, render
+from ddag_jax.synthetic.camera import INFRARED, VISIBLE
+from ddag_jax.synthetic.image import People, render
 
 
 @dataclasses.dataclass(frozen=True)
 class Tree:
-    """What to write."""
+    """The files of a dataset's folder."""
 
     images: list[tuple[str, int, int]]
-    """Name below the folder, identity, and the camera of people.py that seems to see it."""
+    """Path in the folder, identity, and the number of the camera in `camera.py` that renders it."""
     lists: Mapping[str, bytes]
-    """All other files, by name."""
+    """Content of all other files, by path in the folder."""
 
 
 def sysu_mm01_tree(exp: epath.PathLike) -> Tree:
-    """SYSU-MM01: the folders that its permutations know, of identities in no list, too.
+    """Return the files of SYSU-MM01: every folder of its permutations, listed identities or not.
 
     Args:
-      exp: a folder with the dataset's own lists and `rand_perm_cam.mat`; they come along.
+        exp: folder with the dataset's own lists and `rand_perm_cam.mat`, which are copied.
 
     Raises:
-      UserError: one of these is missing or damaged, or they do not belong together.
+        UserError: one of these is missing or damaged, or they are of different releases.
     """
     exp = epath.Path(exp)
     if not exp.is_dir():
@@ -58,10 +59,10 @@ def sysu_mm01_tree(exp: epath.PathLike) -> Tree:
     for folder, files in folders.items():
         camera, identity = (int(part) for part in folder.removeprefix("cam").split("/"))
         images += [(f"{folder}/{n:04d}.jpg", identity, camera) for n in range(1, files + 1)]
-    if strangers := listed - {identity for _, identity, _ in images}:
+    if absent := listed - {identity for _, identity, _ in images}:
         raise UserError(
-            f"{exp}: {count(strangers, 'listed identity has', 'listed identities have')} no image"
-            f" in rand_perm_cam.mat ({examples(strangers)}); take all from the same release"
+            f"{exp}: {count(absent, 'listed identity has', 'listed identities have')} no image"
+            f" in rand_perm_cam.mat ({examples(absent)}); take all from the same release"
         )
     return Tree(
         images, {f"exp/{name}": (exp / name).read_bytes() for name in (*names, "rand_perm_cam.mat")}
@@ -69,7 +70,7 @@ def sysu_mm01_tree(exp: epath.PathLike) -> Tree:
 
 
 def regdb_tree(seed: int) -> Tree:
-    """RegDB, with ten random halves of its identities for the ten trials."""
+    """Return the files of RegDB, with random halves of its identities as its ten splits."""
     rng = np.random.default_rng(seed)
     published = regdb.PUBLISHED["train_1"].identities + regdb.PUBLISHED["test_1"].identities
     identities = range(1, published + 1)
@@ -97,11 +98,11 @@ def regdb_tree(seed: int) -> Tree:
 
 
 def llcm_tree(seed: int, scale: float) -> Tree:
-    """LLCM; who is in which split, and seen by which cameras, is drawn.
+    """Return the files of LLCM, with random splits and random cameras of each identity.
 
     Args:
-      seed: of the draw.
-      scale: of its identities and images, this share.
+        seed: of the random numbers.
+        scale: share of the dataset's identities and images.
     """
     rng = np.random.default_rng(seed)
     sizes = {split: round(scale * counts.identities) for split, counts in llcm.PUBLISHED.items()}
@@ -121,7 +122,7 @@ def llcm_tree(seed: int, scale: float) -> Tree:
             lines = []
             shares = _shares(round(total * len(members) / published.identities), len(members))
             for label, (identity, share) in enumerate(zip(members, shares, strict=True)):
-                # Three or more in turn, so that few people suffice for all cameras.
+                # Three to five cameras in turn, so that few identities cover all cameras.
                 turn = range(3 * label, 3 * label + int(rng.integers(3, 6)))
                 seen = sorted(cameras[place % len(cameras)] for place in turn)
                 for camera, files in zip(seen, _shares(share, len(seen)), strict=True):
@@ -140,7 +141,7 @@ def llcm_tree(seed: int, scale: float) -> Tree:
 
 
 def _shares(total: int, parts: int) -> list[int]:
-    """A total in equal parts, as far as it goes."""
+    """Divide a total into parts that differ by 1 at most."""
     return [total // parts + (part < total % parts) for part in range(parts)]
 
 
@@ -155,25 +156,25 @@ def write_tree(
     linked: bool = True,
     progress: bool = True,
 ) -> None:
-    """Draws a few people and writes their images under all names.
+    """Render a few people and write their images under all names of a tree.
 
-    Each image is one file with many names (hard links), where the file system has them: some 200
-    files in the place of tens of thousands are written, and above all removed, many times as fast.
-    They are read-only, since what is written into one name would show under the others.
+    Each distinct image is one file with many hard links, where the file system supports them: some
+    200 files in place of tens of thousands are written, and above all removed, much faster. The
+    files are read-only, since a change of one would change all of its links.
 
     Args:
-      tree: what to write.
-      folder: where to; must not exist. It appears when it is whole.
-      distinct: people to draw, 1 to 1000. Identities take them in turn.
-      heights: of the images in pixels. A person has an image of each height in each camera; the
-        names take them in turn.
-      seed: of the people.
-      note: what rendered.txt says.
-      linked: whether a file may have many names.
-      progress: show a progress bar on standard error.
+        tree: the files.
+        folder: must not exist; it appears when it is complete.
+        distinct: number of people to render, 1 to 1000; identities take them in turn.
+        heights: of the images in pixels. Each person has one image of each height per camera; the
+            names take them in turn.
+        seed: of the people.
+        note: content of rendered.txt.
+        linked: whether to use hard links.
+        progress: show a progress bar on standard error.
 
     Raises:
-      UserError: a number is out of its range; the folder exists, or cannot be made or written.
+        UserError: a number is out of its range; the folder exists, or cannot be created or written.
     """
     if not 1 <= distinct <= 1000:
         raise UserError(f"--distinct {distinct}: must be from 1 to 1000")
@@ -211,7 +212,7 @@ def write_tree(
 
 
 def _link(before: pathlib.Path, path: pathlib.Path) -> bool:
-    """Gives a file another name; False where the file system has no links, or no more of it."""
+    """Return whether a hard link was made; not every file system, nor any number, is supported."""
     try:
         path.hardlink_to(before)
     except OSError:
@@ -220,7 +221,7 @@ def _link(before: pathlib.Path, path: pathlib.Path) -> bool:
 
 
 def _encoded(pixels: UInt8[np.ndarray, "h w 3"], name: str) -> bytes:
-    """A file of the format that its name says."""
+    """Encode an image in the format of the name's suffix."""
     file = io.BytesIO()
     PIL.Image.fromarray(pixels).save(file, format="bmp" if name.endswith(".bmp") else "jpeg")
     return file.getvalue()

@@ -6,8 +6,9 @@ import jax
 import optax
 from jaxtyping import Array
 
-BACKBONE = "two_stream"
-"""The parameters under this name learn at the backbone's rate."""
+from ddag_jax.models.two_stream import BACKBONE
+
+Schedule = Callable[[Array | int], Array | float]
 
 
 def learning_rate_schedule(
@@ -17,7 +18,7 @@ def learning_rate_schedule(
     warmup_epochs: int,
     drop_epochs: Sequence[int],
     drop_factor: float,
-) -> Callable[[Array | int], Array | float]:
+) -> Schedule:
     """Learning rate of a step, constant within an epoch: an array for one, a float for an int.
 
     (epoch + 1) / warmup_epochs of `learning_rate` up to epoch warmup_epochs - 1, then
@@ -42,7 +43,7 @@ def learning_rate_schedule(
 
 
 def sgd(
-    schedule: Callable[[Array | int], Array | float],
+    schedule: Schedule,
     *,
     backbone_scale: float,
     momentum: float,

@@ -1,7 +1,8 @@
-"""One training step, written for one device of an axis: pure."""
+"""One training step, written for one device of an axis: pure, and the same for every method."""
 
+import collections
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -9,19 +10,31 @@ import optax
 from jaxtyping import Array, Float, Int, Key
 
 from ddag_jax.data.augment import augment
-from ddag_jax.losses import Losses, ddag_losses, dynamic_graph_weight
-from ddag_jax.methods.ddag.model import DDAG
+from ddag_jax.methods.base import Method, View
 from ddag_jax.training.state import TrainState
 from ddag_jax.types import Batch
 
-Step = Callable[[TrainState, Batch], tuple[TrainState, Losses]]
+
+class Outcome(NamedTuple):
+    """What a step reports, the same on every device."""
+
+    terms: "collections.OrderedDict[str, Float[Array, '']]"
+    """The method's terms in its order, then `total`: of the whole batch."""
+    skipped_in_row: Int[Array, ""]
+    """Consecutive steps, up to this one, that were skipped because they were not finite."""
+
+
+TrainStep = Callable[[TrainState, Batch], tuple[TrainState, Outcome]]
+Update = Callable[..., tuple[TrainState, Outcome, Any]]
 
 
 def image_keys(
     key: Key[Array, ""], first_slot: Int[Array, ""] | int, n: int, m: int
 ) -> Key[Array, "2 n m"]:
-    """A key for each image of a device's share, visible first, from (identity slot, modality,
-    image slot) alone: the number of devices does not show in it."""
+    """Return a key for each image of a device's share, visible images first.
+
+    A key depends on (identity slot, modality, image slot) alone, not on the number of devices.
+    """
 
     def one(modality: Array, slot: Array, image: Array) -> Array:
         return jax.random.fold_in(
@@ -34,129 +47,105 @@ def image_keys(
 
 
 def make_update(
-    model: DDAG,
+    method: Method,
     optimizer: optax.GradientTransformation,
     *,
-    margin: float,
-    graph_reduction: str,
-    dynamic_weight: bool,
+    axis_name: str | None,
     steps_per_epoch: int,
     nonfinite_limit: int,
-) -> Callable[..., tuple[TrainState, Losses, Any]]:
-    """The part of a step after augmentation: images and labels in, new state, losses and gradients
-    (averaged over the devices, before weight decay) out.
+) -> Update:
+    """Return the part of a step after augmentation.
 
-    A step whose loss or gradient is not finite changes nothing but the counts of steps; after
-    `nonfinite_limit` of them in a row, no step does.
+    `update(state, views, keys)` returns the new state, the outcome and the gradients, averaged
+    over the devices, before weight decay.
 
-    The axis that losses, gradients and batch statistics span is the model's `axis_name`.
+    A step whose loss or gradient is not finite changes nothing but the number of steps and the
+    method's memory; after `nonfinite_limit` of them in a row, no step does.
+
+    Args:
+        method: for the same `axis_name`.
+        optimizer: of the parameters.
+        axis_name: the device axis over which loss and gradients are averaged; None for one device.
+        steps_per_epoch: after which the method is told that the epoch ends.
+        nonfinite_limit: consecutive steps that are not finite.
     """
-    axis_name = model.axis_name
 
     def over_devices(tree: Any) -> Any:
         return tree if axis_name is None else jax.lax.pmean(tree, axis_name)
 
     def update(
-        state: TrainState,
-        visible: Float[Array, "b h w 3"],
-        infrared: Float[Array, "b h w 3"],
-        labels: Int[Array, " k"],
-        dropout_keys: Key[Array, " k"] | None,
-    ) -> tuple[TrainState, Losses, Any]:
-        def loss(params: Any) -> tuple[Array, tuple[Losses, Any]]:
-            output, changed = model.apply(
-                {"params": params, "batch_stats": state.batch_stats},
-                visible,
-                infrared,
-                labels,
-                dropout_keys,
-                mutable=["batch_stats"],
-            )
-            losses = ddag_losses(
-                output,
-                labels,
-                state.graph_weight,
-                margin=margin,
-                graph_reduction=graph_reduction,
-                axis_name=axis_name,
-            )
-            return losses.total, (losses, changed["batch_stats"])
+        state: TrainState, views: tuple[View, ...], keys: Key[Array, " k"] | None
+    ) -> tuple[TrainState, Outcome, Any]:
+        def loss(params: Any) -> tuple[Array, tuple[Any, Any]]:
+            variables = {"params": params, "batch_stats": state.batch_stats}
+            total, terms, batch_stats = method.loss(variables, views, state.memory, keys)
+            return total, (collections.OrderedDict(terms, total=total), batch_stats)
 
-        gradients, (losses, batch_stats) = jax.grad(loss, has_aux=True)(state.params)
-        gradients, losses = over_devices(gradients), over_devices(losses)
+        gradients, (terms, batch_stats) = jax.grad(loss, has_aux=True)(state.params)
+        gradients, terms = over_devices(gradients), over_devices(terms)
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
-        finite = [jnp.isfinite(value).all() for value in jax.tree.leaves((losses.total, gradients))]
+        finite = [jnp.isfinite(x).all() for x in jax.tree.leaves((terms["total"], gradients))]
         # Behind a barrier, since XLA repeats the whole conjunction, an operation for each of some
         # two hundred arrays, in every one of the selections below: four fifths of the program.
-        counts = jax.lax.optimization_barrier(
+        counted = jax.lax.optimization_barrier(
             jnp.stack(finite).all() & (state.skipped_in_row < nonfinite_limit)
         )
-        losses = losses._replace(skipped_in_row=jnp.where(counts, 0, state.skipped_in_row + 1))
-
-        step, steps_counted = state.step + 1, state.steps_counted + counts
-        loss_sum = state.loss_sum + jnp.where(counts, losses.without_graph, 0)
-        epoch_ends = step % steps_per_epoch == 0
-        mean = loss_sum / jnp.maximum(steps_counted, 1)
-        epoch_loss = jnp.where(epoch_ends, mean, state.epoch_loss)
-        graph_weight = state.graph_weight
-        if dynamic_weight:
-            next_weight = dynamic_graph_weight(epoch_loss)
-            graph_weight = jnp.where(epoch_ends, next_weight, graph_weight)
+        step = state.step + 1
+        skipped_in_row = jnp.where(counted, 0, state.skipped_in_row + 1)
 
         def unless_skipped(new: Any, old: Any) -> Any:
-            return jax.tree.map(lambda new, old: jnp.where(counts, new, old), new, old)
+            return jax.tree.map(lambda new, old: jnp.where(counted, new, old), new, old)
 
         new_state = state.replace(
             step=step,
             params=unless_skipped(optax.apply_updates(state.params, updates), state.params),
             batch_stats=unless_skipped(batch_stats, state.batch_stats),
             opt_state=unless_skipped(opt_state, state.opt_state),
-            graph_weight=graph_weight,
-            loss_sum=jnp.where(epoch_ends, 0, loss_sum),
-            epoch_loss=epoch_loss,
-            steps_counted=jnp.where(epoch_ends, 0, steps_counted),
-            skipped_in_row=losses.skipped_in_row,
+            memory=method.remember(state.memory, terms, counted, step % steps_per_epoch == 0),
+            skipped_in_row=skipped_in_row,
         )
-        return new_state, losses, gradients
+        return new_state, Outcome(terms, skipped_in_row), gradients
 
     return update
 
 
 def make_train_step(
-    model: DDAG,
+    method: Method,
     optimizer: optax.GradientTransformation,
     *,
-    margin: float,
-    graph_reduction: str,
-    dynamic_weight: bool,
+    axis_name: str | None,
     steps_per_epoch: int,
     nonfinite_limit: int,
     padding: int,
     flip: bool,
-) -> Step:
-    """`train_step(state, batch)` for one device: its share of the batch in, the new state and the
-    losses of the whole batch out, the same on every device."""
+) -> TrainStep:
+    """Return `train_step(state, batch)` for one device: augmentation, then `make_update`'s part.
+
+    Its share of the batch in; the new state and the outcome of the whole batch out, the same on
+    every device. `padding` and `flip` are those of `augment`, the rest those of `make_update`.
+    """
     update = make_update(
-        model,
+        method,
         optimizer,
-        margin=margin,
-        graph_reduction=graph_reduction,
-        dynamic_weight=dynamic_weight,
+        axis_name=axis_name,
         steps_per_epoch=steps_per_epoch,
         nonfinite_limit=nonfinite_limit,
     )
 
-    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Losses]:
+    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Outcome]:
         n, m, *size = batch.visible.shape
-        device = 0 if model.axis_name is None else jax.lax.axis_index(model.axis_name)
+        device = 0 if axis_name is None else jax.lax.axis_index(axis_name)
         key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
         keys = image_keys(key, device * n, n, m).reshape(2 * n * m)
-        augment_keys, dropout_keys = jax.vmap(jax.random.split, out_axes=1)(keys)
+        augment_keys, method_keys = jax.vmap(jax.random.split, out_axes=1)(keys)
         images = jnp.concatenate([batch.visible, batch.infrared]).reshape(2 * n * m, *size)
-        dtype = jnp.dtype(model.dtype)
-        images = augment(images, augment_keys, padding=padding, flip=flip, dtype=dtype)
-        labels = jnp.tile(jnp.repeat(batch.labels, m), 2)
-        new_state, losses, _ = update(state, images[: n * m], images[n * m :], labels, dropout_keys)
-        return new_state, losses
+        images = augment(images, augment_keys, padding=padding, flip=flip)
+        labels = jnp.repeat(jnp.asarray(batch.labels), m)
+        views = (
+            View("visible", images[: n * m], labels),
+            View("infrared", images[n * m :], labels),
+        )
+        new_state, outcome, _ = update(state, views, method_keys)
+        return new_state, outcome
 
     return train_step

@@ -11,7 +11,7 @@ import torch
 
 from ddag_jax.models.resnet import BasicBlock, Bottleneck, Stages
 from ddag_jax.models.two_stream import Stem, TwoStream
-from ddag_jax.pytorch.keys import stage_rows, to_variables
+from ddag_jax.pytorch.keys import stage_mappings, to_variables
 from tests.models import torch_modules
 from tests.models.torch_modules import (
     as_jax,
@@ -91,7 +91,7 @@ def test_stages_as_pytorch() -> None:
     state_dict = {key: value.numpy().copy() for key, value in theirs.state_dict().items()}
     x = images(2, 12, 9, 8)
     with jax.enable_x64(True):
-        variables = to_variables(state_dict, stage_rows("resnet18", ""))
+        variables = to_variables(state_dict, stage_mappings("resnet18", ""))
         variables = {kind: as_jax(tree["two_stream"]["shared"]) for kind, tree in variables.items()}
         ours, changed = jax.jit(
             lambda variables, x: Stages("resnet18", 8, jnp.float64).apply(
@@ -101,7 +101,7 @@ def test_stages_as_pytorch() -> None:
     assert ours.shape == (2, 3, 3, 64)
     assert_close(ours, to_ours(theirs(to_torch(x))))
     state_dict = {key: value.numpy() for key, value in theirs.state_dict().items()}
-    updated = to_variables(state_dict, stage_rows("resnet18", ""))["batch_stats"]
+    updated = to_variables(state_dict, stage_mappings("resnet18", ""))["batch_stats"]
     jax.tree.map(assert_close, changed["batch_stats"], updated["two_stream"]["shared"])
 
 

@@ -3,43 +3,37 @@
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.typing import DTypeLike
 
-from ddag_jax.methods.ddag.model import DDAG
+from ddag_jax.config import DDAGConfig
+from ddag_jax.methods.base import Method
+from ddag_jax.methods.ddag.method import DDAG
 from ddag_jax.training.optimizer import sgd
 from ddag_jax.types import Batch
 
 CLASSES, HEIGHT, WIDTH = 10, 32, 16
 
 
-def network(dtype: DTypeLike = jnp.float32, **options: Any) -> DDAG:
-    """ResNet-18 at an eighth of its width, two parts, two heads."""
+def method(*, classes: int = CLASSES, axis_name: str | None = None, **fields: Any) -> DDAG:
+    """Return DDAG on a ResNet-18 of an eighth of its width, with two parts and two heads."""
     settings = {
-        "classes": CLASSES,
         "backbone": "resnet18",
         "width": 8,
         "parts": 2,
         "graph_heads": 2,
         "graph_head_dim": 8,
     }
-    return DDAG(**(settings | options), dtype=dtype)
+    return DDAG(DDAGConfig(**(settings | fields)), classes, axis_name)
 
 
-def shapes(model: DDAG) -> dict:
-    """Shapes and dtypes of the variables, without computing them."""
-    single = model.clone(axis_name=None)
-    image = jax.ShapeDtypeStruct((1, HEIGHT, WIDTH, 3), model.dtype)
-    return jax.eval_shape(
-        lambda image: single.init(jax.random.key(0), image, image, jnp.zeros(2, jnp.int32), None),
-        image,
-    )
+def shapes(method: Method) -> dict:
+    """Return shapes and dtypes of the variables, without computing them."""
+    return jax.eval_shape(lambda: method.init(jax.random.key(0), (HEIGHT, WIDTH)))
 
 
-def random_variables(model: DDAG, seed: int = 0) -> dict:
-    """Variables of the model's shapes and dtypes that let every layer show; NumPy draws them,
+def random_variables(method: Method, seed: int = 0) -> dict:
+    """Variables of the network's shapes and dtypes that let every layer show; NumPy draws them,
     since compiling JAX's draws takes longer than a test should."""
     rng = np.random.default_rng(seed)
 
@@ -53,7 +47,7 @@ def random_variables(model: DDAG, seed: int = 0) -> dict:
             values = rng.normal(0, np.prod(leaf.shape[:-1], initial=1) ** -0.5, leaf.shape)
         return values.astype(leaf.dtype)
 
-    return jax.tree_util.tree_map_with_path(draw, shapes(model))
+    return jax.tree_util.tree_map_with_path(draw, shapes(method))
 
 
 def optimizer() -> optax.GradientTransformation:

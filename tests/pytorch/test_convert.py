@@ -12,14 +12,14 @@ import pytest
 import safetensors.torch
 import torch
 
-from ddag_jax.build import build_model
 from ddag_jax.cli import evaluate
 from ddag_jax.cli.convert import main
-from ddag_jax.config import Config, ModelConfig
+from ddag_jax.config import Config, DDAGConfig
 from ddag_jax.errors import UserError
-from ddag_jax.methods.ddag.model import DDAG, initialise
+from ddag_jax.methods.build import build_method
+from ddag_jax.methods.ddag.method import DDAG
 from ddag_jax.parallel import device_mesh, replicated_shapes
-from ddag_jax.pytorch.keys import Dimensions, reference_layout, to_variables, torchvision_layout
+from ddag_jax.pytorch.keys import Dimensions, reference_table, to_variables, torchvision_table
 from ddag_jax.pytorch.reading import read_state_dict
 from ddag_jax.runs.checkpoint import (
     Meta,
@@ -30,18 +30,18 @@ from ddag_jax.runs.checkpoint import (
     save_weights,
 )
 
-REFERENCE = reference_layout(Dimensions(classes=6, parts=4, heads=3, head_dim=8))
+REFERENCE = reference_table(Dimensions(classes=6, parts=4, heads=3, head_dim=8))
 FIGURES = {"epoch": 12, "cmc": np.linspace(0, 1, 20), "mAP": np.float64(0.25)}
 
 
-def filled(layout, keys):
+def filled(table, keys):
     """Small random numbers under `keys`; everywhere else one stored zero, spread by strides."""
     draw = torch.Generator().manual_seed(0)
     return {
         key: torch.randn(shape, generator=draw)
         if key in keys
         else torch.zeros((), dtype=torch.float32 if shape else torch.int64).expand(shape)
-        for key, shape in layout.shapes.items()
+        for key, shape in table.shapes.items()
     }
 
 
@@ -76,13 +76,13 @@ def reference(tmp_path_factory):
 def resnet18(tmp_path_factory):
     """ImageNet weights and the checkpoint made of them, both for a ResNet-18."""
     folder = tmp_path_factory.mktemp("resnet18")
-    layout = torchvision_layout("resnet18")
-    tensors = filled(layout, set(layout.mapped))
+    table = torchvision_table("resnet18")
+    tensors = filled(table, set(table.mapped))
     tensors |= {"fc.weight": torch.zeros(1000, 512), "fc.bias": torch.zeros(1000)}
     torch.save(tensors, folder / "resnet18.pth")
     assert main(["torchvision", str(folder / "resnet18.pth"), str(folder / "ours")]) == 0
     return types.SimpleNamespace(
-        net=tensors, layout=layout, file=folder / "resnet18.pth", ours=folder / "ours"
+        net=tensors, table=table, file=folder / "resnet18.pth", ours=folder / "ours"
     )
 
 
@@ -93,12 +93,12 @@ def test_reference_to_ours_is_exact_and_complete(reference):
     model = meta.config.model
     assert (model.parts, model.graph_heads, model.graph_head_dim) == (4, 3, 8)
     assert (meta.config.data.image_height, meta.config.data.image_width) == (64, 32)
-    network = build_model(meta.config, meta.classes)
-    shapes = jax.eval_shape(lambda: initialise(network, jax.random.key(0), 64, 32))
+    method = build_method(model, meta.classes)
+    shapes = jax.eval_shape(lambda: method.init(jax.random.key(0), (64, 32)))
     one_device = device_mesh(jax.devices()[:1])
     restored = restore_variables(reference.ours, replicated_shapes(shapes, one_device))
     arrays = {key: tensor.numpy() for key, tensor in reference.net.items()}
-    assert_identical(restored, to_variables(arrays, REFERENCE.rows))
+    assert_identical(restored, to_variables(arrays, REFERENCE.mappings))
 
 
 def test_round_trip_is_exact(reference, tmp_path, capsys):
@@ -125,21 +125,21 @@ def test_round_trip_is_exact(reference, tmp_path, capsys):
 def test_torchvision_fills_both_stems_and_the_stages(backbone, request, tmp_path, capsys):
     if backbone == "resnet18":
         made = request.getfixturevalue("resnet18")
-        net, layout, ours = made.net, made.layout, made.ours
+        net, table, ours = made.net, made.table, made.ours
     else:
-        layout = torchvision_layout(backbone)
-        net, ours = filled(layout, set(layout.mapped)), tmp_path / "ours"
+        table = torchvision_table(backbone)
+        net, ours = filled(table, set(table.mapped)), tmp_path / "ours"
         safetensors.torch.save_file(
             {f"module.{key}": tensor.contiguous() for key, tensor in net.items()},
             tmp_path / "resnet50.safetensors",
         )
         assert main(["torchvision", str(tmp_path / "resnet50.safetensors"), str(ours)]) == 0
         assert "keys read     318" in capsys.readouterr().out
-    model = DDAG(classes=3, backbone=backbone, graph_head_dim=4)
-    shapes = jax.eval_shape(lambda: initialise(model, jax.random.key(0), 32, 16))
+    method = DDAG(DDAGConfig(backbone=backbone, graph_head_dim=4), classes=3)
+    shapes = jax.eval_shape(lambda: method.init(jax.random.key(0), (32, 16)))
     restored = restore_backbone(ours, types.SimpleNamespace(**shapes))
     arrays = {key: tensor.numpy() for key, tensor in net.items()}
-    for collection, trees in to_variables(arrays, layout.rows).items():
+    for collection, trees in to_variables(arrays, table.mappings).items():
         for stream in ("visible", "infrared", "shared"):
             ours_of_it = restored[collection]["two_stream"][stream]
             assert_identical(ours_of_it, trees["two_stream"][stream])
@@ -163,7 +163,7 @@ def test_the_table_says_what_became_of_every_key(resnet18, tmp_path, capsys):
     one = sum(
         value.numel()
         for key, value in resnet18.net.items()
-        if key in resnet18.layout.mapped and "running" not in key
+        if key in resnet18.table.mapped and "running" not in key
     )
     stem = 64 * 3 * 7 * 7 + 2 * 64
     assert figures["parameters"].startswith(f"{one + stem:,} and ")
@@ -285,8 +285,8 @@ def test_all_that_does_not_fit_is_listed_at_once(tmp_path, capsys):
 
 def test_missing_keys_that_are_not_used_do_not_matter(tmp_path, capsys):
     """Files of PyTorch before 0.4.1 count no steps."""
-    layout = torchvision_layout("resnet18")
-    net = filled(layout, set())
+    table = torchvision_table("resnet18")
+    net = filled(table, set())
     net = {key: value for key, value in net.items() if not key.endswith("tracked")}
     net["conv1.weight"] = torch.full((64, 3, 7, 7), 1.5, dtype=torch.float16)
     torch.save(net, tmp_path / "x.pth")
@@ -300,10 +300,10 @@ def test_missing_keys_that_are_not_used_do_not_matter(tmp_path, capsys):
 
 def test_another_network_of_the_same_kind_is_refused(tmp_path, capsys):
     """Half the width has all the names; the wrong kind of file has none."""
-    layout = torchvision_layout("resnet18")
+    table = torchvision_table("resnet18")
     net = {
         key: torch.zeros([n if n == 3 or n == 7 else n // 2 for n in shape])
-        for key, shape in layout.shapes.items()
+        for key, shape in table.shapes.items()
     }
     torch.save(net, tmp_path / "x.pth")
     assert main(["torchvision", str(tmp_path / "x.pth"), str(tmp_path / "ours")]) == 2
@@ -374,7 +374,7 @@ REFUSED = {
 
 @pytest.mark.parametrize("fields", [*([field] for field in REFUSED), list(REFUSED)], ids="-".join)
 def test_what_the_reference_cannot_hold_is_refused_by_name(tmp_path, capsys, fields):
-    model = ModelConfig(**{field: REFUSED[field] for field in fields})
+    model = DDAGConfig(**{field: REFUSED[field] for field in fields})
     save_weights(tmp_path / "ours", {"params": {}}, Meta(Config(model=model), 5).to_json())
     assert main(["to-reference", str(tmp_path / "ours"), str(tmp_path / "model.t")]) == 2
     error = capsys.readouterr().err

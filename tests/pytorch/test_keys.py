@@ -6,50 +6,51 @@ import jax
 import numpy as np
 import pytest
 
-from ddag_jax.methods.ddag.model import DDAG, initialise
-from ddag_jax.pytorch.keys import Dimensions, reference_layout, to_variables, torchvision_layout
+from ddag_jax.config import DDAGConfig
+from ddag_jax.methods.ddag.method import DDAG
+from ddag_jax.pytorch.keys import Dimensions, reference_table, to_variables, torchvision_table
 
 SMALL = Dimensions(classes=5, parts=4, heads=2, head_dim=16)
 
 
 def test_the_reference_has_these_991_keys(golden_dir):
     recorded = json.loads((golden_dir / "state_dict_shapes.json").read_text())
-    layout = reference_layout(Dimensions())
-    assert layout.shapes == {key: tuple(shape) for key, shape in recorded.items()}
-    assert len(layout.shapes) == 991
+    table = reference_table(Dimensions())
+    assert table.shapes == {key: tuple(shape) for key, shape in recorded.items()}
+    assert len(table.shapes) == 991
 
 
-LAYOUTS = {
-    "reference": reference_layout(SMALL),
-    "resnet50": torchvision_layout("resnet50"),
-    "resnet18": torchvision_layout("resnet18"),
+TABLES = {
+    "reference": reference_table(SMALL),
+    "resnet50": torchvision_table("resnet50"),
+    "resnet18": torchvision_table("resnet18"),
 }
 
 
-@pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
-def test_every_key_is_mapped_or_ignored(layout):
-    assert not set(layout.mapped) & set(layout.ignored)
-    assert set(layout.shapes) <= set(layout.mapped) | set(layout.ignored)
-    assert set(layout.mapped) | set(layout.zeros) <= set(layout.shapes)
+@pytest.mark.parametrize("table", TABLES.values(), ids=TABLES)
+def test_every_key_is_mapped_or_ignored(table):
+    assert not set(table.mapped) & set(table.ignored)
+    assert set(table.shapes) <= set(table.mapped) | set(table.ignored)
+    assert set(table.mapped) | set(table.zeros) <= set(table.shapes)
 
 
 @pytest.mark.parametrize(
-    ("name", "model", "heads"),
+    ("name", "config", "heads"),
     [
         (
             "reference",
-            DDAG(classes=5, parts=4, graph_heads=2, graph_head_dim=16),
+            DDAGConfig(parts=4, graph_heads=2, graph_head_dim=16),
             ("neck", "classifier", "iwpa", "cgsa"),
         ),
-        ("resnet50", DDAG(classes=5), ()),
-        ("resnet18", DDAG(classes=5, backbone="resnet18"), ()),
+        ("resnet50", DDAGConfig(), ()),
+        ("resnet18", DDAGConfig(backbone="resnet18"), ()),
     ],
 )
-def test_the_mapped_keys_fill_our_network(name, model, heads):
-    layout = LAYOUTS[name]
-    arrays = {key: np.broadcast_to(np.float32(0), layout.shapes[key]) for key in layout.mapped}
-    filled = jax.tree.map(np.shape, to_variables(arrays, layout.rows))
-    variables = jax.eval_shape(lambda: initialise(model, jax.random.key(0), 32, 16))
+def test_the_mapped_keys_fill_our_network(name, config, heads):
+    table = TABLES[name]
+    arrays = {key: np.broadcast_to(np.float32(0), table.shapes[key]) for key in table.mapped}
+    filled = jax.tree.map(np.shape, to_variables(arrays, table.mappings))
+    variables = jax.eval_shape(lambda: DDAG(config, 5).init(jax.random.key(0), (32, 16)))
     wanted = {
         collection: {
             part: jax.tree.map(lambda x: x.shape, tree)

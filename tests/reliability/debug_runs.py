@@ -14,7 +14,8 @@ ROOT = Path(__file__).parents[2]
 def prepared_people(folder: Path) -> Path:
     """Render a few people, prepare them at the size of `debug`, return the prepared folder."""
     from ddag_jax.datasets.prepare import check, prepare
-    from ddag_jax.synthetic.people import People, write_people
+    from ddag_jax.synthetic.files import write_people
+    from ddag_jax.synthetic.image import People
 
     people = People(
         train_identities=14,

@@ -105,7 +105,7 @@ def test_what_is_no_file_is_not_waited_for(tmp_path: Path, reader: str, kind: st
         path.mkdir()
     else:
         path.symlink_to("/dev/zero")
-    with pytest.raises(UserError, match="no regular file"):
+    with pytest.raises(UserError, match="not a regular file"):
         READERS[reader](path)
 
 

@@ -22,6 +22,7 @@ from ddag_jax.data.sampler import IdentitySampler
 from ddag_jax.evaluation.evaluator import Evaluator
 from ddag_jax.runs import train as loop
 from ddag_jax.runs.checkpoint import RunCheckpoints, find_checkpoint, read_meta, saved_steps
+from ddag_jax.training.step import Outcome
 from tests.processes import LIMIT, ROOT, together
 from tests.reliability.debug_runs import computed, differences, log_lines
 from tests.runs.test_processes import named
@@ -339,10 +340,12 @@ def poisoned(*bad: int) -> Callable[..., Any]:
 
         def poison(state: Any, batch: Any) -> Any:
             hit = jnp.isin(state.step + 1, jnp.array(bad))
-            weight = jnp.where(hit, jnp.nan, state.graph_weight)
-            after, losses = step(state.replace(graph_weight=weight), batch)
-            mended = jnp.where(hit, state.graph_weight, after.graph_weight)
-            return after.replace(graph_weight=mended), losses
+            before = state.memory["graph_weight"]
+            weight = jnp.where(hit, jnp.nan, before)
+            broken = state.replace(memory=state.memory | {"graph_weight": weight})
+            after, outcome = step(broken, batch)
+            weight = jnp.where(hit, before, after.memory["graph_weight"])
+            return after.replace(memory=after.memory | {"graph_weight": weight}), outcome
 
         return poison
 
@@ -361,7 +364,7 @@ def test_a_step_that_is_not_finite_stops_the_run(
         patch.setattr(loop, "build_train_step", poisoned(6))
         assert run_debug(run, "--training.log-every", "4") == 2
     error = capsys.readouterr().err
-    assert error.startswith("error: step 6: total, graph_weight is not finite"), error
+    assert error.startswith("error: step 6: graph_weight, total is not finite"), error
     told = json.loads((run / "failed_step.json").read_text())
     assert (told["step"], told["epoch"], told["total"]) == (6, 1, None)
     assert math.isfinite(told["identity"])
@@ -407,8 +410,6 @@ def test_losses_are_asked_for_only_to_log_them(
     run_debug: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """And then only when the next step is under way: checking them costs no wait of its own."""
-    from ddag_jax.losses import Losses
-
     events: list[str] = []
 
     class OnDevice:
@@ -426,7 +427,8 @@ def test_losses_are_asked_for_only_to_log_them(
         def step(state: Any, batch: Any) -> Any:
             number = len([event for event in events if event.startswith("step")]) + 1
             events.append(f"step {number}")
-            return state.replace(step=state.step + 1), Losses(*[OnDevice(number)] * 8)
+            value: Any = OnDevice(number)
+            return state.replace(step=state.step + 1), Outcome({"total": value}, value)
 
         return step
 

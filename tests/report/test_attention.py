@@ -8,36 +8,37 @@ import numpy as np
 import pytest
 
 from ddag_jax.data.augment import normalise
-from ddag_jax.methods.ddag.model import DDAG
-from ddag_jax.report.attention import choose_batch, graph_attention, look_at, stripes
-from tests.models.tiny import HEIGHT, WIDTH, network, random_variables
+from ddag_jax.methods.ddag.method import DDAG
+from ddag_jax.report.attention import batch_attention, choose_batch, look_at, stripes
+from tests.models import tiny
+from tests.models.tiny import HEIGHT, WIDTH, random_variables
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (4, HEIGHT, WIDTH, 3), np.uint8)
 
 
 @pytest.fixture(scope="module")
-def model() -> DDAG:
-    return network(jnp.float64)
+def method() -> DDAG:
+    return tiny.method()
 
 
 @pytest.fixture(scope="module")
-def variables(model: DDAG) -> Any:
+def variables(method: DDAG) -> Any:
     with jax.enable_x64(True):
-        return random_variables(model)
+        return random_variables(method)
 
 
-def test_activation_is_grad_cam_by_finite_differences(model: DDAG, variables: Any) -> None:
+def test_activation_is_grad_cam_by_finite_differences(method: DDAG, variables: Any) -> None:
     others = np.random.default_rng(1).normal(size=(4, 64)) / 8
     with jax.enable_x64(True):
-        looks = look_at(model, variables, IMAGES, "infrared", {"global": others, "part": others})
-        pixels = normalise(jnp.asarray(IMAGES), jnp.dtype(jnp.float64))
-        half = jax.jit(lambda v, x: model.apply(v, x, "infrared", method="feature_map"))
+        looks = look_at(method, variables, IMAGES, "infrared", {"global": others, "part": others})
+        pixels = normalise(jnp.asarray(IMAGES))
+        half = jax.jit(lambda v, x: method.feature_map(v, x, "infrared"))
         cells = np.asarray(half(variables, pixels))
-        other_half = jax.jit(lambda v, x: model.apply(v, x, method="embed_feature_map"))
+        other_half = jax.jit(lambda v, x: method.embed_feature_map(v, x)[0])
 
         def similarity(cells: np.ndarray) -> np.ndarray:
             both = other_half(variables, cells)
-            return sum((np.asarray(feature) * others).sum(1) for feature in both) / 2
+            return sum((np.asarray(feature) * others).sum(1) for feature in both.values()) / 2
 
         # A channel's weight: what the similarity gains, a cell, where all its cells rise.
         weights = np.zeros((len(IMAGES), cells.shape[-1]))
@@ -52,9 +53,9 @@ def test_activation_is_grad_cam_by_finite_differences(model: DDAG, variables: An
     np.testing.assert_allclose(looks.activation, expected, atol=1e-4)
 
 
-def test_rows_of_the_part_map_and_the_weights_sum_to_one(model: DDAG, variables: Any) -> None:
+def test_rows_of_the_part_map_and_the_weights_sum_to_one(method: DDAG, variables: Any) -> None:
     with jax.enable_x64(True):
-        looks = look_at(model, variables, IMAGES, "visible", {"part": np.ones((4, 64))})
+        looks = look_at(method, variables, IMAGES, "visible", {"part": np.ones((4, 64))})
     assert looks.parts is not None
     assert looks.part_weights is not None
     assert looks.parts.shape == (4, 2, 2)
@@ -68,7 +69,7 @@ def test_rows_of_the_part_map_and_the_weights_sum_to_one(model: DDAG, variables:
     "options", [{"part_attention": False}, {"part_aggregation": "average"}], ids=str
 )
 def test_what_a_network_lacks_is_none(options: dict) -> None:
-    other = network(**options)
+    other = tiny.method(**options)
     looks = look_at(
         other, random_variables(other), IMAGES[:1], "visible", {"global": np.ones((1, 64))}
     )
@@ -82,23 +83,23 @@ def test_stripes_are_those_that_the_network_averages() -> None:
 
 
 def test_graph_attention_is_ordered_and_stays_within_an_identity(
-    model: DDAG, variables: Any
+    method: DDAG, variables: Any
 ) -> None:
     visible = np.stack([IMAGES, IMAGES[::-1]])[:, :2]  # two identities, two images each
     infrared = 255 - visible
     with jax.enable_x64(True):
-        attention = graph_attention(model, variables, visible, infrared)
+        attention = batch_attention(method, variables, visible, infrared)
         np.testing.assert_allclose(attention.sum(1), 1)
         own = np.kron(np.eye(2), np.ones((4, 4))) > 0
         assert (attention[own] > 0).all()
         assert not attention[~own].any()
         # Who is first in the batch plays no part: the rows go with the identities.
-        swapped = graph_attention(model, variables, visible[::-1], infrared[::-1])
+        swapped = batch_attention(method, variables, visible[::-1], infrared[::-1])
         np.testing.assert_allclose(swapped[:4, :4], attention[4:, 4:], atol=1e-9)
         # Within one, visible first: the attention that infrared image 0 gets changes with it.
         changed = infrared.copy()
         changed[0, 0] = 0
-        difference = np.abs(graph_attention(model, variables, visible, changed) - attention)
+        difference = np.abs(batch_attention(method, variables, visible, changed) - attention)
         assert difference[:4, :4].sum(0).argmax() == 2
 
 

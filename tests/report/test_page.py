@@ -23,7 +23,8 @@ from ddag_jax.report import figures
 from ddag_jax.report.contents import QUERIES, Judged, cmc_curves, gather
 from ddag_jax.report.page import LIMIT, Page, check_target, write_page
 from ddag_jax.runs.checkpoint import find_checkpoint, read_meta
-from tests.models.tiny import HEIGHT, WIDTH, network, random_variables
+from tests.models import tiny
+from tests.models.tiny import HEIGHT, WIDTH
 from tests.report.conftest import Report
 
 pytestmark = pytest.mark.slow  # trains and compiles a network
@@ -45,7 +46,7 @@ def baseline() -> Judged:
         return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
 
     trained, untrained = features(0.25), features(0.4)
-    model = network(part_attention=False, graph_attention=False)
+    method = tiny.method(part_attention=False, graph_attention=False)
     pixels = random.integers(0, 256, (160, HEIGHT, WIDTH, 3), np.uint8)
     return Judged(
         title="baseline",
@@ -62,8 +63,8 @@ def baseline() -> Judged:
             {"global": untrained}, images, found, "regdb", settings, half=1
         ),
         reranked=False,
-        model=model,
-        variables=random_variables(model),
+        method=method,
+        variables=tiny.random_variables(method),
         batch=(8, 4),
         log=[],
     )
@@ -208,7 +209,7 @@ def test_a_report_is_replaced_and_nothing_else_is(
     for target, message in (
         (folder, "holds figures/mine.svg, which no report wrote"),
         (foreign, "holds index.html, which no report wrote"),
-        (a_file, "is no folder"),
+        (a_file, "is not a folder"),
         (tmp_path / "no" / "where", "its folder does not exist"),
     ):
         before = sorted(tmp_path.rglob("*"))

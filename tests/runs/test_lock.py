@@ -55,7 +55,7 @@ def test_a_dead_process_of_this_machine_holds_nothing(tmp_path: Path) -> None:
     process.join()
     with RunLock(tmp_path) as mine:
         assert f"process {process.pid} on " in str(mine.note)
-        assert "which is no more" in str(mine.note)
+        assert "which has ended" in str(mine.note)
 
 
 def test_a_number_used_anew_is_not_its_owner(tmp_path: Path) -> None:
@@ -103,7 +103,7 @@ def test_it_is_renewed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 )
 def test_garbage_is_told_and_left(tmp_path: Path, content: str) -> None:
     (tmp_path / NAME).write_text(content)
-    with pytest.raises(UserError, match=r"lock\.json: is no lock of a run; remove it if"):
+    with pytest.raises(UserError, match=r"lock\.json: is not the lock of a run; remove it if"):
         RunLock(tmp_path).__enter__()
     assert (tmp_path / NAME).read_text() == content
 

@@ -180,7 +180,7 @@ def test_resumed_log_has_no_step_twice_and_none_missing(tmp_path):
     found = lines(tmp_path)
     assert [line["step"] for line in found if line["kind"] == "train"] == list(range(1, 19))
     assert [line["step"] for line in found if line["kind"] == "evaluation"] == [10]
-    assert not list(tmp_path.glob("*.tmp"))
+    assert not list(tmp_path.glob(".*"))
 
 
 def test_rewriting_is_all_or_nothing(tmp_path, monkeypatch):
@@ -196,6 +196,7 @@ def test_rewriting_is_all_or_nothing(tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         open_log(tmp_path, resume_step=2)
     assert (tmp_path / "log.jsonl").read_bytes() == before
+    assert not list(tmp_path.glob(".*"))
 
 
 def test_a_damaged_line_within_the_log_is_named(tmp_path):

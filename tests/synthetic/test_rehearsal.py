@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import scipy.io
-from tests.datasets.test_rand_perm_cam import cells
 
 from ddag_jax.config import DataConfig, EvaluationConfig
 from ddag_jax.data.loader import ImageSource, evaluation_split, training_split
@@ -18,6 +17,7 @@ from ddag_jax.datasets.prepare import read_layout
 from ddag_jax.evaluation.protocols import Dataset, Images, Search, evaluate, searches
 from ddag_jax.synthetic.rehearsal import llcm_tree
 from tests.datasets.commands import call, call_prepare
+from tests.datasets.test_rand_perm_cam import cells
 
 AS_PUBLISHED = "counts are the published ones"
 

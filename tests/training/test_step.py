@@ -1,5 +1,6 @@
 """The step's own logic, with a linear model in the network's place so that it compiles at once."""
 
+import dataclasses
 from typing import Any
 
 import flax.linen as nn
@@ -8,16 +9,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ddag_jax.methods.ddag.model import DDAG
+from ddag_jax.config import DDAGConfig
+from ddag_jax.methods.ddag.method import DDAG
+from ddag_jax.methods.ddag.network import Network, TrainingOutput
 from ddag_jax.training.state import TrainState, new_state
-from ddag_jax.training.step import Step, image_keys, make_train_step
-from ddag_jax.types import TrainingOutput
+from ddag_jax.training.step import TrainStep, image_keys, make_train_step
 from tests.models import tiny
 
 STEPS_PER_EPOCH = 2
 
 
-class Linear(DDAG):
+class LinearNetwork(Network):
     """Every branch is a product with the same matrix; dropout scales the graph's whole output."""
 
     def setup(self) -> None:
@@ -34,36 +36,45 @@ class Linear(DDAG):
         return TrainingOutput(
             pooled @ self.kernel,
             logits,
-            2 * logits if self.part_attention else None,
-            jax.nn.log_softmax(scale * logits) if self.graph_attention else None,
+            2 * logits if self.config.part_attention else None,
+            jax.nn.log_softmax(scale * logits) if self.config.graph_attention else None,
         )
 
 
-def linear(**options: Any) -> Linear:
-    return Linear(tiny.CLASSES, **options)
+@dataclasses.dataclass(frozen=True)
+class Linear(DDAG):
+    """DDAG whose network is this one."""
+
+    module: type[LinearNetwork] = LinearNetwork
+
+    @property
+    def network(self) -> Network:
+        return self.module(self.config, self.classes)
 
 
-def start(model: Linear, graph_weight: float = 0.0, seed: int = 0) -> TrainState:
+def linear(module: type[LinearNetwork] = LinearNetwork, **fields: Any) -> Linear:
+    return Linear(DDAGConfig(**fields), tiny.CLASSES, module=module)
+
+
+def start(method: Linear, seed: int = 0) -> TrainState:
     kernel = 0.1 * np.random.default_rng(0).normal(size=(24, tiny.CLASSES)).astype(np.float32)
     variables = {"params": {"kernel": jnp.array(kernel)}, "batch_stats": {"mean": jnp.zeros(())}}
-    return new_state(variables, tiny.optimizer(), graph_weight=graph_weight, seed=seed)
+    return new_state(variables, tiny.optimizer(), method.memory(), seed=seed)
 
 
-def make_step(model: Linear, **options: Any) -> Step:
+def make_step(method: Linear, **options: Any) -> TrainStep:
     settings = {
-        "margin": 0.3,
-        "graph_reduction": "mean",
-        "dynamic_weight": True,
+        "axis_name": None,
         "steps_per_epoch": STEPS_PER_EPOCH,
         "nonfinite_limit": 3,
         "padding": 2,
         "flip": True,
     }
-    return jax.jit(make_train_step(model, tiny.optimizer(), **(settings | options)))
+    return jax.jit(make_train_step(method, tiny.optimizer(), **(settings | options)))
 
 
 @pytest.fixture(scope="module")
-def step() -> Step:
+def step() -> TrainStep:
     return make_step(linear())
 
 
@@ -75,59 +86,62 @@ def test_dynamic_coefficient(part_attention: bool) -> None:
     expected, sums = 0.0, []
     for epoch in range(3):
         for index in range(STEPS_PER_EPOCH):
-            np.testing.assert_allclose(state.loss_sum, sum(sums), rtol=1e-6)
-            state, losses = step(state, tiny.batch(seed=epoch * STEPS_PER_EPOCH + index))
-            without_graph = losses.identity + losses.triplet + losses.part
-            assert (losses.part > 0) == part_attention
-            np.testing.assert_allclose(losses.without_graph, without_graph, rtol=1e-6)
-            np.testing.assert_allclose(losses.graph_weight, expected, rtol=1e-6)
+            np.testing.assert_allclose(state.memory["loss_sum"], sum(sums), rtol=1e-6)
+            state, outcome = step(state, tiny.batch(seed=epoch * STEPS_PER_EPOCH + index))
+            losses = outcome.terms
+            without_graph = losses["identity"] + losses["triplet"] + losses["part"]
+            assert (losses["part"] > 0) == part_attention
+            np.testing.assert_allclose(losses["without_graph"], without_graph, rtol=1e-6)
+            np.testing.assert_allclose(losses["graph_weight"], expected, rtol=1e-6)
             np.testing.assert_allclose(
-                losses.total, without_graph + expected * losses.graph, rtol=1e-6
+                losses["total"], without_graph + expected * losses["graph"], rtol=1e-6
             )
             sums.append(float(without_graph))
         mean, sums = np.mean(sums), []
-        np.testing.assert_allclose(state.epoch_loss, mean, rtol=1e-6)
+        np.testing.assert_allclose(state.memory["epoch_loss"], mean, rtol=1e-6)
         expected = 1 / (1 + mean)
-        np.testing.assert_allclose(state.graph_weight, expected, rtol=1e-6)
-    assert state.loss_sum == 0
+        np.testing.assert_allclose(state.memory["graph_weight"], expected, rtol=1e-6)
+    assert state.memory["loss_sum"] == 0
     assert state.step == 3 * STEPS_PER_EPOCH
 
 
 def test_constant_coefficient() -> None:
     """From the first step on; the epoch's mean is kept all the same."""
-    model = linear()
-    step, state = make_step(model, dynamic_weight=False), start(model, graph_weight=0.25)
+    model = linear(graph_weight=0.25)
+    step, state = make_step(model), start(model)
     for seed in range(2 * STEPS_PER_EPOCH):
-        state, losses = step(state, tiny.batch(seed=seed))
-        np.testing.assert_allclose(losses.graph_weight, 0.25)
+        state, outcome = step(state, tiny.batch(seed=seed))
+        losses = outcome.terms
+        np.testing.assert_allclose(losses["graph_weight"], 0.25)
         np.testing.assert_allclose(
-            losses.total, losses.without_graph + 0.25 * losses.graph, rtol=1e-6
+            losses["total"], losses["without_graph"] + 0.25 * losses["graph"], rtol=1e-6
         )
-    assert state.graph_weight == 0.25
-    assert state.epoch_loss > 0
+    assert state.memory["graph_weight"] == 0.25
+    assert state.memory["epoch_loss"] > 0
 
 
 def test_without_graph() -> None:
     model = linear(graph_attention=False)
-    _, losses = make_step(model)(start(model), tiny.batch())
-    assert losses.graph == 0
-    assert losses.total == losses.without_graph
+    _, outcome = make_step(model)(start(model), tiny.batch())
+    losses = outcome.terms
+    assert losses["graph"] == 0
+    assert losses["total"] == losses["without_graph"]
 
 
-def test_graph_reduction_is_passed_on(step: Step) -> None:
-    model = linear()
-    _, mean = step(start(model), tiny.batch())
-    _, total = make_step(model, graph_reduction="sum")(start(model), tiny.batch())
-    np.testing.assert_allclose(total.graph, 32 * mean.graph, rtol=1e-6)
+def test_graph_reduction_is_passed_on(step: TrainStep) -> None:
+    _, mean = step(start(linear()), tiny.batch())
+    model = linear(graph_reduction="sum")
+    _, total = make_step(model)(start(model), tiny.batch())
+    np.testing.assert_allclose(total.terms["graph"], 32 * mean.terms["graph"], rtol=1e-6)
 
 
-def test_same_state_and_batch_give_the_same(step: Step) -> None:
+def test_same_state_and_batch_give_the_same(step: TrainStep) -> None:
     first, second = (step(start(linear()), tiny.batch()) for _ in range(2))
     for one, other in zip(jax.tree.leaves(first), jax.tree.leaves(second), strict=True):
         np.testing.assert_array_equal(one, other)
 
 
-def test_randomness_follows_step_and_seed(step: Step) -> None:
+def test_randomness_follows_step_and_seed(step: TrainStep) -> None:
     """Augmentation moves the identity loss, dropout the graph's."""
     state = start(linear())
     later = state.replace(step=jnp.array(1, jnp.int32))
@@ -135,18 +149,18 @@ def test_randomness_follows_step_and_seed(step: Step) -> None:
     _, here = step(state, tiny.batch())
     for other in (later, seeded):
         _, there = step(other, tiny.batch())
-        assert there.identity != here.identity
+        assert there.terms["identity"] != here.terms["identity"]
     still = make_step(linear(), padding=0, flip=False)  # dropout alone remains
     (_, here), (_, there) = still(state, tiny.batch()), still(later, tiny.batch())
-    assert there.identity == here.identity
-    assert there.graph != here.graph
+    assert there.terms["identity"] == here.terms["identity"]
+    assert there.terms["graph"] != here.terms["graph"]
 
 
 def test_labels_and_modalities_line_up() -> None:
     """Visible first, each identity's m images in a row, in both halves."""
     seen = {}
 
-    class Spy(Linear):
+    class Spy(LinearNetwork):
         def __call__(
             self, visible: jax.Array, infrared: jax.Array, labels: jax.Array, keys: Any
         ) -> TrainingOutput:
@@ -166,7 +180,7 @@ def test_labels_and_modalities_line_up() -> None:
         visible=np.broadcast_to(np.uint8(shade(0)), batch.visible.shape),
         infrared=np.broadcast_to(np.uint8(shade(100)), batch.infrared.shape),
     )
-    model = Spy(tiny.CLASSES)
+    model = linear(Spy)
     jax.block_until_ready(make_step(model, padding=0)(start(model), batch))
     np.testing.assert_array_equal(seen["labels"], np.tile(np.repeat(batch.labels, 2), 2))
     assert (np.diff(seen["visible"]) > 0).all()
@@ -187,7 +201,7 @@ def test_image_keys_do_not_depend_on_devices(devices: int) -> None:
     assert len(np.unique(np.asarray(whole).reshape(2 * n * m, -1), axis=0)) == 2 * n * m
 
 
-class Broken(Linear):
+class Broken(LinearNetwork):
     """Where the first pixel of the batch is white, the loss is as it should be and one gradient is
     not finite: a square root at zero."""
 
@@ -202,7 +216,7 @@ class Broken(Linear):
 
 def test_a_step_whose_gradient_is_not_finite_changes_nothing() -> None:
     """But the counts; others go on from there; after three in a row none does."""
-    model = Broken(tiny.CLASSES)
+    model = linear(Broken)
     step, state = make_step(model, padding=0, flip=False, steps_per_epoch=100), start(model)
     sound, broken = tiny.batch(), tiny.batch()
     sound.visible[0, 0, 0, 0], broken.visible[0, 0, 0, 0] = 0, 255
@@ -211,11 +225,11 @@ def test_a_step_whose_gradient_is_not_finite_changes_nothing() -> None:
     for order, counted in rounds:
         for batch, expected in zip(order, counted, strict=True):
             before = state
-            state, losses = step(state, batch)
-            assert np.isfinite(losses.total)
-            assert state.skipped_in_row == losses.skipped_in_row == expected
+            state, outcome = step(state, batch)
+            assert np.isfinite(outcome.terms["total"])
+            assert state.skipped_in_row == outcome.skipped_in_row == expected
             assert state.step == before.step + 1
-            for name in ("params", "opt_state", "loss_sum", "steps_counted", "batch_stats"):
+            for name in ("params", "opt_state", "memory", "batch_stats"):
                 pairs = zip(
                     jax.tree.leaves(getattr(before, name)),
                     jax.tree.leaves(getattr(state, name)),
