@@ -11,8 +11,9 @@ import pytest
 from ddag_jax.config import BaselineConfig, DDAGConfig
 from ddag_jax.evaluation.protocols import sysu_gallery, sysu_query
 from ddag_jax.evaluation.ranking import rank
-from ddag_jax.methods.base import View
-from ddag_jax.methods.build import build_method
+from ddag_jax.methods.base import Method, View
+from ddag_jax.methods.baseline import Baseline
+from ddag_jax.methods.ddag.method import DDAG
 from ddag_jax.pytorch.keys import Dimensions, reference_table, to_state_dict, to_variables
 from ddag_jax.training.optimizer import sgd
 from ddag_jax.training.state import new_state
@@ -42,11 +43,6 @@ BOUNDS = {
         "final embeddings": 2e-2,
     },
 }
-RECORDED_TERMS = {
-    "ddag": ("identity", "triplet", "part", "graph", "without_graph", "total"),
-    "base": ("identity", "triplet", "total"),
-}
-"""Columns of `losses`, by the method of a case."""
 GRADIENT_FLOOR = 1e-6  # of the case's largest gradient norm
 
 
@@ -60,6 +56,10 @@ def relative(ours: np.ndarray, recorded: np.ndarray, floor: float = 0.0) -> floa
     return float(np.inf if max(size, floor) == 0 else difference / max(size, floor))
 
 
+METHODS = ("ddag", "base")
+"""Methods whose cases can be run here."""
+
+
 class Run:
     """Our network on one recorded case, in one dtype, and what it was recorded to give."""
 
@@ -67,16 +67,11 @@ class Run:
         with np.load(file, allow_pickle=False) as archive:
             self.recorded = {key: archive[key] for key in archive.files}
         self.case = case = json.loads(str(self.recorded["case"]))
-        self.terms = RECORDED_TERMS[case.get("method", "ddag")]
+        baseline = case.get("method") == "base"
         sizes = {name: case[name] for name in ("parts", "heads", "head_dim") if name in case}
         table = reference_table(Dimensions(classes=case["classes"], **sizes))
-        config: DDAGConfig | BaselineConfig = BaselineConfig()
-        self.mappings = [m for m in table.mappings if m.path[1] not in ("iwpa", "cgsa")]
-        if "parts" in case:
-            self.mappings = [*table.mappings]
-            config = DDAGConfig(
-                parts=case["parts"], graph_heads=case["heads"], graph_head_dim=case["head_dim"]
-            )
+        attention = ("iwpa", "cgsa") if baseline else ()
+        self.mappings = [m for m in table.mappings if m.path[1] not in attention]
         state_dict = {
             key: inputs.weight(key, table.shapes[key], case["seed"])
             for mapping in self.mappings
@@ -92,7 +87,17 @@ class Run:
             )
             for modality in ("visible", "infrared")
         }
-        self.method = build_method(config, case["classes"])
+        self.method: Method
+        if baseline:
+            self.method = Baseline(BaselineConfig(), case["classes"])
+        else:
+            config = DDAGConfig(
+                parts=case["parts"], graph_heads=case["heads"], graph_head_dim=case["head_dim"]
+            )
+            self.method = DDAG(config, case["classes"])
+        self.views = tuple(
+            View(modality, images, self.labels[:half]) for modality, images in self.images.items()
+        )
         self.bounds = BOUNDS[dtype]
         self.faults: list[str] = []
 
@@ -108,21 +113,17 @@ class Run:
                 self.compare(kind, f"{prefix}/{modality}/{name}", feature)
 
     def check_outputs(self) -> None:
-        """Compare the network's outputs in training mode, where the case is of DDAG."""
-        if "train/graph_log_probs" not in self.recorded:
-            return
-        output, _ = jax.jit(
-            lambda variables: self.method.network.apply(
-                variables,
-                self.images["visible"],
-                self.images["infrared"],
-                self.labels,
-                None,
-                mutable=["batch_stats"],
-            )
-        )(self.variables)
-        for name in ("pooled", "global_logits", "part_logits", "graph_log_probs"):
-            self.compare("outputs", f"train/{name}", getattr(output, name))
+        baseline = isinstance(self.method, Baseline)
+        arguments = (self.images["visible"], self.images["infrared"])
+        if not baseline:
+            arguments += (self.labels, None)
+        network = self.method.network
+        output, _ = jax.jit(lambda v: network.apply(v, *arguments, mutable=["batch_stats"]))(
+            self.variables
+        )
+        names = ("pooled", "global_logits", "part_logits", "graph_log_probs")
+        for name, values in zip(names, output, strict=not baseline):
+            self.compare("outputs", f"train/{name}", values)
 
     def check_heads(self, kind: str, prefix: str, variables: dict, floor: float = 0.0) -> None:
         """Norm and first 32 values, in PyTorch's layout, of each recorded key."""
@@ -156,24 +157,24 @@ class Run:
                 nonfinite_limit=1,
             )
         )
-        half = self.labels[: len(self.labels) // 2]
-        views = tuple(View(modality, images, half) for modality, images in self.images.items())
         state = new_state(self.variables, optimizer, self.method.memory(), seed=0)
+        names: tuple[str, ...] = ("identity", "triplet", "total")
+        if "graph_weight" in recorded:
+            names = ("identity", "triplet", "part", "graph", "without_graph", "total")
         losses, weights, gradients = [], [], {}
         for step in range(case["epochs"] * case["steps_per_epoch"]):
-            if step % case["steps_per_epoch"] == 0:
-                weights.append(self.method.epoch_figures(state.memory))
-            state, outcome, gradient = update(state, views, None)
-            losses.append(np.stack([outcome.terms[name] for name in self.terms]))
+            if "graph_weight" in recorded and step % case["steps_per_epoch"] == 0:
+                weights.append(state.memory["graph_weight"])
+            state, outcome, gradient = update(state, self.views, None)
+            losses.append(np.stack([outcome.terms[name] for name in names]))
             if step == case.get("grad_at", 0):
                 gradients = {"params": gradient}
-        weights.append(self.method.epoch_figures(state.memory))
         self.compare("losses", "losses", np.stack(losses))
         first = relative(losses[0], recorded["losses"][0])
         assert first <= self.bounds["first losses"], f"first losses: {first:.1e}"
         if "graph_weight" in recorded:
-            coefficients = [figures["graph_weight"] for figures in weights]
-            self.compare("graph weight", "graph_weight", np.stack(coefficients))
+            weights.append(state.memory["graph_weight"])
+            self.compare("graph weight", "graph_weight", np.stack(weights))
         largest = max(float(recorded[k]) for k in recorded if k.startswith("grad_norm/"))
         self.check_heads("gradients", "grad", gradients, GRADIENT_FLOOR * largest)
         variables = {"params": state.params, "batch_stats": state.batch_stats}
@@ -237,12 +238,12 @@ def test_gallery(gallery_file: Path) -> None:
         assert names[drawn].tolist() == gallery, key
 
 
-@pytest.mark.slow  # compiles ResNet-50 forwards and backwards
+@pytest.mark.slow  # compiles ResNet-50, forwards and backwards
 @pytest.mark.parametrize("dtype", [np.float64, np.float32], ids=["float64", "float32"])
 def test_network(case_file: Path, dtype: type) -> None:
     """Embeddings, training outputs, losses, gradients, coefficient, state after training."""
     method = json.loads(str(np.load(case_file)["case"])).get("method", "ddag")
-    if method not in RECORDED_TERMS:
+    if method not in METHODS:
         pytest.skip(f"a case of {method}, which is not implemented")
     with jax.enable_x64(dtype is np.float64):
         run = Run(case_file, dtype)

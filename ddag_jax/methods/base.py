@@ -1,8 +1,9 @@
 """The seam: what a method owes the training step, the evaluation and the report."""
 
 from collections.abc import Mapping
-from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
+import flax.struct
 from jaxtyping import Array, Float, Int, Key
 
 Modality = Literal["visible", "infrared"]
@@ -10,13 +11,13 @@ Variables = Mapping[str, Any]
 """{"params", "batch_stats"}: nested dictionaries of arrays."""
 
 
-class View(NamedTuple):
+class View(flax.struct.PyTreeNode):
     """One image for every image slot of a batch, all of one modality, augmented and normalised.
 
     Views of a batch list the same identities in the same order. DDAG has two, visible and infrared.
     """
 
-    modality: Modality
+    modality: Modality = flax.struct.field(pytree_node=False)
     images: Float[Array, "b h w 3"]
     labels: Int[Array, " b"]
     """Class of each image, 0 ... classes - 1."""
