@@ -25,6 +25,9 @@ if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", "")
     ).strip()
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".cache" / "jax"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
+# Most programs here run for a few tiny steps: compiling them without LLVM's optimisations takes
+# half the time. Tests whose programs run longer than they compile ask for `optimised`.
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 
 # Annotations, those of shapes above all, are checked while the tests run. The tower lets an int
 # pass for a float, as type checkers do. Not training.state: a tree holds shapes, too, or nothing.
@@ -70,6 +73,11 @@ def pytest_configure(config: pytest.Config) -> None:
             raise pytest.UsageError(f"{option} {folder}: no such folder")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put slow tests first, so that several processes end together."""
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+
+
 @pytest.fixture(scope="module", autouse=True)
 def _forget_programs() -> Iterator[None]:
     """No file uses another's compiled programs; together they are gigabytes."""
@@ -77,6 +85,17 @@ def _forget_programs() -> Iterator[None]:
     import jax
 
     jax.clear_caches()
+
+
+@pytest.fixture(scope="module")
+def optimised() -> Iterator[None]:
+    """Compile as users do."""
+    import jax
+
+    before = jax.config.jax_disable_most_optimizations
+    jax.config.update("jax_disable_most_optimizations", False)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)
 
 
 @pytest.fixture(scope="session")

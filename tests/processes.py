@@ -15,7 +15,6 @@ def together(
     processes: int,
     devices: int,
     words: Callable[[list[object]], Sequence[object]],
-    environment: dict[str, str] | None = None,
     meanwhile: Callable[[list[subprocess.Popen]], None] | None = None,
 ) -> list[subprocess.CompletedProcess]:
     """Run Python in several processes, each with its own CPU devices, until all have ended.
@@ -25,7 +24,6 @@ def together(
         devices: of each.
         words: the command line after `python`, given [HOST:PORT, process, processes]; of a process
             that is alone, given [].
-        environment: further variables.
         meanwhile: what to do while they run, given them.
     """
     with socket.socket() as free:
@@ -40,7 +38,6 @@ def together(
                 cwd=ROOT,
                 env={
                     **os.environ,
-                    **(environment or {}),
                     "JAX_PLATFORMS": "cpu",
                     "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
                 },
