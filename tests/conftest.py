@@ -15,19 +15,15 @@ from pathlib import Path
 import jaxtyping
 import pytest
 
-ROOT = Path(__file__).parent.parent
+from tests.processes import ROOT, flags
 
 # Before anything imports jax. Settings from outside win.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
-    os.environ["XLA_FLAGS"] = (
-        os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
-    ).strip()
+os.environ["XLA_FLAGS"] = " ".join(
+    [flags(devices=8), os.environ.get("XLA_FLAGS", "")]  # of two the last one counts
+).strip()
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".cache" / "jax"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
-# Most programs here run for a few tiny steps: compiling them without LLVM's optimisations takes
-# half the time. Tests whose programs run longer than they compile ask for `optimised`.
-os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 
 # Annotations, those of shapes above all, are checked while the tests run. The tower lets an int
 # pass for a float, as type checkers do. Not training.state: a tree holds shapes, too, or nothing.
@@ -85,17 +81,6 @@ def _forget_programs() -> Iterator[None]:
     import jax
 
     jax.clear_caches()
-
-
-@pytest.fixture(scope="module")
-def optimised() -> Iterator[None]:
-    """Compile as users do."""
-    import jax
-
-    before = jax.config.jax_disable_most_optimizations
-    jax.config.update("jax_disable_most_optimizations", False)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
 
 
 @pytest.fixture(scope="session")

@@ -239,7 +239,6 @@ def test_gallery(gallery_file: Path) -> None:
 
 
 @pytest.mark.slow  # compiles ResNet-50, forwards and backwards
-@pytest.mark.usefixtures("optimised")
 @pytest.mark.parametrize("dtype", [np.float64, np.float32], ids=["float64", "float32"])
 def test_network(case_file: Path, dtype: type) -> None:
     """Embeddings, training outputs, losses, gradients, coefficient, state after training."""

@@ -1,6 +1,7 @@
 """The number of devices changes nothing, dropout and augmentation on; nor does the mapping."""
 
 import functools
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,14 @@ from tests.models import tiny
 from tests.processes import together
 
 pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _compiled_in_haste() -> Iterator[None]:
+    """Compile without optimisations: seven programs of five tiny steps each take half the time."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
 
 
 def mesh_of(devices: int) -> Mesh:
@@ -69,9 +78,12 @@ def test_devices_change_nothing_in_float32() -> None:
     check_close(run(8, np.float32), run(1, np.float32), losses=2e-3, parameters=5e-3)
 
 
-def test_processes_change_nothing_in_float64(tmp_path: Path) -> None:
+def test_processes_change_nothing_in_float64(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Two of two devices each, which exchange over loopback, against one device."""
     out = tmp_path / "found.npz"
+    monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
     for result in together(2, 2, lambda where: ["-m", "tests.five_steps", out, *where]):
         assert result.returncode == 0, result.stderr[-3000:]
     expected = five_steps.compared(run(1, np.float64))
