@@ -41,7 +41,7 @@ demo: $(READY)
 	$(BIN)/python evaluate.py $(DEMO_RUN) --report $(DEMO_RUN)/report
 
 # One process a core; the tests of a file share what they compiled.
-PYTEST := $(BIN)/python -m pytest -n auto --dist loadfile
+PYTEST := $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
 
 test: $(TORCH_READY) $(TPU_READY)
 	$(PYTEST) $(PYTEST_ARGS)

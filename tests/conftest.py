@@ -15,14 +15,13 @@ from pathlib import Path
 import jaxtyping
 import pytest
 
-ROOT = Path(__file__).parent.parent
+from tests.processes import ROOT, flags
 
 # Before anything imports jax. Settings from outside win.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
-    os.environ["XLA_FLAGS"] = (
-        os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
-    ).strip()
+os.environ["XLA_FLAGS"] = " ".join(
+    [flags(devices=8), os.environ.get("XLA_FLAGS", "")]  # of two the last one counts
+).strip()
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".cache" / "jax"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
 
@@ -68,6 +67,11 @@ def pytest_configure(config: pytest.Config) -> None:
         folder = config.getoption(option)
         if folder is not None and not folder.is_dir():
             raise pytest.UsageError(f"{option} {folder}: no such folder")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put slow tests first, so that several processes end together."""
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -238,6 +238,7 @@ def test_gallery(gallery_file: Path) -> None:
         assert names[drawn].tolist() == gallery, key
 
 
+@pytest.mark.slow  # compiles ResNet-50, forwards and backwards
 @pytest.mark.parametrize("dtype", [np.float64, np.float32], ids=["float64", "float32"])
 def test_network(case_file: Path, dtype: type) -> None:
     """Embeddings, training outputs, losses, gradients, coefficient, state after training."""

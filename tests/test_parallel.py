@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -31,7 +32,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module", autouse=True)
 def _compiled_in_haste() -> Iterator[None]:
-    """Seven compilations of a step for five tiny steps each: half the time without LLVM's care."""
+    """Compile without optimisations: seven programs of five tiny steps each take half the time."""
     jax.config.update("jax_disable_most_optimizations", True)
     yield
     jax.config.update("jax_disable_most_optimizations", False)
@@ -77,11 +78,13 @@ def test_devices_change_nothing_in_float32() -> None:
     check_close(run(8, np.float32), run(1, np.float32), losses=2e-3, parameters=5e-3)
 
 
-def test_processes_change_nothing_in_float64(tmp_path: Path) -> None:
+def test_processes_change_nothing_in_float64(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Two of two devices each, which exchange over loopback, against one device."""
     out = tmp_path / "found.npz"
-    haste = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
-    for result in together(2, 2, lambda where: ["-m", "tests.five_steps", out, *where], haste):
+    monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+    for result in together(2, 2, lambda where: ["-m", "tests.five_steps", out, *where]):
         assert result.returncode == 0, result.stderr[-3000:]
     expected = five_steps.compared(run(1, np.float64))
     far = {k: v for k, v in relative(dict(np.load(out)), expected).items() if not v <= 1e-9}
@@ -90,9 +93,8 @@ def test_processes_change_nothing_in_float64(tmp_path: Path) -> None:
 
 def test_both_mappings_are_identical() -> None:
     """To the last bit."""
-    mapped = {mapping: run(4, np.float64, mapping) for mapping in ("shard_map", "pmap")}
-    for one, other in zip(*(jax.tree.leaves(run) for run in mapped.values()), strict=True):
-        np.testing.assert_array_equal(one, other)
+    one, other = (run(4, np.float64, mapping) for mapping in ("shard_map", "pmap"))
+    chex.assert_trees_all_equal(one, other)
 
 
 def test_the_run_is_a_real_one() -> None:

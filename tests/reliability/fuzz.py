@@ -206,7 +206,7 @@ def _weight_readers() -> dict[str, Reader]:
 _OVERRIDES = (
     "--optimizer.learning-rate 0.05 --training.epochs 3",
     "--model.parts 2 --model.backbone resnet18 --model.part-attention False",
-    "--optimizer.drop-epochs 20 50 --loss.graph-weight None --data.dir data",
+    "--optimizer.drop-epochs 20 50 --model.graph-weight None --data.dir data",
     "--evaluation.mode all --evaluation.shots multi --training.seed 7",
 )
 

@@ -14,7 +14,7 @@ import PIL.Image
 import pytest
 from etils import epath
 
-from ddag_jax.config import Config, from_dict
+from ddag_jax.config import Config, DDAGConfig, from_dict, to_dict
 from ddag_jax.datasets.images import read_image
 from ddag_jax.datasets.rand_perm_cam import read_permutations
 from ddag_jax.datasets.training_arrays import _load
@@ -125,13 +125,11 @@ def test_what_is_no_file_is_not_waited_for(tmp_path: Path, reader: str, kind: st
     ],
 )
 def test_a_configuration_has_bounds(section: str, field: str, value: object) -> None:
-    import dataclasses
-
-    stored = dataclasses.asdict(Config())
-    assert from_dict(stored) == Config()
+    stored = to_dict(Config())
+    assert from_dict(stored, DDAGConfig) == (Config(), [])
     stored[section][field] = value
     with pytest.raises((ValueError, TypeError), match=f"{section}.{field}|not supported"):
-        from_dict(stored)
+        from_dict(stored, DDAGConfig)
 
 
 def test_nothing_unpickles() -> None:

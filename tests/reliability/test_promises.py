@@ -23,7 +23,7 @@ from ddag_jax.evaluation.evaluator import Evaluator
 from ddag_jax.runs import train as loop
 from ddag_jax.runs.checkpoint import RunCheckpoints, find_checkpoint, read_meta, saved_steps
 from ddag_jax.training.step import Outcome
-from tests.processes import LIMIT, ROOT, together
+from tests.processes import LIMIT, ROOT, flags, together
 from tests.reliability.debug_runs import computed, differences, log_lines
 from tests.runs.test_processes import named
 
@@ -55,7 +55,7 @@ def benchmark(name: str, *words: str) -> subprocess.CompletedProcess:
     return subprocess.run(
         [sys.executable, "-m", f"tests.reliability.{name}", *words],
         cwd=ROOT,
-        env={**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""},  # one device
+        env={**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags(devices=1)},
         capture_output=True,
         text=True,
         timeout=LIMIT,

@@ -1,5 +1,6 @@
 """Several steps against torch.optim.SGD, and the schedule against the paper's numbers."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -72,7 +73,7 @@ def test_steps_as_pytorch(momentum: float, nesterov: bool) -> None:
             updates, state = ours.update(tree(gradients), state, params)
             params = optax.apply_updates(params, updates)
         expected = tree([parameter.detach().numpy() for parameter in parameters])
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-12), params, expected)
+    chex.assert_trees_all_close(params, expected, rtol=1e-12)
 
 
 @pytest.mark.parametrize("drops", [(20, 50), (30, 50)], ids=["code", "paper"])

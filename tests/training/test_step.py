@@ -3,6 +3,7 @@
 import dataclasses
 from typing import Any
 
+import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -62,7 +63,7 @@ def start(method: Linear, seed: int = 0) -> TrainState:
     return new_state(variables, tiny.optimizer(), method.memory(), seed=seed)
 
 
-def make_step(method: Linear, **options: Any) -> TrainStep:
+def plain_step(method: Linear, **options: Any) -> TrainStep:
     settings = {
         "axis_name": None,
         "steps_per_epoch": STEPS_PER_EPOCH,
@@ -70,7 +71,11 @@ def make_step(method: Linear, **options: Any) -> TrainStep:
         "padding": 2,
         "flip": True,
     }
-    return jax.jit(make_train_step(method, tiny.optimizer(), **(settings | options)))
+    return make_train_step(method, tiny.optimizer(), **(settings | options))
+
+
+def make_step(method: Linear, **options: Any) -> TrainStep:
+    return jax.jit(plain_step(method, **options))
 
 
 @pytest.fixture(scope="module")
@@ -105,6 +110,16 @@ def test_dynamic_coefficient(part_attention: bool) -> None:
     assert state.step == 3 * STEPS_PER_EPOCH
 
 
+def test_all_steps_share_one_trace() -> None:
+    """Over an epoch's end, from the first state on."""
+    chex.clear_trace_counter()
+    step = jax.jit(chex.assert_max_traces(plain_step(linear()), n=1))
+    state = start(linear())
+    for seed in range(STEPS_PER_EPOCH + 1):
+        state, _ = step(state, tiny.batch(seed=seed))
+    assert state.step == STEPS_PER_EPOCH + 1
+
+
 def test_constant_coefficient() -> None:
     """From the first step on; the epoch's mean is kept all the same."""
     model = linear(graph_weight=0.25)
@@ -137,8 +152,7 @@ def test_graph_reduction_is_passed_on(step: TrainStep) -> None:
 
 def test_same_state_and_batch_give_the_same(step: TrainStep) -> None:
     first, second = (step(start(linear()), tiny.batch()) for _ in range(2))
-    for one, other in zip(jax.tree.leaves(first), jax.tree.leaves(second), strict=True):
-        np.testing.assert_array_equal(one, other)
+    chex.assert_trees_all_equal(first, second)
 
 
 def test_randomness_follows_step_and_seed(step: TrainStep) -> None:

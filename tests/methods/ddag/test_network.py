@@ -246,7 +246,7 @@ def test_no_two_parameters_start_alike(fresh: dict) -> None:
     """Heads and layers each draw their own; but the stems start equal, as pretrained ones do."""
     params = dict(fresh["params"])
     streams = dict(params.pop("two_stream"))
-    jax.tree.map(np.testing.assert_array_equal, streams["visible"], streams.pop("infrared"))
+    chex.assert_trees_all_equal(streams["visible"], streams.pop("infrared"))
     params |= streams
     leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(params) if np.unique(leaf).size > 1]
     leaves = [head for leaf in leaves for head in (leaf if leaf.ndim == 3 else [leaf])]
