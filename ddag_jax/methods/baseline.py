@@ -6,7 +6,7 @@ from typing import Any, cast
 
 import flax.linen as nn
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Float, Int, Key
 
 from ddag_jax.config import BaselineConfig
 from ddag_jax.losses import batch_hard_triplet, cross_entropy
@@ -105,10 +105,19 @@ class Baseline:
         (pooled, logits), changed = self.network.apply(
             variables, visible.images, infrared.images, mutable=["batch_stats"]
         )
+        total, terms = self.output_loss(pooled, logits, labels)
+        return total, terms, changed["batch_stats"]
+
+    def output_loss(
+        self, pooled: Float[Array, "k c"], logits: Float[Array, "k y"], labels: Int[Array, " k"]
+    ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
+        """Return the loss of the network's output, visible images first, and its terms.
+
+        Override it to train the same network with another loss.
+        """
         identity = cross_entropy(logits, labels)
         triplet = batch_hard_triplet(pooled, labels, self.config.margin, self.axis_name)
-        terms = {"identity": identity, "triplet": triplet}
-        return identity + triplet, terms, changed["batch_stats"]
+        return identity + triplet, {"identity": identity, "triplet": triplet}
 
     def remember(
         self,

@@ -23,18 +23,18 @@ def build_method(config: Any, classes: int, axis_name: str | None = None) -> Met
     Raises:
         UserError: what a `build` of somebody's own returned lacks a member of `Method`.
     """
+    if hasattr(config, "build"):  # before the package's own, which it may be derived from
+        method: Method = config.build(classes, axis_name)
+        missing = [name for name in _MEMBERS if not hasattr(method, name)]
+        if missing:
+            raise UserError(
+                f"model: {type(config).__name__}.build returned a {type(method).__name__} without"
+                f" {', '.join(missing)}; ddag_jax/methods/base.py lists what a method needs"
+            )
+        return method
     match config:
         case DDAGConfig():
             return DDAG(config, classes, axis_name)
         case BaselineConfig():
             return Baseline(config, classes, axis_name)
-        case _:
-            method: Method = config.build(classes, axis_name)
-            missing = [name for name in _MEMBERS if not hasattr(method, name)]
-            if missing:
-                raise UserError(
-                    f"model: {type(config).__name__}.build returned a {type(method).__name__}"
-                    f" without {', '.join(missing)}; ddag_jax/methods/base.py lists what a method"
-                    " needs"
-                )
-            return method
+    raise TypeError(f"{type(config).__name__} is not a method's configuration")

@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, Int, Key
 from ddag_jax.config import DDAGConfig
 from ddag_jax.methods.base import Modality, Variables, View
 from ddag_jax.methods.ddag.losses import dynamic_graph_weight, loss_terms
-from ddag_jax.methods.ddag.network import Network, dummy_inputs
+from ddag_jax.methods.ddag.network import Network, TrainingOutput, dummy_inputs
 
 
 class Memory(TypedDict):
@@ -76,7 +76,17 @@ class DDAG:
         output, changed = self.network.apply(
             variables, visible.images, infrared.images, labels, keys, mutable=["batch_stats"]
         )
-        total, terms = loss_terms(
+        total, terms = self.output_loss(output, labels, memory)
+        return total, terms, changed["batch_stats"]
+
+    def output_loss(
+        self, output: TrainingOutput, labels: Int[Array, " k"], memory: Memory
+    ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
+        """Return the loss of the network's output, visible images first, and its terms.
+
+        Override it to train the same network with another loss.
+        """
+        return loss_terms(
             output,
             labels,
             memory["graph_weight"],
@@ -84,7 +94,6 @@ class DDAG:
             graph_reduction=self.config.graph_reduction,
             axis_name=self.axis_name,
         )
-        return total, terms, changed["batch_stats"]
 
     def remember(
         self,
