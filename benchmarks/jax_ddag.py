@@ -1,4 +1,4 @@
-"""Our side of the comparisons with PyTorch: train.py's step, evaluate.py's embedding."""
+"""Our side of the comparisons with PyTorch: the step of train.py, the embedding of evaluate.py."""
 
 from typing import Any
 
@@ -29,14 +29,13 @@ def one_device() -> Mesh:
 
 
 def random_variables(config: Config) -> dict[str, Any]:
-    """Drawn as train.py draws them."""
+    """Return variables initialised as by train.py."""
     size = config.data.image_height, config.data.image_width
     return initialise(build_model(config, CLASSES), jax.random.key(0), *size)
 
 
 class Training:
-    """The mapped step, augmentation included, again and again on one batch that is on the device
-    already."""
+    """The mapped training step, including augmentation, repeated on one batch on the device."""
 
     def __init__(self, config: Config, variables: dict[str, Any], noise: Noise) -> None:
         mesh = one_device()
@@ -47,7 +46,7 @@ class Training:
         self.state: TrainState = replicate(state, mesh)
 
     def __call__(self, steps: int = 1) -> Losses:
-        """So many steps further; the losses of the last, when all is done."""
+        """Take `steps` steps, wait for them, and return the losses of the last."""
         for _ in range(steps):
             self.state, losses = self.step(self.state, self.batch)
         jax.block_until_ready((self.state, losses))
@@ -55,7 +54,7 @@ class Training:
 
 
 class Embedding:
-    """The mapped embedding of images that come from the host."""
+    """The mapped embedding of images on the host."""
 
     def __init__(self, config: Config, variables: dict[str, Any]) -> None:
         self.mesh = one_device()
