@@ -3,14 +3,14 @@
     python -m benchmarks.embedding            32 images of each modality
     python -m benchmarks.embedding --quick    a small network on small images, to try it
 
-The published network (B+P on ResNet-50, since the graph is used in training only; 288 x 144
-pixels) in float32 and evaluation mode, with the same random weights on the same noise; each
-modality passes through its own stem. Ours is evaluate.py's mapped embedding, including
-normalisation; PyTorch's is a plain implementation of the authors' network in inference mode, on
-images that are normalised already. First the features must agree within FLOAT32_FEATURES of
-workload.py. Then both run in turn, in one process, with the same number of threads and the same
-settings of glibc's allocator. Peak memory is that of a process with one side alone, including
-imports, with a program that was compiled before. Prints a table and writes results/embedding.json.
+The published network (B+P on ResNet-50, since the graph is used in training only; 288 x 144 pixels)
+in float32 and evaluation mode, with the same random weights on the same noise; each modality passes
+through its own stem. Ours is evaluate.py's mapped embedding, including normalisation; PyTorch's is
+a plain implementation of the authors' network in inference mode, on images that are normalised
+already. First the features must agree within FLOAT32_FEATURES of workload.py. Then both run in
+turn, in one process, with the same number of threads and the same settings of glibc's allocator.
+Peak memory is that of a process with one side alone, including imports, with a program that was
+compiled before. Prints a table and writes results/embedding.json.
 """
 
 import argparse

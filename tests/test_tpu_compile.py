@@ -1,5 +1,5 @@
-"""Lower the full-size step and embedding for GPU and TPU on any machine; compile a small network for
-a slice of TPU where the compiler is installed. Each platform gets its own lowering."""
+"""Lower the full-size step and embedding for GPU and TPU on any machine. Compile a small network
+for a slice of TPU where the compiler is installed."""
 
 import dataclasses
 import functools
@@ -113,8 +113,8 @@ def test_collectives_of_a_module() -> None:
 @needs_libtpu
 @pytest.mark.slow
 def test_a_slice_is_compiled(tmp_path: Path) -> None:
-    """Run the command for a small network on 16 chips. The collectives, and their bytes, are those of
-    docs/scaling.md."""
+    """Run the command for a small network on 16 chips. The collectives and their bytes are those
+    of docs/scaling.md."""
     result = tpu_command(tmp_path, "--config", "debug")
     assert result.returncode == 0, result.stderr
     written = json.loads((tmp_path / "tpu_compile.json").read_text())["result"]
