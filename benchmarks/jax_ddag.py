@@ -46,7 +46,7 @@ class Training:
         self.state: TrainState = replicate(state, mesh)
 
     def __call__(self, steps: int = 1) -> Losses:
-        """Take `steps` steps, wait for them, and return the losses of the last."""
+        """So many steps further; the losses of the last, when all is done."""
         for _ in range(steps):
             self.state, losses = self.step(self.state, self.batch)
         jax.block_until_ready((self.state, losses))

@@ -349,8 +349,8 @@ def _own_name(key: str) -> str:
 
 
 def variables(network: Network) -> dict[str, Any]:
-    """Return a copy of the network's weights as our variables."""
-    from ddag_jax.pytorch.keys import reference_rows, to_variables  # imports jax
+    """The network's weights as our network has them, copied."""
+    from ddag_jax.pytorch.keys import reference_rows, to_variables  # brings jax
 
     rows = reference_rows(len(network.heads))
     state = network.state_dict()

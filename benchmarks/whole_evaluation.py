@@ -160,7 +160,7 @@ class Evaluation:
         return means
 
     def _embed(self, numbers: Int[np.ndarray, " n"], features: dict[str, np.ndarray]) -> None:
-        """Write the features of the images `numbers` to their rows; new rows are zero."""
+        """Puts the features of these images into their rows; rows of no image so far are zero."""
         from ddag_jax.evaluation.embed import embed
         from ddag_jax.parallel import shard
 

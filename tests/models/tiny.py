@@ -16,7 +16,7 @@ CLASSES, HEIGHT, WIDTH = 10, 32, 16
 
 
 def network(dtype: DTypeLike = jnp.float32, **options: Any) -> DDAG:
-    """Return DDAG on ResNet-18 with an eighth of its width, two parts and two graph heads."""
+    """ResNet-18 at an eighth of its width, two parts, two heads."""
     settings = {
         "classes": CLASSES,
         "backbone": "resnet18",
@@ -29,7 +29,7 @@ def network(dtype: DTypeLike = jnp.float32, **options: Any) -> DDAG:
 
 
 def shapes(model: DDAG) -> dict:
-    """Return shapes and dtypes of the variables, without computing them."""
+    """Shapes and dtypes of the variables, without computing them."""
     single = model.clone(axis_name=None)
     image = jax.ShapeDtypeStruct((1, HEIGHT, WIDTH, 3), model.dtype)
     return jax.eval_shape(
@@ -39,8 +39,8 @@ def shapes(model: DDAG) -> dict:
 
 
 def random_variables(model: DDAG, seed: int = 0) -> dict:
-    """Draw variables with NumPy, normalisation parameters unlike their defaults: to compile JAX's
-    draws takes seconds."""
+    """Variables of the model's shapes and dtypes that let every layer show; NumPy draws them,
+    since compiling JAX's draws takes longer than a test should."""
     rng = np.random.default_rng(seed)
 
     def draw(path: tuple, leaf: jax.ShapeDtypeStruct) -> np.ndarray:
@@ -57,12 +57,12 @@ def random_variables(model: DDAG, seed: int = 0) -> dict:
 
 
 def optimizer() -> optax.GradientTransformation:
-    """Return the paper's optimiser, at a constant learning rate."""
+    """The paper's, at a constant rate."""
     return sgd(lambda _: 0.005, backbone_scale=0.1, momentum=0.9, nesterov=True, weight_decay=5e-4)
 
 
 def batch(n: int = 8, m: int = 2, seed: int = 0) -> Batch:
-    """Return `n` identities of `m` images in each modality: a coarse pattern plus noise."""
+    """`n` identities of `m` images in each modality: an identity's coarse pattern and noise."""
     rng = np.random.default_rng(seed)
     coarse = rng.integers(0, 192, (n, 1, 4, 2, 3))
     pattern = coarse.repeat(HEIGHT // 4, axis=2).repeat(WIDTH // 2, axis=3)
