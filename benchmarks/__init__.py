@@ -1,1 +1,1 @@
-"""Side-by-side measurements, each a command: `python -m benchmarks.NAME` in the checkout."""
+"""Measurements of speed, memory and scale; each is a command: `python -m benchmarks.NAME`."""

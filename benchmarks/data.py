@@ -1,16 +1,15 @@
-"""Preparing and loading images in SYSU-MM01's shape: images a second, and memory.
+"""Measure preparing and loading of as many images as SYSU-MM01 has: images a second, and memory.
 
     python -m benchmarks.data               8,192 images, then half as many
     python -m benchmarks.data --full        SYSU-MM01's 34,167 training images, then half as many
-    python -m benchmarks.data --images N    another number
-    python -m benchmarks.data --quick       a few small ones, to see that it works
+    python -m benchmarks.data --images N    another number of training images
+    python -m benchmarks.data --quick       a few small ones, to try it
 
-Rendered people stand for the 395 training identities, as JPEGs 0.44 times as wide as high and 230
-to 900 pixels high, an equal share of each of five heights; they are prepared at 288 x 144. Then
-batches of 64 are loaded as in training from what was prepared, and, to compare, the same images
-from the records as TFDS would have compressed them and from one memory-mapped array: files in the
-page cache (warm), and put out of it before (cold). Each measurement of memory is a process of its
-own. Prints tables and writes results/data.json.
+Rendered people replace the 395 training identities: JPEGs of five heights from 230 to 900 pixels in
+equal shares, 0.44 times as wide as high, are prepared at 288 x 144. Then batches of 64 are loaded
+as in training and, for comparison, from records compressed as by TFDS's default and from one
+memory-mapped array; with the files in the page cache (warm), and evicted from it before (cold).
+Memory is measured in a process of its own each time. Prints tables and writes results/data.json.
 """
 
 import argparse
@@ -39,25 +38,25 @@ from ddag_jax.synthetic.camera import CAMERAS
 from ddag_jax.synthetic.rehearsal import Tree, write_tree
 
 BATCH = 64
-"""Images: 8 identities, 4 images of each in each modality."""
+"""Images in a batch: 8 identities, 4 images of each in each modality."""
 
 TESTED = len(CAMERAS)
-"""Images of the one identity that is not for training."""
+"""Images of the one test identity."""
 
 LEAST = 2_400
-"""Images: a half of them shows all 395 identities in both modalities."""
+"""Fewest images: half of them show all 395 identities in both modalities."""
 
 
 class Size(NamedTuple):
     images: int
-    """For training, of both modalities."""
+    """Training images, of both modalities."""
     identities: int
     heights: tuple[int, ...]
-    """Of the JPEGs, pixels."""
+    """Heights of the JPEGs in pixels."""
     stored: tuple[int, int]
-    """Height and width to prepare at."""
+    """Height and width of prepared images in pixels."""
     batches: int
-    """To load in each measurement."""
+    """Batches loaded in each measurement."""
     repeats: int
 
 
@@ -66,8 +65,8 @@ QUICK = Size(256, 12, (64, 96), (32, 16), batches=5, repeats=1)
 
 
 def tree(size: Size) -> Tree:
-    """Training images only, in SYSU-MM01's share of modalities, evenly over identities and cameras;
-    and an identity to test, which a dataset cannot be without."""
+    """Return training images in SYSU-MM01's share of modalities, spread evenly over identities and
+    cameras, and one test identity, which a dataset needs."""
     infrared = round(size.images * 11_909 / 34_167)
     images = []
     for count, cameras in ((size.images - infrared, (1, 2, 4, 5)), (infrared, (3, 6))):
@@ -90,7 +89,7 @@ def tree(size: Size) -> Tree:
 
 
 def prepare_timed(source: Path, to: Path, stored: tuple[int, int], out: Path) -> None:
-    """Prepares; the seconds go to `out`, since whoever asks is another process."""
+    """Prepare, and write the seconds to the JSON file `out`, to be read by another process."""
     logging.getLogger("absl").setLevel(logging.ERROR)
     start = time.perf_counter()
     layout = read_layout("sysu_mm01", source)
@@ -105,6 +104,7 @@ def prepare_timed(source: Path, to: Path, stored: tuple[int, int], out: Path) ->
 
 
 def open_training(data_dir: Path, stored: tuple[int, int]) -> tuple[ImageSource, IdentitySampler]:
+    """Return source and sampler of the prepared training images."""
     config = DataConfig(dir=str(data_dir), image_height=stored[0], image_width=stored[1])
     source, _ = training_split(config, seed=0)
     sampler = IdentitySampler(
@@ -114,7 +114,7 @@ def open_training(data_dir: Path, stored: tuple[int, int]) -> tuple[ImageSource,
 
 
 def load(source: ImageSource, sampler: IdentitySampler, batches: int, threads: int) -> None:
-    """Reads batches as the training loop does."""
+    """Load batches as the training loop does."""
     for _ in training_batches(
         source, sampler, steps_per_epoch=batches, first_step=0, last_step=batches, threads=threads
     ):
@@ -122,11 +122,12 @@ def load(source: ImageSource, sampler: IdentitySampler, batches: int, threads: i
 
 
 def open_and_load(data_dir: Path, stored: tuple[int, int], batches: int) -> None:
+    """Open the prepared dataset and load batches, to measure memory."""
     load(*open_training(data_dir, stored), batches, threads=1)
 
 
 def write_array(source: ImageSource, path: Path) -> None:
-    """The same images as one array."""
+    """Write all images as one array in a .npy file."""
     array = np.lib.format.open_memmap(
         path, mode="w+", dtype=np.uint8, shape=(len(source), *source.image_size, 3)
     )
@@ -136,7 +137,7 @@ def write_array(source: ImageSource, path: Path) -> None:
 
 
 def write_compressed(source: ImageSource, path: Path) -> None:
-    """The same records as TFDS writes them by default."""
+    """Write all records compressed, as TFDS does by default."""
     writer = array_record_module.ArrayRecordWriter(str(path), "group_size:1")
     for key in range(len(source)):
         writer.write(source._records[key])
@@ -144,19 +145,19 @@ def write_compressed(source: ImageSource, path: Path) -> None:
 
 
 def compressed(source: ImageSource, path: Path) -> ImageSource:
-    """The same images, read from what `write_compressed` wrote."""
+    """Return a source of the same images that reads the file of `write_compressed`."""
     return dataclasses.replace(source, _records=ArrayRecordDataSource([str(path)]))
 
 
 def cold(files: Sequence[Path], work: Callable[[], object], needed: float) -> float | None:
-    """Seconds of work on files that are on disk only.
+    """Return the seconds of `work` with `files` evicted from the page cache.
 
-    None where they came from memory all the same: less was read from the disk than the `needed`
-    bytes. What a host beneath this machine keeps in its memory cannot be seen from here.
+    Returns None if fewer than `needed` bytes were read from disk, so that memory served the rest.
+    A cache of the host of a virtual machine cannot be detected.
     """
     for path in files:
         with path.open("rb") as file:
-            os.fsync(file.fileno())  # what is not written yet cannot be put out
+            os.fsync(file.fileno())  # unwritten pages cannot be evicted
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
     before, start = _bytes_read(), time.perf_counter()
     work()
@@ -165,17 +166,17 @@ def cold(files: Sequence[Path], work: Callable[[], object], needed: float) -> fl
 
 
 def _bytes_read() -> int:
-    """From disks, by this process."""
+    """Return the bytes that this process has read from disk."""
     found = re.search(r"^read_bytes: (\d+)", Path("/proc/self/io").read_text(), re.MULTILINE)
     assert found is not None
     return int(found[1])
 
 
 def measure_preparing(size: Size, scratch: Path) -> dict[str, Any]:
-    """Draws JPEGs, prepares them to `scratch`/data, loads from there: speed and memory."""
+    """Render JPEGs, prepare them in `scratch`/data and load them; return speed and peak memory."""
     source, data = scratch / "source", scratch / "data"
     jpegs = tree(size)
-    # Files of their own, as a dataset's are.
+    # No links: a real dataset has separate files.
     write_tree(jpegs, source, distinct=2, heights=size.heights, seed=0, note="", linked=False)
     total = size.images + TESTED
     jpeg_bytes = sum(path.stat().st_size for path in source.rglob("*.jpg"))
@@ -197,7 +198,7 @@ def measure_preparing(size: Size, scratch: Path) -> dict[str, Any]:
 
 
 def measure_loading(size: Size, scratch: Path) -> dict[str, Any]:
-    """Images a second, by the way to read them, of what `measure_preparing` left."""
+    """Return images a second for each way of reading the dataset of `measure_preparing`."""
     source, sampler = open_training(scratch / "data", size.stored)
     steps = [sampler.sample(0, step) for step in range(size.batches)]
     numbers = [np.concatenate([s.visible, s.infrared]).reshape(-1) for s in steps]
@@ -229,7 +230,7 @@ def measure_loading(size: Size, scratch: Path) -> dict[str, Any]:
     warm = measure.interleaved({name: work for name, (work, _) in ways.items()}, size.repeats)
     found = {}
     for name, (work, files) in ways.items():
-        # A little less, since a page may be shared by two images.
+        # A tenth less, since two images may share a page.
         needed = 0.9 * distinct / len(source) * sum(path.stat().st_size for path in files)
         seconds = [cold(files, work, needed) for _ in range(size.repeats)]
         read = measure.Times(tuple(second for second in seconds if second is not None))
@@ -243,17 +244,19 @@ def measure_loading(size: Size, scratch: Path) -> dict[str, Any]:
 
 
 def main(arguments: Sequence[str] | None = None, folder: Path = measure.RESULTS) -> None:
-    """The command. Results go to `folder`."""
+    """Run the command; write the results to `folder`."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.data",
-        description="Preparing and loading images in SYSU-MM01's shape",
+        description="Measure preparing and loading of as many images as SYSU-MM01 has",
     )
     many = parser.add_mutually_exclusive_group()
-    many.add_argument("--images", type=int, default=8_192, metavar="N", help="default: 8192")
+    many.add_argument(
+        "--images", type=int, default=8_192, metavar="N", help="training images (default: 8192)"
+    )
     many.add_argument("--full", action="store_true", help="SYSU-MM01's 34,167 training images")
-    many.add_argument("--quick", action="store_true", help="a few small ones")
+    many.add_argument("--quick", action="store_true", help="a few small images")
     parser.add_argument(
-        "--scratch", metavar="DIR", help="for JPEGs, records and array: some 300 KB an image"
+        "--scratch", metavar="DIR", help="folder for temporary files, about 300 KB an image"
     )
     given = parser.parse_args(arguments)
     size = QUICK if given.quick else FULL

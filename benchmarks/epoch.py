@@ -1,16 +1,16 @@
-"""An epoch of train.py beside bare steps: what data, logging and waiting cost.
+"""Compare an epoch of train.py with bare steps: the cost of data, logging and waiting.
 
-    python -m benchmarks.epoch                       the configuration demo, 40 steps an epoch
-    python -m benchmarks.epoch sysu_mm01 --steps N   the published one, where there is a GPU
+    python -m benchmarks.epoch                       configuration demo, 40 steps an epoch
+    python -m benchmarks.epoch sysu_mm01 --steps N   the published one, on a GPU
     python -m benchmarks.epoch sysu_mm01 --model.compute-dtype bfloat16
-    python -m benchmarks.epoch --quick               the configuration debug, to see that it works
+    python -m benchmarks.epoch --quick               configuration debug, to try it
 
-train.py's own training runs, on a prepared dataset of rendered people: batches sampled, read and
-put on the device, the mapped step with its augmentation, figures logged. Before each of its epochs
-as many bare steps are taken, with the same step, on a batch that is on the device already. So the
-two take turns; the first turn, which compiles, does not count, nor do evaluation and checkpoints,
-which come between epochs. Peak memory is that of a process with one of the two alone, imports
-included, whose program was compiled before. Prints a table and writes results/epoch.json.
+The training of train.py runs on a prepared dataset of rendered people: it samples and reads
+batches, transfers them to the device, runs the mapped step with its augmentation, and logs. Before
+each epoch the same number of bare steps run, of the same step, on a batch that is on the device
+already. The first turn, which compiles, is not counted; nor are evaluation and checkpoints, which
+run between epochs. Peak memory is that of a process with one of the two alone, including imports,
+with a program that was compiled before. Prints a table and writes results/epoch.json.
 """
 
 import argparse
@@ -44,7 +44,7 @@ BOTH = (LOOP, BARE)
 
 
 def write_people(config: Config, folder: Path) -> Path:
-    """Prepares rendered people; gives the folder to train from."""
+    """Prepare rendered people; return the folder of the prepared dataset."""
     from ddag_jax.datasets.prepare import check, prepare
     from ddag_jax.synthetic.files import write_people
     from ddag_jax.synthetic.image import People
@@ -62,19 +62,19 @@ def write_people(config: Config, folder: Path) -> Path:
 
 
 class Turns:
-    """Stands in for the step of a run, and takes the times.
+    """A training step that measures time, in place of a run's step.
 
-    When the loop comes with the first batch of an epoch, as many bare steps are taken before it
-    gets its own; its epoch lasts from then until its figures are logged.
+    At the first batch of an epoch it takes an epoch of bare steps first. The loop's epoch is timed
+    from then until it is logged.
     """
 
     def __init__(self, step: "Step", batch: "Batch", per_epoch: int, which: Sequence[str]) -> None:
         """
         Args:
-            step: that of the run.
-            batch: on the device, for bare steps.
-            per_epoch: steps of an epoch.
-            which: of BOTH. Of bare steps alone, the first turn ends the run.
+            step: the mapped step of the run.
+            batch: batch on the device, for bare steps.
+            per_epoch: steps in an epoch.
+            which: those of BOTH to run; with bare steps alone, the first turn ends the run.
         """
         self.step, self.batch, self.per_epoch, self.which = step, batch, per_epoch, which
         self.taken = 0
@@ -98,16 +98,20 @@ class Turns:
         return self.step(state, batch)
 
     def epoch_logged(self) -> None:
+        """Take the time of the loop's epoch."""
         self.seconds[LOOP].append(time.perf_counter() - self.start)
 
 
 class Done(Exception):
-    """The run need not go on."""
+    """Ends the run after bare steps."""
 
 
 def trained(config: Config, workdir: Path, which: Sequence[str]) -> dict[str, measure.Times]:
-    """Trains as train.py does. Seconds of each epoch but the first: of the loop's steps and of as
-    many bare ones, `which` of the two."""
+    """Train as train.py does; return the seconds of each epoch but the first.
+
+    Args:
+        which: those of BOTH to run.
+    """
     environment.prepare()
     from ddag_jax.parallel import Mesh, map_train_step, shard
     from ddag_jax.runs import train as loop
@@ -138,19 +142,23 @@ def trained(config: Config, workdir: Path, which: Sequence[str]) -> dict[str, me
 
 
 def main(arguments: Sequence[str] | None = None, folder: Path = measure.RESULTS) -> int:
-    """The command; results go to `folder`. The exit code is 0, or 2 where the input is at fault."""
+    """Run the command; write the results to `folder`. Return 0, or 2 after a UserError."""
     return run(lambda: _main(arguments, folder))
 
 
 def _main(arguments: Sequence[str] | None, folder: Path) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.epoch",
-        description="An epoch of train.py beside bare steps",
+        description="Compare an epoch of train.py with bare steps",
         epilog="Any field of the configuration follows as --section.field value.",
     )
-    parser.add_argument("config", nargs="?", default="demo", help="a file or a shipped name")
-    parser.add_argument("--steps", type=int, default=40, metavar="N", help="an epoch (default: 40)")
-    parser.add_argument("--quick", action="store_true", help="the configuration debug, 4 steps")
+    parser.add_argument(
+        "config", nargs="?", default="demo", help="a file or a shipped name (default: demo)"
+    )
+    parser.add_argument(
+        "--steps", type=int, default=40, metavar="N", help="steps in an epoch (default: 40)"
+    )
+    parser.add_argument("--quick", action="store_true", help="configuration debug, 4 steps")
     given, fields = parser.parse_known_args(arguments)
     name, steps = ("debug", 4) if given.quick else (given.config, given.steps)
     config = override(load_config(name), fields, parser.prog)

@@ -1,15 +1,15 @@
-"""From starting train.py to its first logged step: with a warm compilation cache and without.
+"""Measure the time from the start of train.py to its first logged step, by compilation cache.
 
     python -m benchmarks.first_step               the published network, 16 images a step
     python -m benchmarks.first_step debug         another configuration
     python -m benchmarks.first_step sysu_mm01 --training.identities-per-batch 8
-    python -m benchmarks.first_step --quick       the configuration debug, once
+    python -m benchmarks.first_step --quick       configuration debug, once
 
-The real command, `python train.py CONFIG …`, on a prepared dataset of rendered people, is started
-again and again, in turn with what earlier starts compiled and with nothing compiled, until it
-prints its first step, and then killed. One more start tells where the time goes: imports, then for
-each compiled program its tracing, lowering and compiling (or loading from the cache), then what is
-left: reading, computing the step, logging. Prints a table and writes results/first_step.json.
+The command `python train.py CONFIG …` is started repeatedly on a prepared dataset of rendered
+people, alternately with a warm and with an empty compilation cache, and killed after it prints its
+first step. One more start of each kind measures the parts: imports; tracing, lowering and compiling
+(or loading from the cache) of each program; and the rest: reading, computing the step, logging.
+Prints tables and writes results/first_step.json.
 """
 
 import argparse
@@ -33,30 +33,30 @@ from ddag_jax.io.config_file import load_config
 ROOT = Path(__file__).parents[1]
 REPEATS = 5
 LIMIT = 1800
-"""Seconds that a start may take."""
+"""Timeout of a start in seconds."""
 
 PHASES = {
     "/jax/core/compile/jaxpr_trace_duration": "tracing",
     "/jax/core/compile/jaxpr_to_mlir_module_duration": "lowering",
     "/jax/core/compile/backend_compile_duration": "compiling",
 }
-"""JAX's own names of what it measures; the last holds loading from the cache, too."""
+"""JAX's monitoring events; the last includes loading from the cache."""
 
 
 class Start:
-    """The command, as often as it is called."""
+    """Starts train.py each time that it is called."""
 
     def __init__(self, arguments: Sequence[str], folder: Path) -> None:
         """
         Args:
-            arguments: of train.py, without its --workdir.
-            folder: for caches and runs.
+            arguments: arguments of train.py, without --workdir.
+            folder: scratch folder for caches and runs.
         """
         self.arguments, self.folder, self.count = arguments, folder, 0
         self.peaks: dict[str, float | None] = {}
 
     def __call__(self, name: str) -> None:
-        """Until the first step is printed. `name`: "warm cache" or "cold cache"."""
+        """Start train.py with a "warm cache" or a "cold cache"; kill it after its first step."""
         process = self._start([sys.executable, "train.py"], name)
         try:
             assert process.stdout is not None
@@ -71,7 +71,7 @@ class Start:
             process.communicate()
 
     def watched(self, name: str) -> dict[str, Any]:
-        """What `watch` says of one start."""
+        """Return what `watch` writes for one start."""
         out = self.folder / "watched.json"
         code = f"from benchmarks import first_step; first_step.watch({time.time()}, {str(out)!r})"
         process = self._start([sys.executable, "-c", code], name)
@@ -84,7 +84,7 @@ class Start:
 
     def _start(self, command: Sequence[str], name: str) -> subprocess.Popen[str]:
         self.count += 1
-        # What is cold is new each time; what is warm was filled by the first.
+        # A cold cache is a new folder each time; the first start fills the warm one.
         cache = "warm" if name == "warm cache" else f"cold{self.count}"
         workdir = self.folder / f"run{self.count}"
         with (self.folder / "errors").open("w") as errors:
@@ -102,8 +102,11 @@ class Start:
 
 
 def watch(started: float, out: str) -> None:
-    """train.py with sys.argv's arguments, until its first step: seconds since `started`, and of
-    each program that JAX made, written to `out`."""
+    """Run train.py with the arguments of sys.argv until its first step.
+
+    Writes to the JSON file `out` the seconds since `started` and those of each program that JAX
+    compiles.
+    """
     from ddag_jax.cli import environment, train
 
     prepare = environment.prepare
@@ -142,7 +145,7 @@ def watch(started: float, out: str) -> None:
 
 
 def breakdown(watched: dict[str, Any]) -> str:
-    """A table: seconds of each, the programs that take longest by name."""
+    """Return a table of the seconds of each part, with the three slowest programs by name."""
     programs = dict(watched["programs"])
     total = {
         name: sum(times[phase] for phase in PHASES.values()) for name, times in programs.items()
@@ -165,18 +168,18 @@ def breakdown(watched: dict[str, Any]) -> str:
 
 
 def main(arguments: Sequence[str] | None = None, folder: Path = measure.RESULTS) -> int:
-    """The command; results go to `folder`. The exit code is 0, or 2 where the input is at fault."""
+    """Run the command; write the results to `folder`. Return 0, or 2 after a UserError."""
     return run(lambda: _main(arguments, folder))
 
 
 def _main(arguments: Sequence[str] | None, folder: Path) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.first_step",
-        description="From starting train.py to its first logged step",
+        description="Measure the time from the start of train.py to its first logged step",
         epilog="Any field of the configuration follows as --section.field value.",
     )
     parser.add_argument("config", nargs="?", help="a file or a shipped name (default: sysu_mm01)")
-    parser.add_argument("--quick", action="store_true", help="the configuration debug, once")
+    parser.add_argument("--quick", action="store_true", help="configuration debug, once")
     given, fields = parser.parse_known_args(arguments)
     name, repeats = given.config, REPEATS
     if given.quick:
@@ -198,7 +201,7 @@ def _main(arguments: Sequence[str] | None, folder: Path) -> None:
     record = measure.compared(times, start.peaks, 1, "starts")
     print("target 10 s, aim 3 s with a warm cache")
     for cache in caches:
-        print(f"\nof one start with a {cache}:\n{breakdown(watched[cache])}")
+        print(f"\none start with a {cache}:\n{breakdown(watched[cache])}")
     result = {"config": name, "fields": fields, **record, "watched": watched}
     print("written:", measure.write("first_step", result, folder))
 

@@ -1,23 +1,23 @@
-"""One GPU: our training step and PyTorch's, in every way that matters, checked and timed.
+"""Compare our training step with PyTorch's on one GPU, in each relevant precision and mode.
 
     python -m benchmarks.gpu            the published network, 64 and 256 images a step
-    python -m benchmarks.gpu --quick    a few channels and pixels, on whatever device there is
+    python -m benchmarks.gpu --quick    a small network on small images, on any device
 
-Needs jax with CUDA and PyTorch with CUDA in one environment; beside them only numpy, flax, optax,
-jaxtyping and absl-py. Each way has a process of its own, so that neither side's memory pool is in
-the other's way. First all take a step without augmentation and dropout, from the same random
-weights: in float32 both sides must give the same losses, in TF32 and bfloat16 nearly the same. Then
-they take turns, a block of steps at a time, all ways of one batch size.
+Needs jax with CUDA and PyTorch with CUDA in one environment, and numpy, flax, optax, jaxtyping and
+absl-py. Each variant runs in its own process, so that no memory pool is shared. First each takes a
+step without augmentation and dropout from the same random weights: in float32 the losses of both
+sides must agree within FLOAT32_LOSSES of workload.py, in TF32 and bfloat16 within a wider bound.
+Then all variants of one batch size run in turn, a block of steps at a time.
 
-Our step is train.py's, augmentation and normalisation included. PyTorch's (torch_ddag.py) has its
-images normalised beforehand. "As the reference" also computes the triplet loss anchor by anchor and
-reads every loss after every step, as the reference's loop does; "eager" does neither. Both have
-what PyTorch sets by itself, TF32 in convolutions and float32 in matrix products, and cuDNN's
-benchmark mode, as the reference sets it. "compiled" is torch.compile in bfloat16 autocast and
-channels_last, with a fused optimiser.
+Our step is train.py's, including augmentation and normalisation. PyTorch's (torch_ddag.py) takes
+images that are normalised already. "as the reference" also computes the triplet loss anchor by
+anchor and reads every loss after every step, as the authors' loop does; "eager" does neither. Both
+use PyTorch's defaults, TF32 in convolutions and float32 in matrix products, and cuDNN's benchmark
+mode, which the authors' code sets. "compiled" is torch.compile with bfloat16 autocast,
+channels_last and a fused optimiser.
 
-Prints tables and writes results/gpu.json. Without a GPU it says so and writes rows that are not
-measured. Takes about ten minutes, most of them compiling.
+Prints tables and writes results/gpu.json. Without a GPU it says so and writes rows marked as not
+measured. Takes about ten minutes, mostly to compile.
 """
 
 import argparse
@@ -38,32 +38,30 @@ REPEATS = 5
 LOSSES = ("identity", "triplet", "part", "graph", "total")
 NOT_MEASURED = "not measured"
 STEPS = 50
-"""In a block."""
-EXACT = 1e-4
-"""Relative, of a loss: how far two sides in float32 may be apart, by rounding alone."""
+"""Steps in a block."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Way:
-    """How a step is taken."""
+    """A variant of the training step."""
 
     name: str
     ours: bool
     bfloat16: bool = False
     compiled: bool = False
     reference: bool = False
-    """As the reference's loop does, see `torch_ddag.Style`."""
+    """As the authors' loop, see `torch_ddag.Style`."""
 
     @property
     def tolerance(self) -> float:
-        """Relative, of a first loss beside that in float32. bfloat16 keeps 8 bits of a number and
-        TF32 11; over fifty layers, and in the small differences of large numbers that distances
-        are, the first digit is left in one, the second in the other."""
+        """Largest relative difference of a first loss from float32. bfloat16 has 8 significant bits
+        and TF32 11; after fifty layers, and in differences of nearly equal distances, one correct
+        digit remains of bfloat16 and two of TF32."""
         return 0.1 if self.bfloat16 else 0.02
 
     @property
     def exact(self) -> bool:
-        """Whether it also takes a step in float32 proper, to hold the others against."""
+        """Whether it also takes a step in full float32, to compare the others with."""
         return not (self.bfloat16 or self.reference)
 
 
@@ -73,19 +71,18 @@ REFERENCE = Way("PyTorch float32/TF32, as the reference", False, reference=True)
 EAGER = Way("PyTorch float32/TF32, eager", False)
 COMPILED = Way("PyTorch bfloat16, compiled", False, bfloat16=True, compiled=True)
 WAYS = {64: (OURS, OURS_FLOAT32, REFERENCE, EAGER, COMPILED), 256: (OURS, COMPILED)}
-"""By images a step. The smaller batch is the one that is checked."""
-CHECKED = 64
+"""Variants by images in a step. The losses of the first batch size are checked."""
 
 Facts = dict[str, Any]
 
-# ------------------------------------------------------------------- in a process with one way
+# ------------------------------------------------------------------- in a process with one variant
 
 _step: Callable[[int], Any] | None = None
-"""Takes so many steps and waits for them."""
+"""Takes a number of steps and waits for them."""
 
 
 def jax_device() -> str | None:
-    """The GPU that jax sees."""
+    """Return the name of the GPU that jax finds, or None."""
     _take_memory_as_needed()
     import jax
 
@@ -94,27 +91,27 @@ def jax_device() -> str | None:
 
 
 def torch_device() -> str | None:
-    """The GPU that PyTorch sees."""
+    """Return the name of the GPU that PyTorch finds, or None."""
     import torch
 
     return torch.cuda.get_device_name() if torch.cuda.is_available() else None
 
 
 def _take_memory_as_needed() -> None:
-    """Else jax takes three quarters of the GPU's at once."""
+    """Allocate as needed: by default jax reserves three quarters of the GPU's memory."""
     os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"
 
 
 def weights(config: Config) -> dict[str, Any]:
-    """PyTorch's random ones, for our side."""
-    os.environ["JAX_PLATFORMS"] = "cpu"  # this process has both, and leaves the GPU alone
+    """Return PyTorch's random weights as our variables."""
+    os.environ["JAX_PLATFORMS"] = "cpu"  # this process imports both, and leaves the GPU alone
     from benchmarks import torch_ddag
 
     return torch_ddag.variables(torch_ddag.network(config))
 
 
 def build_ours(way: Way, config: Config, variables: dict[str, Any], check: bool) -> Facts:
-    """Makes a way of ours this process's and takes a step; what is known of it."""
+    """Build a variant of ours in this process, take a step, and return its facts."""
     _take_memory_as_needed()
     from ddag_jax.cli import environment
 
@@ -156,14 +153,14 @@ def build_ours(way: Way, config: Config, variables: dict[str, Any], check: bool)
 
 
 def build_pytorch(way: Way, config: Config, check: bool) -> Facts:
-    """Makes a way of PyTorch's this process's and takes a step; what is known of it."""
+    """Build a variant of PyTorch's in this process, take a step, and return its facts."""
     import torch
 
     from benchmarks import torch_ddag
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     torch.backends.cudnn.benchmark = True
-    if device == "cpu":  # where this was written, oneDNN in bfloat16 gave NaN now and then
+    if device == "cpu":  # oneDNN in bfloat16 sometimes returned NaN
         torch.backends.mkldnn.enabled = False
     style = torch_ddag.Style(reference=way.reference, bfloat16=way.bfloat16, compiled=way.compiled)
     noise = workload.noise(config)
@@ -200,7 +197,7 @@ def take(steps: int) -> None:
 
 
 def peak(way: Way) -> float | None:
-    """MiB of GPU memory that this process has held at the most."""
+    """Return the peak of this process's GPU memory in MiB, or None without a GPU."""
     if way.ours:
         import jax
 
@@ -211,10 +208,11 @@ def peak(way: Way) -> float | None:
     return torch.cuda.max_memory_allocated() / 2**20 if torch.cuda.is_available() else None
 
 
-# ------------------------------------------------------------------------ in the process that asks
+# ------------------------------------------------------------------------ in the main process
 
 
 def ask_once(work: Callable[..., Any], *arguments: Any) -> Any:
+    """Return the result of a call in a fresh process."""
     with measure.Process() as process:
         return process(work, *arguments)
 
@@ -222,14 +220,14 @@ def ask_once(work: Callable[..., Any], *arguments: Any) -> Any:
 def run_ways(
     ways: Sequence[Way], config: Config, steps: int, check: bool
 ) -> tuple[dict[str, Facts], dict[str, measure.Times]]:
-    """What is known of each way by its name, with "failed" where it did not run; seconds a step."""
+    """Return, by variant, its facts ("failed": why it did not run) and its seconds a step."""
     if not ways:
         return {}, {}
     variables = ask_once(weights, config)
     facts: dict[str, Facts] = {}
 
     def attempt(way: Way, work: Callable[..., Any], *arguments: Any) -> Any:
-        """In the way's process. A way that fails, of memory say, leaves the others."""
+        """Call in the variant's process; note a failure, such as of memory, and go on."""
         if "failed" in facts.setdefault(way.name, {}):
             return None
         try:
@@ -258,9 +256,11 @@ def run_ways(
 
 
 def differences(ways: Sequence[Way], facts: Mapping[str, Facts]) -> dict[str, tuple[float, float]]:
-    """Of each way's first losses, the largest relative difference, and how large it may be: from
-    PyTorch's in float32 proper, or from ours where PyTorch did not run. Of two in float32 proper,
-    ours is listed beside PyTorch's as "float32"."""
+    """Return, by variant, the largest relative difference of its first losses and its bound.
+
+    The standard is PyTorch's in full float32, or ours where PyTorch did not run. Where both ran,
+    "float32" compares ours in full float32 with the standard.
+    """
     exact = {
         way.ours: facts[way.name]["exact losses"]
         for way in ways
@@ -276,7 +276,7 @@ def differences(ways: Sequence[Way], facts: Mapping[str, Facts]) -> dict[str, tu
         return float("nan") if any(one != one for one in each) else max(each)
 
     if len(exact) == 2:
-        found["float32"] = largest(exact[True]), EXACT
+        found["float32"] = largest(exact[True]), workload.FLOAT32_LOSSES
     for way in ways:
         if "losses" in facts.get(way.name, {}):
             found[way.name] = largest(facts[way.name]["losses"]), way.tolerance
@@ -284,7 +284,7 @@ def differences(ways: Sequence[Way], facts: Mapping[str, Facts]) -> dict[str, tu
 
 
 def ratios(times: Mapping[int, Mapping[str, measure.Times]]) -> dict[str, float]:
-    """How many times as long as ours in bfloat16 the others take."""
+    """Return each variant's time over that of ours in bfloat16."""
     return {
         f"{name}, {images} images": taken.median / of_batch[OURS.name].median
         for images, of_batch in times.items()
@@ -295,7 +295,7 @@ def ratios(times: Mapping[int, Mapping[str, measure.Times]]) -> dict[str, float]
 
 
 def row(way: Way, images: int, facts: Facts | None, times: measure.Times | None) -> list[str]:
-    """Of the table of times."""
+    """Return a row of the table of times."""
     if facts is None or times is None:
         said = NOT_MEASURED if facts is None else f"failed: {facts['failed']}"
         return [way.name, str(images), said, "", "", "", "", ""]
@@ -317,21 +317,21 @@ HEAD = ["", "images", "a step", "images/s", "of stated", "of least", "memory", "
 
 
 def main(arguments: Sequence[str] | None = None, folder: Path = measure.RESULTS) -> int:
-    """The command; results go to `folder`. The exit code is 1 where losses differ by more than
-    rounding explains."""
+    """Run the command; write the results to `folder`. Return 1 if losses differ by more than the
+    bounds, else 0."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.gpu",
-        description="One GPU: our training step and PyTorch's, in every way that matters",
+        description="Compare our training step with PyTorch's on one GPU",
     )
     parser.add_argument(
-        "--quick", action="store_true", help="a few channels and pixels, on any device"
+        "--quick", action="store_true", help="a small network on small images, on any device"
     )
     quick = parser.parse_args(arguments).quick
     devices = {"ours": ask_once(jax_device), "PyTorch": ask_once(torch_device)}
     print(measure.describe(measure.machine()))
     print("GPU:", ", ".join(f"{side} {gpu or 'none'}" for side, gpu in devices.items()), flush=True)
     if not quick and not any(devices.values()):
-        print("neither jax nor PyTorch sees a GPU: nothing is measured")
+        print("neither jax nor PyTorch finds a GPU: nothing is measured")
 
     checked: dict[str, tuple[float, float]] = {}
     results: dict[int, dict[str, Facts]] = {}
@@ -354,9 +354,9 @@ def main(arguments: Sequence[str] | None = None, folder: Path = measure.RESULTS)
         if quick:
             break
 
-    print("\nlargest relative difference of a first loss from float32 proper")
+    print("\nlargest relative difference of a first loss from full float32")
     cells = [[name, f"{is_:.1g}", f"{may_be:g}"] for name, (is_, may_be) in checked.items()]
-    print(measure.table(["", "is", "may be"], cells) if cells else NOT_MEASURED)
+    print(measure.table(["", "difference", "bound"], cells) if cells else NOT_MEASURED)
     print("\na step: median (lowest to highest), share of the stated and of the least time")
     print(measure.table(HEAD, rows))
     found = ratios(times)
@@ -376,7 +376,7 @@ def main(arguments: Sequence[str] | None = None, folder: Path = measure.RESULTS)
     print("written:", measure.write("gpu", result, folder))
     wrong = [name for name, (is_, may_be) in checked.items() if not is_ <= may_be]
     if wrong:
-        print("losses differ by more than rounding explains:", ", ".join(wrong))
+        print("losses differ by more than the bound:", ", ".join(wrong))
     return bool(wrong)
 
 

@@ -1,4 +1,4 @@
-"""Our side of the comparisons with PyTorch: train.py's step, evaluate.py's embedding."""
+"""Our side of the comparisons with PyTorch: the step of train.py, the embedding of evaluate.py."""
 
 from typing import Any
 
@@ -30,15 +30,14 @@ def one_device() -> Mesh:
 
 
 def random_variables(config: Config) -> dict[str, Any]:
-    """Drawn as train.py draws them."""
+    """Return variables initialised as by train.py."""
     size = config.data.image_height, config.data.image_width
     method = build_method(config.model, CLASSES)
     return jax.jit(method.init, static_argnums=1)(jax.random.key(0), size)
 
 
 class Training:
-    """The mapped step, augmentation included, again and again on one batch that is on the device
-    already."""
+    """The mapped training step, including augmentation, repeated on one batch on the device."""
 
     def __init__(self, config: Config, variables: dict[str, Any], noise: Noise) -> None:
         mesh = one_device()
@@ -63,7 +62,7 @@ class Training:
 
 
 class Embedding:
-    """The mapped embedding of images that come from the host."""
+    """The mapped embedding of images on the host."""
 
     def __init__(self, config: Config, variables: dict[str, Any]) -> None:
         self.mesh = one_device()

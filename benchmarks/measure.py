@@ -1,4 +1,4 @@
-"""What every benchmark shares: the machine, times taken in turn, peak memory, results on disk."""
+"""Measure time and peak memory, describe the machine, and write results."""
 
 import dataclasses
 import datetime
@@ -33,15 +33,15 @@ _PACKAGES = (
     "tensorflow-datasets",
     "pillow",
 )
-"""Whose versions a result names, where they are installed."""
+"""Packages whose versions are written with a result."""
 
 _LOAD_BEFORE = os.getloadavg()[0]
-"""Read on import, before the benchmark itself makes load."""
+"""Load average before the benchmark starts."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Times:
-    """Seconds of repeated runs of one thing, in the order they were taken."""
+    """Seconds of repeated runs, in the order of the runs."""
 
     seconds: tuple[float, ...]
 
@@ -64,12 +64,12 @@ class Times:
 def interleaved(
     variants: Mapping[str, Callable[[], object]], repeats: int = 5, warmup: int = 1
 ) -> dict[str, Times]:
-    """Times of the variants, run in turn (A B A B …), so that a busy spell meets all of them.
+    """Time variants in turn (A B A B …), so that other load on the machine affects all of them.
 
     Args:
-        variants: by name; each returns when its work is done (wait for a device inside).
-        repeats: runs of each that count.
-        warmup: runs of each before, which do not.
+        variants: functions by name; each returns when its work is done, on devices too.
+        repeats: timed runs of each.
+        warmup: runs of each beforehand that are not timed.
     """
     seconds: dict[str, list[float]] = {name: [] for name in variants}
     for turn in range(warmup + repeats):
@@ -82,8 +82,8 @@ def interleaved(
 
 
 class Process:
-    """One that stays, and does what it is asked: calls of functions that are picklable. Spawned, so
-    that nothing of this process is in it."""
+    """A worker process that runs picklable calls, one after another. It is spawned, so that it
+    inherits no memory of this process."""
 
     def __init__(self) -> None:
         self._pool = ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"))
@@ -99,10 +99,10 @@ class Process:
 
 
 def peak_memory(work: Callable[[], object]) -> float | None:
-    """MiB that a fresh process holds at the most, Python and imports included, doing this work.
+    """Return the peak memory of a fresh process that does `work`, in MiB; None except on Linux.
 
-    The work must be picklable: a function of a module, or a `functools.partial` of one. None where
-    the system does not tell (it is not Linux).
+    Python and imports are included. `work` must be picklable: a function of a module, or a
+    `functools.partial` of one.
     """
     with Process() as process:
         return process(_peak_after, work)
@@ -114,8 +114,8 @@ def _peak_after(work: Callable[[], object]) -> float | None:
 
 
 def peak_of(process: int | str) -> float | None:
-    """MiB that a running process has held at the most, by its number; None as above."""
-    # Not getrusage: there, a process starts from the peak of the one that started it.
+    """Return the peak memory of a running process, given its id, in MiB; None except on Linux."""
+    # Not getrusage: its peak includes that of the parent process.
     found = re.search(r"^VmHWM:\s*(\d+) kB", _read(f"/proc/{process}/status"), re.MULTILINE)
     return int(found[1]) / 1024 if found else None
 
@@ -123,12 +123,13 @@ def peak_of(process: int | str) -> float | None:
 def compared(
     times: Mapping[str, Times], peaks: Mapping[str, float | None], amount: int, unit: str
 ) -> dict[str, Any]:
-    """Prints two variants, ours and another, side by side; gives the record to write.
+    """Print a comparison of two variants, and return it as a record to write.
 
     Args:
-        times: ours first.
-        peaks: MiB, by the same names.
-        amount: of `unit` in a run, for a rate.
+        times: of ours and of the other, in this order.
+        peaks: peak memory in MiB, by the same names.
+        amount: number of `unit` processed in a run.
+        unit: such as "images".
     """
     ours, other = times
     record = {
@@ -153,17 +154,17 @@ def compared(
     print(table(["", "median (lowest to highest)", f"{unit}/s", "peak memory"], rows))
     memory = record["memory_ratio"]
     print(
-        f"{other} takes {record['ratio']:.3f} times as long; {ours} has"
-        f" {'unknown' if memory is None else f'{memory:.3f} times'} the memory",
+        f"{other} takes {record['ratio']:.3f} times as long; {ours} takes"
+        f" {'unknown' if memory is None else f'{memory:.3f}'} times the memory",
         flush=True,
     )
     return record
 
 
 def machine() -> dict[str, Any]:
-    """The machine and what is installed on it, ready for JSON.
+    """Return a description of the machine and its installed packages, for JSON.
 
-    Devices are named only where the benchmark has imported jax: asking for them would start it.
+    Devices are listed only if jax is imported already.
     """
     model = re.search(r"^model name\s*:\s*(.+)", _read("/proc/cpuinfo"), re.MULTILINE)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
@@ -189,7 +190,7 @@ def machine() -> dict[str, Any]:
 
 
 def describe(machine: Mapping[str, Any]) -> str:
-    """The same in a few lines to print."""
+    """Return the description in a few lines of text."""
     versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
     lines = [
         f"{machine['processor']}, {machine['cores']} cores, {machine['memory_gib']} GiB,"
@@ -203,7 +204,7 @@ def describe(machine: Mapping[str, Any]) -> str:
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Columns aligned: the first to the left, the others to the right."""
+    """Return a table as text, the first column left-aligned, the others right-aligned."""
     widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
     lines = []
     for first, *others in (head, *rows):
@@ -214,9 +215,13 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def write(name: str, result: Mapping[str, Any], folder: Path = RESULTS) -> Path:
-    """Writes `folder`/NAME.json, whole or not at all: the result, and how and where it came to be.
+    """Write `folder`/NAME.json atomically: the result with its command, date and machine.
 
-    The result may hold `Times` beside what JSON knows.
+    Args:
+        result: what JSON can represent, and `Times`.
+
+    Raises:
+        TypeError: the result contains anything else.
     """
     from ddag_jax.io.files import write_text
 
@@ -236,7 +241,7 @@ def write(name: str, result: Mapping[str, Any], folder: Path = RESULTS) -> Path:
 
 def _times(value: object) -> dict[str, Any]:
     if not isinstance(value, Times):
-        raise TypeError(f"a result cannot hold {value!r}")
+        raise TypeError(f"a result cannot contain {value!r}")
     figures = {"median": value.median, "min": value.min, "max": value.max}
     return {f"{name}_s": seconds for name, seconds in figures.items()} | {
         "seconds": list(value.seconds)
@@ -244,7 +249,7 @@ def _times(value: object) -> dict[str, Any]:
 
 
 def _read(path: str) -> str:
-    """A file of /proc; nothing where there is no such thing."""
+    """Return the text of a file of /proc, or "" where it does not exist."""
     try:
         return Path(path).read_text(encoding="utf-8")
     except OSError:

@@ -1,17 +1,17 @@
-"""What a device must do for a training step, and the least time that takes: for each operation its
-arithmetic at the device's peak or its memory traffic at the device's bandwidth, whichever takes
-longer.
+"""Roofline of a training step: the work of each operation, and the least time that it takes.
 
-Counted, in the compute dtype, is a network whose every operation runs by itself:
+An operation takes at least the time of its arithmetic at the device's peak rate or of its memory
+traffic at the device's bandwidth, whichever is longer. Operations are counted as if each ran by
+itself, in the compute dtype:
 
-- A convolution reads its input and its kernel and writes its output, forward; as much again for
-  the gradient of its input, and for that of its kernel. Images have no gradient.
-- A batch normalisation needs the statistics before it can normalise: its input is read twice and
-  its output written, forward; backward, input and gradient are read twice and a gradient written.
-  ReLU and the addition of a shortcut ride along; a shortcut is read, in both directions.
+- A convolution reads its input and its kernel and writes its output, forward. The gradient of its
+  input and that of its kernel cost the same again, each. Images have no gradient.
+- A batch normalisation reads its input twice (statistics first) and writes its output, forward;
+  backward, it reads input and gradient twice and writes a gradient. ReLU and the addition of a
+  shortcut are fused with it; the shortcut is read, in both directions.
 - The optimiser reads parameter, gradient and momentum and writes two of them, in float32.
 
-Pools, augmentation, heads and losses are left out: together a few hundredths.
+Pooling, augmentation, heads and losses are not counted: together they are a few per cent.
 """
 
 import dataclasses
@@ -32,31 +32,32 @@ from ddag_jax.models.precision import network_dtype
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-    """Peak rates, from its maker's data sheet."""
+    """Peak rates, from the manufacturer's data sheet."""
 
     flops: float
-    """A second, dense, in bfloat16."""
+    """Dense, in bfloat16, per second."""
     bandwidth: float
-    """Bytes a second."""
+    """Bytes per second."""
 
 
 CHIPS = {"NVIDIA H200": Chip(989e12, 4.8e12), "NVIDIA H100 80GB HBM3": Chip(989e12, 3.35e12)}
-"""By the name that the device gives itself."""
+"""Chips by JAX's `device_kind`."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Work:
-    """Of an operation."""
+    """Floating-point operations and bytes read and written by one operation."""
 
     flops: float
     bytes: float
 
     def seconds(self, chip: Chip) -> float:
+        """Return the least time on a chip."""
         return max(self.flops / chip.flops, self.bytes / chip.bandwidth)
 
 
 def training_step(config: Config) -> list[Work]:
-    """The operations of a step, in no order."""
+    """Return the operations of a training step, in no particular order."""
     found: list[Work] = []
     assert isinstance(config.model, DDAGConfig)
     model = DDAG(config.model, CLASSES).network
@@ -108,6 +109,6 @@ def training_step(config: Config) -> list[Work]:
 
 
 def stated_seconds(images: int, chip: Chip) -> float:
-    """Of a bfloat16 step as the targets have it: 1.97 TFLOP and 22.9 GB for 64 images, one after
-    the other; 6.8 ms on an H200."""
+    """Return the time of a bfloat16 step that the targets refer to: 1.97 TFLOP and then 22.9 GB
+    for 64 images; 6.8 ms on an H200."""
     return images / 64 * (1.97e12 / chip.flops + 22.9e9 / chip.bandwidth)

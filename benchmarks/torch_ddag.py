@@ -1,10 +1,10 @@
-"""PyTorch's side of the comparisons: DDAG in plain PyTorch, as the reference has it.
+"""PyTorch's side of the comparisons: DDAG in plain PyTorch, as in the authors' code.
 
-Its layers are those of a user's own PyTorch: NCHW convolutions, `BatchNorm2d`, one module for each
-graph head that looks at every pair of images. What is left out is what the reference stores and
-never calls. Weights go to our side by the reference's names (`ddag_jax.pytorch.keys`).
+It uses standard PyTorch layers: NCHW convolutions, `BatchNorm2d`, one module for each graph head
+that scores all pairs of images. Modules that the authors' code stores and never calls are omitted.
+Weights are converted by the authors' names (`ddag_jax.pytorch.keys`).
 
-No jax here, so that the memory of a process with PyTorch alone can be measured.
+Imports no jax, so that the memory of a process with PyTorch alone can be measured.
 """
 
 import dataclasses
@@ -24,7 +24,7 @@ from ddag_jax.config import Config
 
 
 class Stem(nn.Module):
-    """What a modality has to itself."""
+    """Convolution, normalisation, ReLU and pooling of one modality."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -36,7 +36,7 @@ class Stem(nn.Module):
 
 
 class Bottleneck(nn.Module):
-    """ResNet-50's block, the stride on the 3x3 convolution."""
+    """Block of ResNet-50, with the stride on the 3x3 convolution."""
 
     def __init__(self, inputs: int, width: int, stride: int) -> None:
         super().__init__()
@@ -59,7 +59,7 @@ class Bottleneck(nn.Module):
 
 
 class Stages(nn.Sequential):
-    """What both modalities share; the last stage keeps its resolution."""
+    """Residual stages shared by both modalities; the last stage has stride 1."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -73,7 +73,8 @@ class Stages(nn.Sequential):
 
 
 class PartAttention(nn.Module):
-    """IWPA: stripes that attend to each other, weighted, on top of the batch-normalised feature."""
+    """Part attention (IWPA): a weighted sum of stripes that attend to each other, added to the
+    batch-normalised feature."""
 
     def __init__(self, channels: int, parts: int) -> None:
         super().__init__()
@@ -91,7 +92,7 @@ class PartAttention(nn.Module):
 
 
 class GraphHead(nn.Module):
-    """One head of CGSA: every pair of images is concatenated and scored, then non-edges go."""
+    """One head of graph attention (CGSA): score all pairs of images, mask non-edges."""
 
     def __init__(self, inputs: int, outputs: int, dropout: float) -> None:
         super().__init__()
@@ -109,7 +110,7 @@ class GraphHead(nn.Module):
 
 
 def neck(channels: int) -> nn.BatchNorm1d:
-    """Batch normalisation without a shift."""
+    """Return batch normalisation whose bias is not trained."""
     layer = nn.BatchNorm1d(channels)
     nn.init.normal_(layer.weight, 1.0, 0.01)
     layer.bias.requires_grad_(False)
@@ -117,7 +118,7 @@ def neck(channels: int) -> nn.BatchNorm1d:
 
 
 class Output(NamedTuple):
-    """Of a training batch, visible images first."""
+    """Output for a training batch, visible images first."""
 
     pooled: Tensor
     global_logits: Tensor
@@ -126,7 +127,7 @@ class Output(NamedTuple):
 
 
 class Network(nn.Module):
-    """B+P+G on ResNet-50, from PyTorch's own random weights."""
+    """B+P+G on ResNet-50, with PyTorch's initialisation."""
 
     def __init__(self, config: Config, classes: int) -> None:
         super().__init__()
@@ -149,7 +150,7 @@ class Network(nn.Module):
         self.output = GraphHead(joined, classes, self.dropout)
 
     def forward(self, visible: Tensor, infrared: Tensor, labels: Tensor) -> Output:
-        """In training mode. `labels` lists the visible images first."""
+        """Compute a training batch. `labels` lists the visible images first."""
         stems = torch.cat([self.visible(visible), self.infrared(infrared)])
         pooled, normalised, part = self._features(self.stages(stems))
         edges = labels[:, None] == labels
@@ -160,7 +161,7 @@ class Network(nn.Module):
         return Output(pooled, self.classifier(normalised), self.classifier(part), graph)
 
     def embed(self, images: Tensor, modality: str) -> tuple[Tensor, Tensor]:
-        """In evaluation mode: global and part feature of unit length."""
+        """Return global and part features of unit length, [b, c] each, in evaluation mode."""
         stem = {"visible": self.visible, "infrared": self.infrared}[modality]
         _, normalised, part = self._features(self.stages(stem(images)))
         return functional.normalize(normalised), functional.normalize(part)
@@ -177,13 +178,13 @@ Triplet = Callable[[Tensor, Tensor, float], Tensor]
 
 
 def pairwise_distances(features: Tensor) -> Tensor:
-    """Euclidean, [k, k], the square clamped before the root."""
+    """Return Euclidean distances, [k, k]; squares are clamped before the root."""
     square = features.square().sum(1)
     return (square[:, None] + square - 2 * features @ features.T).clamp(min=1e-12).sqrt()
 
 
 def triplet_by_anchor(features: Tensor, labels: Tensor, margin: float) -> Tensor:
-    """Batch-hard triplet loss as the reference computes it: one anchor after the other."""
+    """Compute the batch-hard triplet loss as the authors' code does: anchor by anchor."""
     distances, same = pairwise_distances(features), labels[:, None] == labels
     positive = torch.stack([row[mask].max() for row, mask in zip(distances, same, strict=True)])
     negative = torch.stack([row[~mask].min() for row, mask in zip(distances, same, strict=True)])
@@ -191,7 +192,7 @@ def triplet_by_anchor(features: Tensor, labels: Tensor, margin: float) -> Tensor
 
 
 def triplet_at_once(features: Tensor, labels: Tensor, margin: float) -> Tensor:
-    """The same without a loop, for a compiler, and in float32 whatever the network computes in."""
+    """Compute the same without a loop, for a compiler, and in float32 under autocast too."""
     with torch.autocast(features.device.type, enabled=False):
         distances, same = pairwise_distances(features.float()), labels[:, None] == labels
         positive = distances.masked_fill(~same, -torch.inf).amax(1)
@@ -207,7 +208,7 @@ def losses(
     margin: float,
     triplet: Triplet,
 ) -> dict[str, Tensor]:
-    """Identity, triplet, part and graph loss, and the total that is differentiated."""
+    """Return identity, triplet, part and graph loss, and the total that is differentiated."""
     output = network(visible, infrared, labels)
     terms = {
         "identity": functional.cross_entropy(output.global_logits, labels),
@@ -220,7 +221,7 @@ def losses(
 
 
 def sgd(network: Network, config: Config, fused: bool) -> torch.optim.Optimizer:
-    """With two groups, at the rates of the first epoch."""
+    """Return SGD with two parameter groups, at the learning rates of the first epoch."""
     settings = config.optimizer
     rate = settings.learning_rate / max(settings.warmup_epochs, 1)
     backbone: list[nn.Parameter] = []
@@ -238,7 +239,7 @@ def sgd(network: Network, config: Config, fused: bool) -> torch.optim.Optimizer:
         momentum=settings.momentum,
         nesterov=settings.nesterov,
         weight_decay=settings.weight_decay,
-        fused=fused or None,  # else whatever PyTorch takes by itself
+        fused=fused or None,  # None: PyTorch's default
     )
 
 
@@ -247,19 +248,19 @@ def sgd(network: Network, config: Config, fused: bool) -> torch.optim.Optimizer:
 
 @dataclasses.dataclass(frozen=True)
 class Style:
-    """How PyTorch is used; as it is, in float32, where nothing is said."""
+    """How PyTorch is used; by default eagerly, in float32."""
 
     reference: bool = False
-    """As its loop does: the triplet loss anchor by anchor, every loss read after every step."""
+    """As the authors' loop: the triplet loss anchor by anchor, every loss read after every step."""
     bfloat16: bool = False
-    """Autocast, images and weights in channels_last, one fused update of all parameters."""
+    """Autocast, channels_last for images and weights, a fused optimiser."""
     compiled: bool = False
-    """torch.compile of network and losses."""
+    """Network and losses through torch.compile."""
 
 
 class Training:
-    """The reference's step, again and again on one batch, which is on the device already and
-    normalised, as its loader does it beforehand."""
+    """The authors' training step, repeated on one batch on the device, normalised already as by
+    their loader."""
 
     def __init__(
         self, config: Config, noise: Noise, style: Style = Style(), device: str = "cpu"
@@ -276,7 +277,7 @@ class Training:
         labels = labels.repeat_interleave(noise.visible.shape[1]).repeat(2)
         self.batch = visible, infrared, labels
         self.optimizer = sgd(self.network, config, fused=style.bfloat16)
-        # Off a GPU only to see that it works, without the C++ compiler that it asks for there.
+        # Without a GPU, compile with the backend that needs no C++ compiler: only a trial run.
         backend = "inductor" if device == "cuda" else "eager"
         self.losses = torch.compile(losses, backend=backend) if style.compiled else losses
         self.triplet = triplet_by_anchor if style.reference else triplet_at_once
@@ -284,7 +285,7 @@ class Training:
         self.style, self.device = style, device
 
     def __call__(self, steps: int = 1) -> dict[str, Tensor]:
-        """So many steps further; the losses of the last, when all is done."""
+        """Take `steps` steps, wait for them, and return the losses of the last."""
         for _ in range(steps):
             with torch.autocast(self.device, torch.bfloat16, enabled=self.style.bfloat16):
                 terms = self.losses(self.network, *self.batch, self.margin, self.triplet)
@@ -311,14 +312,14 @@ class Embedding:
 
 
 def network(config: Config) -> Network:
-    """From random weights, the same each time."""
+    """Return the network with random weights of a fixed seed."""
     torch.manual_seed(0)
     return Network(config, CLASSES)
 
 
 def pixels(images: UInt8[np.ndarray, "*b h w 3"], device: str = "cpu") -> Tensor:
-    """Images as the reference's loader hands them over: float32, NCHW, ImageNet's mean and
-    deviation taken off."""
+    """Return images as the authors' loader does: float32, NCHW, normalised by ImageNet's mean and
+    standard deviation."""
     flat = torch.as_tensor(images).flatten(0, -4).permute(0, 3, 1, 2)
     mean, std = torch.tensor([[0.485, 0.456, 0.406], [0.229, 0.224, 0.225]])[:, :, None, None]
     return ((flat / 255 - mean) / std).contiguous().to(device)
@@ -337,7 +338,7 @@ _NAMES = (
     ("attention_", "heads."),
     ("out_att.", "output."),
 )
-"""How a key of the reference's begins, and how ours does."""
+"""Prefixes of the authors' keys, and of this module's."""
 
 
 def _own_name(key: str) -> str:

@@ -1,19 +1,20 @@
-"""The train step and the embedding, compiled for a slice of Cloud TPU on a machine without one.
+"""Compile the train step and the embedding for a slice of Cloud TPU, on a machine without TPU.
 
     python -m benchmarks.tpu_compile                     16 chips, v5e:4x4
     python -m benchmarks.tpu_compile --topology v5e:8x8  another slice
     python -m benchmarks.tpu_compile --scaling           1, 16, 64 and 256 chips, in turn
-    python -m benchmarks.tpu_compile --config debug      a network of seconds, to see that it works
+    python -m benchmarks.tpu_compile --config debug      a small network, to try it
 
-What is compiled is what train.py and evaluate.py run, at 1 and at 8 identities per chip, with
-convolutions in bfloat16. It needs libtpu, which brings the compiler (pip install "jax[tpu]"), no
-TPU and no network. Prints what the compiler tells of each program and, last, chips, memory and
-collectives; writes results/tpu_compile.json, or tpu_scaling.json. A full-size step takes the
-compiler two to three minutes on two idle cores, --scaling an hour on busy ones.
+The programs are those of train.py and evaluate.py, at 1 and at 8 identities per chip, with
+convolutions in bfloat16. Needs libtpu, which contains the compiler: `make setup` installs it beside
+the other packages, in .venv/libtpu, where this command finds it. Needs neither a TPU nor a network.
+Prints the compiler's figures of each program and a summary of chips, memory and collectives; writes
+results/tpu_compile.json, or tpu_scaling.json. A full-size step compiles in two to three minutes on
+two idle cores; --scaling takes an hour on busy ones.
 
-Nothing here is measured on a TPU. A step's time is the compiler's own estimate of its operations in
-cycles, which leaves some out (a gradient of pooling, a loop over the crops), and after them all
-collectives at the chip's published rate, without the latency that many small ones have.
+Nothing is measured on a TPU. The time of a step is the compiler's estimate of its operations in
+cycles, which omits some (the gradient of pooling, the loop over the crops), plus the time of all
+collectives at the chip's published rate, without latency.
 """
 
 import argparse
@@ -42,11 +43,14 @@ if TYPE_CHECKING:
     from ddag_jax.training.state import TrainState
 
 CLASSES = 395
-"""SYSU-MM01's training identities: the classifier's width, and the most that a batch can hold."""
+"""Training identities of SYSU-MM01: the width of the classifier, and the largest batch."""
 STEPS = 696
-"""An epoch's: constants of the schedule, nothing that the compiler could profit from."""
+"""Steps of an epoch: constants of the schedule, irrelevant to the compiler."""
 LOADS = (1, 8)
 """Identities per chip."""
+LIBTPU = Path(sys.prefix) / "libtpu"
+"""The folder into which `make setup` installs libtpu. It is apart from the other packages, since
+jax would look for a TPU wherever it can import libtpu."""
 SCALING = ("v5e:1x1", "v5e:4x4", "v5e:8x8", "v5e:16x16")
 
 # Published figures of a TPU v5e chip.
@@ -54,38 +58,43 @@ FLOPS_PER_SECOND = 197e12
 """In bfloat16."""
 HBM_BYTES_PER_SECOND = 819e9
 LINK_BYTES_PER_SECOND = 200e9
-"""Out of a chip to all its neighbours, 1600 Gbit/s."""
+"""From a chip to all its neighbours, 1600 Gbit/s."""
 CYCLES_PER_SECOND = 1.5e9
-"""Those at which four 128 x 128 matrix units give the FLOPs above."""
+"""The rate at which four 128 x 128 matrix units give FLOPS_PER_SECOND."""
 
-# Read when libtpu is loaded, that is with the first description of a slice; jax reads the first.
+# jax reads the first; libtpu reads the others when it is loaded, to describe the first slice.
 ENVIRONMENT = {
     "JAX_PLATFORMS": "cpu",
-    "TPU_SKIP_MDS_QUERY": "1",  # asks no metadata server of a cloud what this machine is
-    "TPU_ACCELERATOR_TYPE": "v5litepod-16",  # nor complains that nobody said; the topology counts
+    "TPU_SKIP_MDS_QUERY": "1",  # do not query a cloud's metadata server
+    "TPU_ACCELERATOR_TYPE": "v5litepod-16",  # avoids a warning; the topology decides
     "TPU_WORKER_HOSTNAMES": "localhost",
-    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # no TPU is there to be kept for one process
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # there is no TPU to reserve for one process
     "TPU_LOG_DIR": "disabled",
-    "JAX_ENABLE_COMPILATION_CACHE": "false",  # what is compiled for a slice cannot be read back
+    "JAX_ENABLE_COMPILATION_CACHE": "false",  # programs of a described slice cannot be loaded
 }
 
 
 def prepare() -> None:
-    """Sets the environment; to be called before jax is imported.
+    """Set the environment, and make libtpu importable. Call this before jax is imported.
 
     Raises:
         UserError: libtpu is not installed.
     """
     if importlib.util.find_spec("libtpu") is None:
-        raise UserError('libtpu, which holds the TPU compiler, is missing: pip install "jax[tpu]"')
+        sys.path.append(str(LIBTPU))
+    if importlib.util.find_spec("libtpu") is None:
+        raise UserError(
+            f"libtpu, the TPU compiler, is missing in this environment and in {LIBTPU}: install it"
+            ' with "make setup" (Linux on x86-64) or pip install "jax[tpu]"'
+        )
     os.environ.update(ENVIRONMENT)
 
 
 def slice_mesh(topology: str) -> "Mesh":
-    """The mesh of the chips of a described slice, "v5e:4x4" say, as on the slice itself.
+    """Return the mesh of the chips of a slice such as "v5e:4x4", ordered as on the slice itself.
 
     Raises:
-        UserError: no such slice.
+        UserError: there is no such slice.
     """
     import jax
     from jax.experimental import topologies
@@ -94,13 +103,13 @@ def slice_mesh(topology: str) -> "Mesh":
 
     if not re.fullmatch(r"v5e:\d+x\d+", topology):
         raise UserError(f"--topology {topology}: give a slice of v5e, such as v5e:4x4")
-    # A host has 2 x 2 chips, unless there is but one.
+    # A host has 2 x 2 chips, except in a slice of one.
     host = {"chips_per_host_bounds": (1, 1, 1)} if topology == "v5e:1x1" else {}
     try:
         description = topologies.get_topology_desc(topology, "tpu", **host)
     except jax.errors.JaxRuntimeError as error:
         raise UserError(f"--topology {topology}: {str(error).splitlines()[0]}") from None
-    # In the order in which the processes of the slice would have them.
+    # Ordered by process, as on the slice.
     return device_mesh(sorted(description.devices, key=lambda chip: (chip.process_index, chip.id)))
 
 
@@ -108,7 +117,7 @@ def slice_mesh(topology: str) -> "Mesh":
 
 
 def abstract_state(config: Config, mesh: "Mesh") -> "TrainState":
-    """Shapes and dtypes of the state, replicated over the mesh."""
+    """Return shapes and dtypes of the training state, replicated over the mesh."""
     import jax
 
     from ddag_jax.methods.build import build_method
@@ -125,7 +134,8 @@ def abstract_state(config: Config, mesh: "Mesh") -> "TrainState":
 
 
 def train_program(config: Config, mesh: "Mesh", identities: int) -> tuple[Any, tuple[Any, ...]]:
-    """train.py's mapped (so jitted) step and shapes to call it with, for so many identities."""
+    """Return the mapped (and jitted) step of train.py and the shapes of its arguments, for a batch
+    of `identities`."""
     import jax
     import jax.numpy as jnp
     from jax.sharding import NamedSharding, PartitionSpec
@@ -150,7 +160,7 @@ def train_program(config: Config, mesh: "Mesh", identities: int) -> tuple[Any, t
 
 
 def embed_program(config: Config, mesh: "Mesh") -> tuple[Any, tuple[Any, ...]]:
-    """evaluate.py's mapped (so jitted) embedding and shapes to call it with."""
+    """Return the mapped (and jitted) embedding of evaluate.py and the shapes of its arguments."""
     import jax
     import jax.numpy as jnp
     from jax.sharding import NamedSharding, PartitionSpec
@@ -171,7 +181,8 @@ def embed_program(config: Config, mesh: "Mesh") -> tuple[Any, tuple[Any, ...]]:
 
 
 def embedded_images(config: Config, chips: int) -> int:
-    """Images that evaluate.py embeds at once: evaluation.batch_size, rounded up to the chips."""
+    """Return the batch size of evaluate.py: evaluation.batch_size, rounded up to a multiple of
+    `chips`."""
     return -(-config.evaluation.batch_size // chips) * chips
 
 
@@ -180,32 +191,34 @@ def embedded_images(config: Config, chips: int) -> int:
 
 @dataclasses.dataclass(frozen=True)
 class Collective:
-    """One collective operation of a compiled program; XLA may let several tensors share one."""
+    """One collective operation of a compiled program; XLA may combine several tensors in one."""
 
     kind: str
     """all-reduce, all-gather, ..."""
     tensors: tuple[tuple[str, int, str], ...]
-    """Of each: shape ("f32[2,64]"), bytes of the result on one chip, and what it is for."""
+    """Shape ("f32[2,64]"), bytes of the result on one chip, and purpose of each tensor."""
 
     @property
     def bytes(self) -> int:
+        """Bytes of the result on one chip."""
         return sum(size for _, size, _ in self.tensors)
 
 
 KINDS = "all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute|collective-broadcast"
 _COLLECTIVE = re.compile(rf" = (?P<type>.+?) (?P<kind>{KINDS})(?:-start)?\(")
 _TENSOR = re.compile(r"\b(pred|bf16|[suf]\d+)\[([\d,]*)\]")
-# Inside fusions that overlap with a gather under way, its instruction is repeated; not here.
+# Fusions that overlap with a gather repeat its instruction; those copies are not counted.
 _REPEATED = re.compile(r'"async_collective_fusion_config":\{"flag_start":"\d')
 
 
 Purpose = Callable[[str, str, str], str]
-"""What a tensor is for, from the collective's kind, the tensor's shape, and the JAX operation that
-the collective comes from (empty where XLA combined several)."""
+"""Returns the purpose of a tensor, given the collective's kind, the tensor's shape, and the JAX
+operation behind the collective ("" where XLA combined several)."""
 
 
 def collectives(hlo: str, purpose: Purpose) -> list[Collective]:
-    """Every collective of an optimised HLO module (`compiled.as_text()`), in the text's order.
+    """Return all collectives of an optimised HLO module (`compiled.as_text()`), in the order of the
+    text.
 
     >>> hlo = "%a = (f32[2,64]{1,0}, bf16[]) all-reduce(%b, %c), to_apply=%add"
     >>> collectives(hlo, lambda kind, shape, name: kind)[0].tensors
@@ -234,12 +247,12 @@ UNKNOWN = "unknown"
 
 
 def train_purposes(state: "TrainState", images: int) -> Purpose:
-    """What the collectives of a train step carry; statistics and pooled features once forward and,
-    with their gradients, once backward.
+    """Return the purposes of a train step's collectives: statistics and pooled features are
+    exchanged once forward and, their gradients, once backward.
 
     Args:
-        state: of the step; shapes will do.
-        images: in the whole batch, both modalities.
+        state: training state; shapes suffice.
+        images: number of images in the whole batch, both modalities.
     """
     import jax
 
@@ -251,8 +264,9 @@ def train_purposes(state: "TrainState", images: int) -> Purpose:
     features = images * state.batch_stats["neck"]["mean"].shape[0]
 
     def purpose(kind: str, shape: str, name: str) -> str:
-        # The compiler may gather along an axis of its own, or by a sum of what is zero elsewhere;
-        # and a parameter may be as large as the features: the step's own average tells.
+        # Features are recognised by their size alone, since the compiler may gather along another
+        # axis, or sum arrays that are zero elsewhere. A parameter may have the same size: then the
+        # operation's name, that of the step's average, decides.
         if shape == "f32[]":
             return LOSSES
         if shape in parameters and (name.endswith("shard_map/psum") or _count(shape) != features):
@@ -267,18 +281,19 @@ def train_purposes(state: "TrainState", images: int) -> Purpose:
 
 
 def embed_purposes(state: "TrainState", images: int) -> Purpose:
-    """The same of the embedding of `images`: every process gets all rows."""
+    """Return the purposes of an embedding's collectives: every process gets the rows of all
+    `images`."""
     rows = images * state.batch_stats["neck"]["mean"].shape[0]
     return lambda kind, shape, name: EMBEDDINGS if _count(shape) == rows else UNKNOWN
 
 
 def _count(shape: str) -> int:
-    """Elements of "f32[2,64]"."""
+    """Return the number of elements of a shape such as "f32[2,64]"."""
     return math.prod(map(int, re.findall(r"\d+", shape.split("[")[1])))
 
 
 def sent_bytes(collective: Collective, chips: int) -> float:
-    """What each chip must send at the least: all but its own share once, for a sum twice."""
+    """Return the least bytes that a chip sends: all but its own share, twice for an all-reduce."""
     whole = {"all-reduce": 2, "reduce-scatter": chips}.get(collective.kind, 1) * collective.bytes
     return whole * (chips - 1) / chips
 
@@ -288,56 +303,57 @@ def sent_bytes(collective: Collective, chips: int) -> float:
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-    """What the compiler tells of one program, all figures those of one chip."""
+    """The compiler's figures of one program, each for one chip."""
 
     name: str
     """train or embed."""
     topology: str
     chips: int
     load: int
-    """Identities per chip (train); images per chip (embed)."""
+    """Identities per chip (train) or images per chip (embed)."""
     identities: int
-    """Of a batch, over all chips; 0 for embed."""
+    """In a batch, over all chips; 0 for embed."""
     images: int
     """In a step, over all chips."""
     compile_seconds: float
     flops: float
     bytes_accessed: float
-    """What its operations read and write, be it in HBM or in the chip's own memory."""
+    """Read and written by its operations, in HBM or in on-chip memory."""
     cycles: int
-    """Sum of the compiler's estimates for the operations that have one."""
+    """Sum of the compiler's estimates, over the operations that have one."""
     optimal_seconds: float
-    """As the compiler gives it. Not a time where it is negative: it counts -1 for an operation
-    that it cannot judge."""
+    """As the compiler gives it. Meaningless where negative: operations without an estimate count
+    -1."""
     arguments: int
-    """Bytes of HBM, like the next three."""
+    """Bytes of HBM, as are the next three."""
     outputs: int
-    """Those that are not written over an argument."""
+    """Without those that reuse an argument's memory."""
     temporaries: int
     code: int
     collectives: tuple[Collective, ...]
 
     @property
     def hbm(self) -> int:
-        """Bytes of HBM in all."""
+        """Total bytes of HBM."""
         return self.arguments + self.outputs + self.temporaries + self.code
 
     @property
     def sent(self) -> float:
-        """Bytes that a chip must send in a step."""
+        """Least bytes that a chip sends in a step."""
         return sum(sent_bytes(collective, self.chips) for collective in self.collectives)
 
     @property
     def seconds(self) -> float:
-        """Estimate of a step: the compiler's for its operations, then all collectives."""
+        """Estimated time of a step: the compiler's for its operations, plus all collectives."""
         return self.cycles / CYCLES_PER_SECOND + self.sent / LINK_BYTES_PER_SECOND
 
     @property
     def compile_only(self) -> bool:
-        """No batch of SYSU-MM01 is as large."""
+        """Whether the batch has more identities than SYSU-MM01."""
         return self.identities > CLASSES
 
     def bytes_for(self, purpose: str) -> int:
+        """Return the bytes of collectives with this purpose."""
         return sum(
             size
             for collective in self.collectives
@@ -346,17 +362,17 @@ class Program:
         )
 
     def operations_for(self, purpose: str) -> int:
-        """Collectives that carry something for it."""
+        """Return the number of collectives with this purpose."""
         return sum(
             purpose in {what for *_, what in collective.tensors} for collective in self.collectives
         )
 
 
 def compile_slice(config: Config, topology: str) -> Iterator[Program]:
-    """Compiles the train step at each of LOADS, and the embedding, for one slice.
+    """Compile the train step at each of LOADS, and the embedding, for one slice.
 
     Raises:
-        UserError: no such slice, or a program does not fit into a chip's memory.
+        UserError: there is no such slice, or a program does not fit into a chip's memory.
     """
     mesh = slice_mesh(topology)
     chips, per_identity = mesh.size, 2 * config.training.images_per_identity
@@ -416,7 +432,7 @@ def _compile(
 
 
 def main(arguments: Sequence[str] | None = None, folder: Path = measure.RESULTS) -> int:
-    """The command; results go to `folder`. The exit code is 0, or 2 where the input is at fault."""
+    """Run the command; write the results to `folder`. Return 0, or 2 after a UserError."""
     return run(lambda: _main(arguments, folder))
 
 
@@ -456,14 +472,16 @@ def _main(arguments: Sequence[str] | None, folder: Path) -> None:
     }
     name = "tpu_scaling" if given.scaling else "tpu_compile"
     print("written:", measure.write(name, result, folder))
-    print("\nsteps, estimated: nothing here ran on a TPU")
+    print("\nsteps, estimated: nothing ran on a TPU")
     print(_steps(programs))
-    print("\nchips, HBM of each, and collectives of a step, in bytes of their results on each")
+    print(
+        "\nHBM of a chip; collectives of a step: their number, and bytes of their results on a chip"
+    )
     print(_memory(programs))
 
 
 def _record(program: Program) -> dict[str, Any]:
-    """A program ready for JSON, what follows from its figures included."""
+    """Return a program and its derived figures for JSON."""
     derived = ("hbm", "sent", "seconds", "compile_only")
     return dataclasses.asdict(program) | {name: getattr(program, name) for name in derived}
 
@@ -492,7 +510,7 @@ def _size(size: float) -> str:
 
 
 def _costs(program: Program) -> str:
-    """What bounds a step, each with the time that it alone would take."""
+    """Return a table of a step's costs, each with the time that it alone would take."""
     rows = [
         (
             "arithmetic",
@@ -504,25 +522,25 @@ def _costs(program: Program) -> str:
             "bytes accessed",
             _size(program.bytes_accessed),
             _milliseconds(program.bytes_accessed / HBM_BYTES_PER_SECOND),
-            "at 819 GB/s, were it all in HBM",
+            "at 819 GB/s, if all in HBM",
         ),
         (
             "estimated_cycles",
             f"{program.cycles / 1e6:,.1f} M",
             _milliseconds(program.cycles / CYCLES_PER_SECOND),
-            "at 1.5 GHz, the compiler's own; some operations have none",
+            "at 1.5 GHz, estimated by the compiler; some operations have no estimate",
         ),
         (
             "optimal_seconds",
             f"{program.optimal_seconds:,.4f}",
             "" if program.optimal_seconds < 0 else _milliseconds(program.optimal_seconds),
-            "no time where negative: -1 for each operation that the compiler cannot judge",
+            "meaningless where negative: operations without an estimate count -1",
         ),
         (
             "collectives",
             f"{_size(program.sent)} sent",
             _milliseconds(program.sent / LINK_BYTES_PER_SECOND),
-            "at 200 GB/s, without their latency",
+            "at 200 GB/s, without latency",
         ),
     ]
     return "\n".join(
@@ -531,7 +549,7 @@ def _costs(program: Program) -> str:
 
 
 def _collectives(program: Program) -> str:
-    """Every collective; those that are alike in one line."""
+    """Return all collectives, equal ones in one line."""
     lines = []
     for collective, count in collections.Counter(program.collectives).items():
         shapes = [shape for shape, *_ in collective.tensors]
@@ -546,8 +564,8 @@ def _collectives(program: Program) -> str:
 
 
 def _steps(programs: Sequence[Program]) -> str:
-    """Estimated times and rates, and what is left of the rate that a chip has on the first slice
-    at the same load."""
+    """Return a table of estimated times and rates; the last column compares the rate of a chip with
+    that on the first slice at the same load."""
     rows, alone = [], dict[tuple[str, int], float]()
     for program in programs:
         rate = program.images / program.seconds
@@ -569,6 +587,7 @@ def _steps(programs: Sequence[Program]) -> str:
 
 
 def _memory(programs: Sequence[Program]) -> str:
+    """Return a table of HBM and collectives."""
     rows = []
     for program in programs:
         carried = [

@@ -1,22 +1,23 @@
-"""SYSU-MM01's evaluation, images embedded once, beside one embedding pass for every trial.
+"""Compare SYSU-MM01's evaluation, which embeds images once, with one pass for every draw.
 
-    python -m benchmarks.whole_evaluation            its counts, on a small network
-    python -m benchmarks.whole_evaluation --quick    a few people, to see that it works
+    python -m benchmarks.whole_evaluation            its image counts, a small network
+    python -m benchmarks.whole_evaluation --quick    a few people, to try it
 
-Ten trials of all-search and of indoor-search, single-shot: 3,803 queries, 6,775 candidates for the
-gallery, of which a trial draws 301 (all-search) or 112 (indoor-search). Three ways:
+Ten gallery draws of all-search and of indoor-search, single-shot: 3,803 queries, and 6,775
+candidates for the gallery, of which a draw has 301 (all-search) or 112 (indoor-search). The three
+variants (the option of the published protocol calls a draw a trial):
 
-    once               evaluate.py's own: every image is embedded once, then all trials are judged
-    pass per trial     each trial embeds its queries and its gallery, then judges them
-    as the reference   test_ddag.py, which takes one mode a run: a run embeds the queries once, and
-                       each of its trials the gallery that it draws
+    once               as evaluate.py: embed every image once, then rank all draws
+    pass per trial     embed queries and gallery of each draw, then rank it
+    as the reference   as the authors' test_ddag.py, which runs one mode at a time: embed the
+                       queries once for each mode, and the gallery of each draw
 
-The network and its random weights, reading from a prepared dataset of rendered people, batches,
-ranking, features and figures are the same in all three, ours; only what is embedded differs, and
-the figures must agree. The network is the configuration debug's at 64 x 32 pixels, which embeds
-images a hundred times as fast as the published one: so judging takes a larger share, and the ratios
-are lower than there. Peak memory is that of a process with one way alone, imports included, whose
-program was compiled before. Prints a table and writes results/whole_evaluation.json.
+They differ in what they embed only. Network, random weights, prepared dataset of rendered people,
+batches, ranking and figures are the same, and the figures must agree. The network is that of the
+configuration debug at 64 x 32 pixels, which embeds images a hundred times as fast as the published
+one; so ranking takes a larger share of the time, and the ratios are lower. Peak memory is that of a
+process with one variant alone, including imports, with a program that was compiled before. Prints a
+table and writes results/whole_evaluation.json.
 """
 
 import argparse
@@ -43,15 +44,15 @@ IMAGE = 64, 32
 CLASSES = 395
 REPEATS = 5
 DISTINCT = 8
-"""People whose images stand for all."""
+"""Rendered people whose images are used for all identities."""
 
 Records = list[dict[str, float]]
-"""Figures of each mode and feature, in per cent."""
+"""Figures by mode and feature, in per cent."""
 
 
 class Size(NamedTuple):
     people: int
-    """To test on."""
+    """Test identities."""
     repeats: int
 
 
@@ -60,6 +61,7 @@ QUICK = Size(people=4, repeats=1)
 
 
 def configuration(data_dir: Path) -> Config:
+    """Return the configuration of the network and the dataset in `data_dir`."""
     config = load_config(CONFIG)
     height, width = IMAGE
     data = dataclasses.replace(
@@ -69,7 +71,7 @@ def configuration(data_dir: Path) -> Config:
 
 
 def write_images(size: Size, folder: Path) -> Path:
-    """Prepares as many test images as SYSU-MM01 has; gives the folder to read from."""
+    """Prepare as many test images as SYSU-MM01 has; return the folder of the prepared dataset."""
     from ddag_jax.datasets.prepare import prepare, read_layout
     from ddag_jax.synthetic.rehearsal import Tree, write_tree
 
@@ -79,7 +81,7 @@ def write_images(size: Size, folder: Path) -> Path:
         for (identity, camera), count in counts.items()
         for n in range(1, count + 1)
     ]
-    # A dataset cannot be without people to train on.
+    # A dataset needs training identities.
     others = {"train": size.people + 1, "val": size.people + 2}
     for identity in others.values():
         images += [(f"cam{camera}/{identity:04d}/0001.jpg", identity, camera) for camera in (1, 3)]
@@ -96,7 +98,7 @@ def write_images(size: Size, folder: Path) -> Path:
 
 
 class Evaluation:
-    """One network and one dataset; each way gives the same figures."""
+    """One network and one dataset; all variants return the same figures."""
 
     def __init__(self, config: Config) -> None:
         environment.prepare()
@@ -118,7 +120,7 @@ class Evaluation:
         self.evaluator = Evaluator(config, method, self.mesh, self.source)
         self.network = map_embed(make_embed(method, flip=False), self.mesh)
         self.embedded: dict[str, int] = {}
-        """Images, by way."""
+        """Number of embedded images, by variant."""
 
     def once(self) -> Records:
         self.embedded["once"] = len(self.source)
@@ -181,6 +183,7 @@ class Evaluation:
 
 
 def figures(records: Sequence[Mapping[str, Any]]) -> Records:
+    """Return the figures of evaluation records."""
     return [{name: record[name] for name in FIGURES} for record in records]
 
 
@@ -192,11 +195,16 @@ WAYS: dict[str, Callable[[Evaluation], Records]] = {
 
 
 def alone(config: Config, way: str) -> None:
+    """Run one variant, to measure its memory."""
     WAYS[way](Evaluation(config))
 
 
 def largest_difference(one: Records, others: Sequence[Records]) -> float:
-    """Of any figure, in per cent. Ends the command where it is more than rounding explains."""
+    """Return the largest difference of a figure, in per cent.
+
+    Raises:
+        SystemExit: it exceeds TOLERANCE.
+    """
     largest = 0.0
     for other in others:
         for mine, theirs in zip(one, other, strict=True):
@@ -204,19 +212,20 @@ def largest_difference(one: Records, others: Sequence[Records]) -> float:
                 difference = abs(mine[name] - theirs[name])
                 if not difference <= TOLERANCE:
                     raise SystemExit(
-                        f"{name} is {mine[name]} in one way, {theirs[name]} in another"
+                        f"{name} is {mine[name]} in one variant, {theirs[name]} in another: the"
+                        f" difference {difference:.3g} exceeds {TOLERANCE:g} per cent"
                     )
                 largest = max(largest, difference)
     return largest
 
 
 def main(arguments: Sequence[str] | None = None, folder: Path = measure.RESULTS) -> None:
-    """The command. Results go to `folder`."""
+    """Run the command; write the results to `folder`."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.whole_evaluation",
-        description="SYSU-MM01's evaluation, images embedded once, beside a pass for every trial",
+        description="Compare SYSU-MM01's evaluation with one embedding pass for every draw",
     )
-    parser.add_argument("--quick", action="store_true", help="a few people")
+    parser.add_argument("--quick", action="store_true", help="a few people, to try it")
     given = parser.parse_args(arguments)
     size = QUICK if given.quick else FULL
 
@@ -224,7 +233,7 @@ def main(arguments: Sequence[str] | None = None, folder: Path = measure.RESULTS)
         config = configuration(write_images(size, Path(scratch)))
         evaluation = Evaluation(config)
         ways = {way: functools.partial(run, evaluation) for way, run in WAYS.items()}
-        # Running each once for its figures is the warm-up, too.
+        # This run, for the figures, also serves as the warm-up.
         once, *others = (way() for way in ways.values())
         difference = largest_difference(once, others)
         times = measure.interleaved(ways, size.repeats, warmup=0)
@@ -240,7 +249,7 @@ def main(arguments: Sequence[str] | None = None, folder: Path = measure.RESULTS)
         f" all-search and indoor-search\n{queries:,} queries, {candidates:,} candidates, of which"
         f" a trial draws {galleries['all']} and {galleries['indoor']}\nimages embedded: "
         + ", ".join(f"{way} {count:,}" for way, count in evaluation.embedded.items())
-        + f"\nfigures agree to {difference:.1g} per cent"
+        + f"\nfigures differ by at most {difference:.1g} per cent"
     )
     records = {}
     for way in list(WAYS)[1:]:

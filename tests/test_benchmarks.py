@@ -1,4 +1,4 @@
-"""The benchmarks do what they print: nothing here asserts a time."""
+"""The benchmarks print what they write and measure what they say; no test asserts a time."""
 
 import functools
 import json
@@ -17,7 +17,7 @@ from ddag_jax.evaluation import protocols
 
 @pytest.fixture
 def clock(monkeypatch):
-    """A clock that moves only where a test moves it."""
+    """A clock that only the test advances."""
     now = [0.0]
     monkeypatch.setattr(measure.time, "perf_counter", lambda: now[0])
     return now
@@ -41,9 +41,9 @@ def test_variants_run_in_turn_and_the_warm_up_does_not_count(clock):
     assert str(times["b"]) == "8.000 s (7.000 to 9.000)"
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process its peak")
-def test_peak_memory_is_the_work_s_own():
-    """Of a fresh process: what this one holds does not count, what the work frees does."""
+@pytest.mark.skipif(sys.platform != "linux", reason="peak memory is known on Linux only")
+def test_peak_memory_is_that_of_the_work_alone():
+    """It excludes memory of this process, and includes memory that the work has freed."""
     held = b"x" * (300 << 20)
     little = measure.peak_memory(functools.partial(len, b""))
     much = measure.peak_memory(functools.partial(operator.mul, b"x", 100 << 20))
@@ -92,7 +92,7 @@ def test_a_result_is_written_with_where_it_came_from(tmp_path):
     assert record["command"].startswith("python ")
 
     measure.write("one", {"ratio": 5}, folder)
-    with pytest.raises(TypeError, match="cannot hold"):
+    with pytest.raises(TypeError, match="cannot contain"):
         measure.write("one", {"ratio": object()}, folder)
     assert json.loads(path.read_text())["result"] == {"ratio": 5}
     assert list(folder.iterdir()) == [path]

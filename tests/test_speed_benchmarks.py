@@ -1,5 +1,5 @@
-"""The benchmarks of speed compare like with like, and do what they print: nothing here asserts a
-time. Each runs once, at a tiny size."""
+"""The benchmarks of speed check what they compare and print what they write. Each runs once, at a
+tiny size; no test asserts a time."""
 
 import json
 import re
@@ -24,6 +24,7 @@ from benchmarks import (
     whole_evaluation,
     workload,
 )
+from tests.test_golden import BOUNDS
 
 ROOT = Path(__file__).parents[1]
 CONFIG = workload.deterministic(workload.tiny(3))
@@ -34,7 +35,7 @@ def written(folder: Path, name: str) -> dict[str, Any]:
 
 
 def assert_compared(record: dict[str, Any], printed: str) -> None:
-    """A record of `measure.compared`: every time is printed, and the ratios follow."""
+    """Assert that a record of `measure.compared` is printed and that its ratios are right."""
     times = {
         name: measure.Times(tuple(taken["seconds"])) for name, taken in record["times"].items()
     }
@@ -50,15 +51,21 @@ def assert_compared(record: dict[str, Any], printed: str) -> None:
 # -------------------------------------------------------------------------------------- PyTorch
 
 
-def test_the_triplet_losses_are_one():
+def test_the_float32_bounds_are_the_golden_ones():
+    golden = BOUNDS[np.float32]
+    assert golden["first losses"] == golden["losses"] == workload.FLOAT32_LOSSES
+    assert golden["embeddings"] == workload.FLOAT32_FEATURES
+
+
+def test_both_triplet_losses_agree():
     features = torch.randn(12, 5, generator=torch.Generator().manual_seed(0))
     labels = torch.arange(3).repeat(4)
     one = torch_ddag.triplet_by_anchor(features, labels, 0.3)
     torch.testing.assert_close(one, torch_ddag.triplet_at_once(features, labels, 0.3))
 
 
-def test_pytorch_s_process_is_without_jax():
-    """Whose memory is measured."""
+def test_the_process_of_pytorch_does_not_import_jax():
+    """Its memory is measured."""
     code = (
         "import sys; from benchmarks import embedding, train_step, workload;"
         "config = workload.tiny(2); train_step.pytorch(config)(); embedding.pytorch_alone(config);"
@@ -74,12 +81,12 @@ def test_train_step(tmp_path, capsys):
     assert_compared(result, printed)
     assert result["images"] == 24
     assert "24 images of 32 x 16 a step" in printed
-    assert result["largest_difference"] <= train_step.TOLERANCE
+    assert result["largest_difference"] <= workload.FLOAT32_LOSSES
     assert result["first_losses"]["ours"].keys() == set(gpu.LOSSES)
 
 
 @pytest.mark.parametrize("loss", [1.01, float("nan")])
-def test_other_losses_end_the_command(loss):
+def test_losses_that_differ_end_the_command(loss):
     theirs = {"identity": 1.0, "total": 1.0}
     close = {"identity": 1.00001, "total": 1.0}
     assert train_step.largest_difference({"ours": close, "PyTorch": theirs}) == pytest.approx(1e-5)
@@ -94,10 +101,10 @@ def test_embedding(tmp_path, capsys):
     for modality in ("visible", "infrared"):
         assert_compared(result[modality], printed)
     assert result["images"] == 32
-    assert result["largest_difference"] <= embedding.TOLERANCE
+    assert result["largest_difference"] <= workload.FLOAT32_FEATURES
 
 
-def test_other_features_end_the_command():
+def test_features_that_differ_end_the_command():
     rows = np.eye(3)
     with pytest.raises(SystemExit, match="visible part"):
         embedding.largest_difference({"visible part": rows + 0.01}, {"visible part": rows})
@@ -121,7 +128,7 @@ def test_whole_evaluation(tmp_path, capsys):
     assert result["largest_difference"] <= whole_evaluation.TOLERANCE
 
 
-def test_other_figures_end_the_command():
+def test_figures_that_differ_end_the_command():
     one = [dict.fromkeys(whole_evaluation.FIGURES, 50.0)]
     with pytest.raises(SystemExit, match="mAP"):
         whole_evaluation.largest_difference(one, [[one[0] | {"mAP": 50.1}]])
@@ -153,15 +160,15 @@ def test_without_a_gpu_nothing_is_measured(tmp_path, capfd, monkeypatch):
     monkeypatch.setenv("JAX_PLATFORMS", "cpu")
     assert gpu.main([], tmp_path) == 0
     printed, result = capfd.readouterr().out, written(tmp_path, "gpu")
-    assert "neither jax nor PyTorch sees a GPU: nothing is measured" in printed
+    assert "neither jax nor PyTorch finds a GPU: nothing is measured" in printed
     head, *rows = result["table"]
     assert len(rows) == sum(map(len, gpu.WAYS.values()))
     assert {row[head.index("a step")] for row in rows} == {"not measured"}
     assert result["ratios"] == {}
 
 
-def test_a_way_that_fails_leaves_the_others(monkeypatch):
-    """Its row says why."""
+def test_the_others_run_after_a_variant_that_fails(monkeypatch):
+    """The row of the failed one names the error."""
 
     class Process:
         def __enter__(self):
@@ -183,7 +190,7 @@ def test_a_way_that_fails_leaves_the_others(monkeypatch):
     assert row[2] == "failed: MemoryError: 64 GiB"
 
 
-def test_losses_that_differ_are_seen():
+def test_losses_that_differ_are_reported():
     exact = dict.fromkeys(gpu.LOSSES, 2.0)
     facts = {
         gpu.EAGER.name: {"losses": exact, "exact losses": exact},
@@ -192,13 +199,13 @@ def test_losses_that_differ_are_seen():
     }
     ways = (gpu.OURS, gpu.OURS_FLOAT32, gpu.EAGER)
     found = gpu.differences(ways, facts)
-    assert found["float32"] == (pytest.approx(0.01), gpu.EXACT)
+    assert found["float32"] == (pytest.approx(0.01), workload.FLOAT32_LOSSES)
     assert np.isnan(found[gpu.OURS.name][0])
     assert found[gpu.OURS_FLOAT32.name][0] == 0
 
 
 def test_the_published_step_s_work():
-    """What the targets count on: 1.97 TFLOP, and as many bytes as operations by themselves ask."""
+    """As the targets assume: 1.97 TFLOP, and the bytes of operations that each run by itself."""
     config = workload.published(8)
     work = roofline.training_step(config)
     flops, size = sum(one.flops for one in work), sum(one.bytes for one in work)

@@ -1,11 +1,10 @@
-"""The full-size step and embedding are lowered for GPU and TPU on any machine, and compiled for a
-slice of TPU where its compiler is installed; each platform gets its own lowering."""
+"""Lower the full-size step and embedding for GPU and TPU on any machine. Compile a small network
+for a slice of TPU where the compiler is installed."""
 
 import dataclasses
 import functools
 import importlib.util
 import json
-import os
 import re
 import subprocess
 import sys
@@ -25,12 +24,9 @@ from ddag_jax.parallel import device_mesh
 
 ROOT = Path(__file__).parents[1]
 
-LIBTPU = Path(sys.prefix) / "libtpu"
-"""Where `make test` installs the TPU compiler."""
-
 needs_libtpu = pytest.mark.skipif(
-    not LIBTPU.is_dir() and importlib.util.find_spec("libtpu") is None,
-    reason="no TPU compiler: make test installs it on Linux on x86-64",
+    not tpu_compile.LIBTPU.is_dir() and importlib.util.find_spec("libtpu") is None,
+    reason="no TPU compiler: make setup installs it on Linux on x86-64",
 )
 
 # ----------------------------------------------------------------------------------- lowering
@@ -45,8 +41,8 @@ def published() -> Config:
 @pytest.mark.slow
 @pytest.mark.parametrize("platform", ["cuda", "tpu"])
 def test_full_size_programs_are_lowered_for(platform: str) -> None:
-    """On eight devices, without one such device; spatial convolutions, 1x1 convolutions and pooling
-    as that platform has them, not as a CPU has."""
+    """On eight devices that the machine does not have. Spatial convolutions, 1x1 convolutions and
+    pooling take that platform's form, not the CPU's."""
     config, mesh = published(), device_mesh()
     train, arguments = tpu_compile.train_program(config, mesh, identities=8)
     step = jax.export.export(train, platforms=[platform])(*arguments)
@@ -68,7 +64,7 @@ def test_full_size_programs_are_lowered_for(platform: str) -> None:
 
 
 def operations(exported: jax.export.Exported, name: str) -> int:
-    """As often as the program takes it: layers of one shape share a function."""
+    """Return how often a program runs an operation; layers of one shape share a function."""
     function = r"func\.func \w+ @(\w+)(.*?)(?=func\.func|\Z)"
     bodies = dict(re.findall(function, exported.mlir_module(), re.DOTALL))
 
@@ -82,13 +78,13 @@ def operations(exported: jax.export.Exported, name: str) -> int:
 
 @pytest.mark.parametrize("values", ["distinct", "ties"])
 def test_a_tpu_pools_as_a_cpu(values: str) -> None:
-    """The lowering for a TPU, run here: maximum, and gradient to the first of equal ones."""
+    """Run the TPU's lowering on the CPU: maximum, and gradient to the first of equal maxima."""
     rng = np.random.default_rng(0)
     drawn = rng.normal(size=(2, 13, 10, 3)), rng.integers(0, 3, (2, 9, 8, 3))
     x = jnp.asarray(drawn[values == "ties"], jnp.float32)
     y = pooling._sliced_max_pool(x)
     np.testing.assert_array_equal(pooling._xla_max_pool(x), y)
-    g = jnp.asarray(rng.integers(1, 9, y.shape), jnp.float32)  # whose sums are exact
+    g = jnp.asarray(rng.integers(1, 9, y.shape), jnp.float32)  # sums of integers are exact
     np.testing.assert_array_equal(
         pooling._xla_max_pool_gradient(x, y, g), pooling._sliced_max_pool_gradient(x, y, g)
     )
@@ -98,7 +94,7 @@ def test_a_tpu_pools_as_a_cpu(values: str) -> None:
 
 
 def test_collectives_of_a_module() -> None:
-    """Several tensors in one, a layout that holds brackets, a gather that fusions repeat."""
+    """Combined tensors, a layout with brackets, and a gather repeated in a fusion."""
     repeated = 'backend_config={"async_collective_fusion_config":{"flag_start":"2","flag_end":"8"}}'
     hlo = f"""
   %a = f32[16,8]{{1,0:T(8,128)S(1)}} all-gather(%x), metadata={{op_name="jit(f)/all_gather"}}
@@ -117,8 +113,8 @@ def test_collectives_of_a_module() -> None:
 @needs_libtpu
 @pytest.mark.slow
 def test_a_slice_is_compiled(tmp_path: Path) -> None:
-    """A small network for 16 chips, by the command itself. The collectives are those that
-    docs/scaling.md justifies, each with the bytes that it says."""
+    """Run the command for a small network on 16 chips. The collectives and their bytes are those
+    of docs/scaling.md."""
     result = tpu_command(tmp_path, "--config", "debug")
     assert result.returncode == 0, result.stderr
     written = json.loads((tmp_path / "tpu_compile.json").read_text())["result"]
@@ -151,7 +147,7 @@ def test_a_slice_is_compiled(tmp_path: Path) -> None:
 
 
 def carried(program: dict[str, Any]) -> dict[str, int]:
-    """Bytes of the collectives' results, by what they are for."""
+    """Return the bytes of the collectives' results, by purpose."""
     totals: dict[str, int] = {}
     for collective in program["collectives"]:
         for _, size, purpose in collective["tensors"]:
@@ -169,7 +165,7 @@ def test_an_unknown_slice_is_one_line(topology: str, tmp_path: Path) -> None:
 
 
 def tpu_command(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """The command in a process of its own, whose environment it sets before jax is there."""
+    """Run the command in its own process: it sets the environment before jax is imported."""
     code = (
         "import sys; from pathlib import Path; from benchmarks import tpu_compile;"
         "tpu_compile.LOADS = (1,);"  # half the time
@@ -178,7 +174,6 @@ def tpu_command(folder: Path, *arguments: str) -> subprocess.CompletedProcess[st
     return subprocess.run(
         [sys.executable, "-c", code],
         cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": str(LIBTPU)},
         capture_output=True,
         text=True,
         timeout=600,
@@ -188,9 +183,13 @@ def tpu_command(folder: Path, *arguments: str) -> subprocess.CompletedProcess[st
 def test_without_libtpu_the_fix_is_named(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
+    monkeypatch.setattr(tpu_compile, "LIBTPU", tmp_path / "absent")
+    monkeypatch.setattr(sys, "path", [*sys.path])
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     assert tpu_compile.main([], tmp_path) == 2
     printed = capsys.readouterr()
     assert printed.err.startswith("error: libtpu")
+    assert str(tmp_path / "absent") in printed.err
+    assert "make setup" in printed.err
     assert 'pip install "jax[tpu]"' in printed.err
     assert printed.err.count("\n") == 1

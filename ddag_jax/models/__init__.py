@@ -1,1 +1,1 @@
-"""The network, section 3.1-3.3: one file a box of the paper's Fig. 2."""
+"""Network blocks that any method may use, from convolution to the two-stream backbone."""

@@ -1,8 +1,8 @@
-"""Convolution, lowered for each platform as measured to be best.
+"""2-D convolution, in the form that measured fastest on each platform.
 
-Layout is NHWC, kernels HWIO. Padding is explicit, as PyTorch pads ("SAME" differs at stride 2).
-Whatever is specific to a platform is chosen by `jax.lax.platform_dependent`, when a computation is
-lowered for that platform: a step compiled for a TPU on a CPU machine gets the TPU's lowering.
+Arrays are NHWC and kernels HWIO. Padding is explicit, as in PyTorch ("SAME" differs at stride 2).
+`jax.lax.platform_dependent` chooses the form when a computation is lowered, so that a step compiled
+for a TPU on a machine without one has the TPU's form.
 """
 
 import functools
@@ -33,7 +33,7 @@ def _xla_conv(x: Array, kernel: Array, stride: int, padding: int) -> Array:
 def _input_gradient(
     x_shape: Sequence[int], kernel: Array, g: Array, stride: int, padding: int
 ) -> Array:
-    """Gradient of a convolution's input: XLA's own, the best of those measured on a CPU."""
+    """Return the input's gradient, [b, h, w, c], by XLA: the fastest of those measured on a CPU."""
     x = jax.ShapeDtypeStruct(tuple(x_shape), g.dtype)
     (dx,) = jax.linear_transpose(lambda x: _xla_conv(x, kernel, stride, padding), x)(g)
     return dx
@@ -50,7 +50,8 @@ def _xla_kernel_gradient(
 def _dot_kernel_gradient(
     x: Array, g: Array, kernel_shape: Sequence[int], stride: int, padding: int
 ) -> Array:
-    """Kernel gradient as `height` matrix products: XLA's CPU convolution is slow at this one."""
+    """Return the kernel's gradient, [kh, kw, c, o], as kh matrix products: on a CPU, XLA's own
+    convolution is slow for it."""
     kh, kw, c, o = kernel_shape
     b, ho, wo, _ = g.shape
     x = jnp.pad(x, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
@@ -118,8 +119,11 @@ def _pointwise_conv_fwd(x: Array, kernel: Array, stride: int) -> tuple[Array, tu
 
 
 def _dot_gradients(x: Array, kernel: Array, g: Array, stride: int) -> tuple[Array, Array]:
-    """Of `_dot_conv`, the kernel's as input times cotangent: differentiated automatically it is
-    the other way round, for which a CPU first transposes every cotangent, entry by entry."""
+    """Return the gradients of `_dot_conv`: of the input, [b, h, w, c], and of the kernel.
+
+    The kernel's is inputᵀ · cotangent. Automatic differentiation gives cotangentᵀ · input, for
+    which XLA transposes every cotangent, element by element, on a CPU.
+    """
     c, o = kernel.shape[2:]
     rows = x[:, ::stride, ::stride].reshape(-1, c)
     flat = g.reshape(-1, o)
@@ -145,16 +149,26 @@ def _pointwise_conv_bwd(stride: int, saved: tuple[Array, Array], g: Array) -> tu
 _pointwise_conv.defvjp(_pointwise_conv_fwd, _pointwise_conv_bwd)
 
 
-# jit, so that a layer of a shape seen before is not traced again: a quarter of the time to trace.
+# Jitted, so that layers of one shape are traced once: a quarter of the time to trace a step.
 @functools.partial(jax.jit, static_argnames=("stride", "padding"))
 def conv2d(
     x: Float[Array, "b h w c"], kernel: Float[Array, "kh kw c o"], *, stride: int, padding: int
 ) -> Float[Array, "b ho wo o"]:
-    """Convolution with the same `stride` and zero `padding` on every side, as PyTorch's `conv2d`.
+    """Convolve with the same stride and zero padding in both directions, as PyTorch's `conv2d`.
 
-    A 1x1 kernel is a matrix product: that alone halves a ResNet-50 step on a CPU, and a GPU does
-    not mind. A TPU computes both alike, but from operands laid out differently: among 3x3 kernels
-    a convolution spares it the copies in between.
+    A 1x1 kernel is applied as a matrix product, except on a TPU. This halves a ResNet-50 step on a
+    CPU and makes no difference on a GPU; on a TPU, product and convolution need different layouts,
+    so that a product between 3x3 convolutions would need copies. On a CPU, wide 3x3 convolutions
+    use Winograd's filtering (`winograd.py`).
+
+    Args:
+        x: input, [b, h, w, c], of the kernel's dtype.
+        kernel: weights, [kh, kw, c, o].
+        stride: step in pixels.
+        padding: zeros added to each side.
+
+    Returns:
+        The output in the dtype of `x`, with ho = (h + 2 padding - kh) // stride + 1, wo likewise.
     """
     if kernel.shape[:2] == (1, 1) and padding == 0:
         return _pointwise_conv(x, kernel, stride)
@@ -162,15 +176,23 @@ def conv2d(
 
 
 def _resnet_normal(key: Array, shape: tuple[int, ...], dtype: DTypeLike) -> Array:
-    """N(0, sqrt(2 / (k^2 * out))), drawn flat: the same values, but XLA needs a second on a CPU to
-    compile a draw of a small 4-D shape, whose loops it unrolls."""
+    """Draw a kernel, [kh, kw, c, o], from N(0, 2 / (kh kw o)).
+
+    The draw is flat and reshaped, with the same values: XLA unrolls the loops of a small 4-D draw
+    on a CPU, and takes a second to compile it.
+    """
     kh, kw, _, out = shape
     flat = jax.random.normal(key, (math.prod(shape),), dtype)
     return flat.reshape(shape) * (2 / (kh * kw * out)) ** 0.5
 
 
 class Conv(nn.Module):
-    """2-D convolution without bias, drawn from N(0, sqrt(2 / (k^2 * out))) as ResNet does it."""
+    """2-D convolution without bias, with `kernel_size // 2` zeros of padding.
+
+    The kernel is initialised from N(0, 2 / (k² o)) for kernel size k and o output channels, as in
+    ResNet (He et al., 2015). It is stored in at least float32 and applied in `dtype`, which is the
+    dtype of the output.
+    """
 
     features: int
     kernel_size: int

@@ -1,4 +1,4 @@
-"""Batch normalisation over the images of all devices."""
+"""Batch normalisation over the batch of all devices."""
 
 import functools
 from collections.abc import Callable
@@ -16,7 +16,7 @@ def _over_devices(value: Array, axis_name: str | None) -> Array:
 
 
 def _moments(x: Array, axis_name: str | None) -> tuple[Array, Array]:
-    """Mean and biased variance of each channel over all other axes and all devices, in one pass."""
+    """Return mean and biased variance of each channel, over all other axes and all devices, [c]."""
     wide = x.astype(at_least_float32(x.dtype))
     axes = tuple(range(x.ndim - 1))
     both = jnp.stack([wide.mean(axes), jnp.square(wide).mean(axes)])
@@ -73,22 +73,32 @@ def normalise_batch(
     epsilon: float,
     axis_name: str | None,
 ) -> tuple[Float[Array, "... c"], Float[Array, " c"], Float[Array, " c"]]:
-    """Batch normalisation by the batch's own statistics, over all devices of `axis_name`.
+    """Normalise a batch by its own statistics, over all devices of `axis_name`.
 
-    Returns the normalised `x` in its own dtype, and mean and biased variance, at least float32.
-    Gradients flow through the first only. The gradient is written by hand: it reads the
-    activation and its cotangent once for the two sums and once for the result.
+    Its gradient is written by hand: it reads the activation and its cotangent once for two sums and
+    once for the result. Only the normalised batch has a gradient, not the statistics.
+
+    Args:
+        x: this device's part of the batch, [..., c].
+        scale: factor of each channel, at least float32.
+        bias: offset of each channel, at least float32.
+        epsilon: added to the variance.
+        axis_name: mapped axis of the devices; None if one device has the whole batch.
+
+    Returns:
+        The normalised batch in the dtype of `x`; mean and biased variance, [c], at least float32.
     """
     return _normalise_batch(x, scale, bias, epsilon, axis_name)
 
 
 class BatchNorm(nn.Module):
-    """Batch normalisation with PyTorch's arithmetic: epsilon 1e-5, momentum 0.9 in Flax's sense,
-    the running variance unbiased (n / (n - 1)).
+    """Batch normalisation (Ioffe and Szegedy, 2015) with PyTorch's arithmetic.
 
-    Parameters `scale` and (with `use_bias`) `bias`; running `mean` and `var` in the collection
-    `batch_stats`. In training mode the statistics are those of the whole batch over the devices of
-    `axis_name`; None means that one device has it all.
+    The running variance is unbiased, n / (n - 1) times the batch's; a momentum of 0.9 is 0.1 in
+    PyTorch's terms. The parameters are `scale` and, with `use_bias`, `bias`; the collection
+    `batch_stats` has the running `mean` and `var`; all are at least float32. In training mode the
+    statistics are those of the whole batch, over the devices of `axis_name` (None: one device has
+    the whole batch); in evaluation mode, the running ones. The output has the input's dtype.
     """
 
     use_bias: bool = True

@@ -1,4 +1,4 @@
-"""Max-pooling of the stem, and averages over horizontal stripes."""
+"""Max-pooling of the stem, and averages over horizontal stripes of a feature map."""
 
 import functools
 
@@ -11,7 +11,7 @@ _WINDOW, _STRIDE = 3, 2
 
 
 def _pool_slices(x: Array) -> list[Array]:
-    """The nine shifted views whose maximum is the 3x3/2 pool of an already padded `x`."""
+    """Return the nine slices of a padded `x` whose maximum is its 3x3 pool of stride 2."""
     h, w = ((size - _WINDOW) // _STRIDE + 1 for size in x.shape[1:3])
     span_h, span_w = _STRIDE * (h - 1) + 1, _STRIDE * (w - 1) + 1
     return [
@@ -38,11 +38,14 @@ def _xla_max_pool(x: Array) -> Array:
 
 @jax.custom_vjp
 def max_pool_3x3_2(x: Float[Array, "b h w c"]) -> Float[Array, "b ho wo c"]:
-    """3x3 maximum pooling, stride 2, padding 1: ResNet's stem.
+    """Max-pool with window 3x3, stride 2 and padding 1, as in ResNet's stem.
 
-    The gradient goes to the first maximum of a window in row-major order, as in PyTorch; written
-    out as nine masked slices, since XLA's select-and-scatter is several times slower on a CPU. On
-    a TPU, where each slice would be a copy of its own, XLA's is the better one.
+    The gradient goes to the first maximum of a window in row-major order, as in PyTorch. It is
+    computed from nine masked slices, since XLA's select-and-scatter is several times slower on a
+    CPU; on a TPU, where each slice would be a copy, from XLA's.
+
+    Returns:
+        The maxima in the dtype of `x`, with ho = (h + 1) // 2 and wo = (w + 1) // 2.
     """
     return jax.lax.platform_dependent(x, tpu=_xla_max_pool, default=_sliced_max_pool)
 
@@ -91,10 +94,10 @@ max_pool_3x3_2.defvjp(_max_pool_fwd, _max_pool_bwd)
 
 
 def stripe_matrix(height: int, parts: int, dtype: DTypeLike) -> Float[Array, "p h"]:
-    """Row weights that average a map of `height` rows into `parts` stripes, with adaptive bins.
+    """Return the row weights that average a map of `height` rows in `parts` stripes.
 
-    Stripe i covers rows floor(i*h/p) ... ceil((i+1)*h/p) - 1, so stripes overlap where p does not
-    divide h (PyTorch's adaptive pooling).
+    Stripe i has the rows floor(i h / p) to ceil((i + 1) h / p) - 1, so that stripes overlap where p
+    does not divide h, as in PyTorch's adaptive average pooling.
 
     >>> stripe_matrix(3, 2, jnp.float32).tolist()
     [[0.5, 0.5, 0.0], [0.0, 0.5, 0.5]]

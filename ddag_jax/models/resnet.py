@@ -1,4 +1,4 @@
-"""The residual stages of ResNet-50 and ResNet-18 that both modalities share (section 3.1)."""
+"""The residual stages of ResNet-50 and ResNet-18 (He et al., CVPR 2016)."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -13,7 +13,10 @@ from ddag_jax.models.normalisation import BatchNorm
 
 
 class Bottleneck(nn.Module):
-    """1x1, 3x3, 1x1 convolutions around a shortcut; the stride sits on the 3x3 (torchvision)."""
+    """Block of 1x1, 3x3 and 1x1 convolutions with a shortcut; the 3x3 has the stride (torchvision).
+
+    The output has 4 `width` channels. `dtype` is that of the convolutions and of the output.
+    """
 
     width: int
     stride: int = 1
@@ -33,7 +36,10 @@ class Bottleneck(nn.Module):
 
 
 class BasicBlock(nn.Module):
-    """Two 3x3 convolutions around a shortcut."""
+    """Block of two 3x3 convolutions with a shortcut, the first with the stride.
+
+    The output has `width` channels. `dtype` is that of the convolutions and of the output.
+    """
 
     width: int
     stride: int = 1
@@ -57,9 +63,9 @@ def shortcut(
     axis_name: str | None,
     train: bool,
 ) -> Float[Array, "b ho wo o"]:
-    """`x` itself, or its 1x1 projection where the block changes its shape.
+    """Return `x`, or its 1x1 projection where a block changes the shape.
 
-    To be called inside a block's compact method: the projection's parameters are the block's.
+    Call this in a block's compact method, which then has the projection's parameters.
     """
     if stride == 1 and x.shape[-1] == features:
         return x
@@ -68,23 +74,27 @@ def shortcut(
 
 
 class Architecture(NamedTuple):
-    """What tells one ResNet from another."""
+    """A variant of ResNet."""
 
     block: Callable[..., nn.Module]
     depths: tuple[int, int, int, int]
     expansion: int
-    """Output channels of a block over its width."""
+    """Ratio of a block's output channels to its width."""
 
 
 ARCHITECTURES = {
     "resnet50": Architecture(Bottleneck, (3, 4, 6, 3), 4),
     "resnet18": Architecture(BasicBlock, (2, 2, 2, 2), 1),
 }
-STRIDES = (1, 2, 2, 1)  # ResNet's last stride is 2; re-identification keeps the larger map
+STRIDES = (1, 2, 2, 1)  # ResNet has 2 in the last stage; re-identification keeps the larger map
 
 
 class Stages(nn.Module):
-    """Residual stages 1-4; the last one keeps its resolution, so the map is 1/16 of the image."""
+    """Residual stages 1 to 4, the last with stride 1: the map has 1/16 of the image's resolution.
+
+    The output has 8 `width` times the architecture's expansion channels: 2048 for ResNet-50 with
+    its width of 64.
+    """
 
     backbone: str = "resnet50"
     width: int = 64

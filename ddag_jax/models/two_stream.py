@@ -15,7 +15,10 @@ BACKBONE = "two_stream"
 
 
 class Stem(nn.Module):
-    """7x7/2 convolution, batch normalisation, ReLU, 3x3/2 max-pool."""
+    """Stem of one modality: 7x7/2 convolution, batch normalisation, ReLU, 3x3/2 max-pool.
+
+    The output has `width` channels and a quarter of the image's resolution.
+    """
 
     width: int = 64
     dtype: DTypeLike = jnp.float32
@@ -28,7 +31,7 @@ class Stem(nn.Module):
 
 
 class TwoStream(nn.Module):
-    """Both stems and the stages they share."""
+    """A stem for each modality, and residual stages that both share."""
 
     backbone: str = "resnet50"
     width: int = 64
@@ -43,13 +46,17 @@ class TwoStream(nn.Module):
     def __call__(
         self, visible: Float[Array, "b h w 3"], infrared: Float[Array, "b h w 3"], train: bool
     ) -> Float[Array, "k ho wo c"]:
-        """Feature maps of both halves, visible first: batch statistics see both modalities."""
+        """Return the feature maps of both modalities, visible first.
+
+        The shared stages process them as one batch, so that batch statistics cover both. `train`
+        chooses between statistics of the batch and running ones.
+        """
         stems = [self.visible(visible, train), self.infrared(infrared, train)]
         return self.shared(jnp.concatenate(stems), train)
 
     def one_stream(
         self, images: Float[Array, "b h w 3"], modality: str
     ) -> Float[Array, "b ho wo c"]:
-        """Feature maps in evaluation mode, `images` being all "visible" or all "infrared"."""
+        """Return feature maps in evaluation mode; all images are "visible" or all "infrared"."""
         stem = {"visible": self.visible, "infrared": self.infrared}[modality]
         return self.shared(stem(images, False), False)

@@ -2,6 +2,7 @@
 
 import functools
 
+import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -18,20 +19,17 @@ from tests.models.torch_modules import (
     assert_close,
     block_variables,
     gradient_variables,
+    normal,
     randomise,
     to_ours,
     to_torch,
 )
 
 
-def images(*shape: int) -> np.ndarray:
-    return np.random.default_rng(0).normal(size=shape)
-
-
 @functools.partial(jax.jit, static_argnums=0)
 def train_and_evaluate(module: nn.Module, variables: dict, x: jax.Array, g: jax.Array) -> tuple:
-    """Output and running statistics of a training batch, gradients of parameters and input, and
-    the output of an evaluation after it."""
+    """Return output and running statistics of a training batch, gradients of parameters and input,
+    and the output in evaluation mode with the new statistics."""
     stats = variables["batch_stats"]
     y, pull, changed = jax.vjp(
         lambda params, x: module.apply(
@@ -47,12 +45,12 @@ def train_and_evaluate(module: nn.Module, variables: dict, x: jax.Array, g: jax.
 
 
 def compare(module: nn.Module, theirs: torch.nn.Module, inputs: int) -> None:
-    """The same in both, with a map of odd height and even width."""
-    x = images(2, 9, 6, inputs)
+    """Compare both modules on maps of odd height and even width."""
+    x = normal(0, 2, 9, 6, inputs)
     x_torch = to_torch(x).requires_grad_()
     variables = as_jax(block_variables(theirs))
     y = theirs(x_torch)
-    g = np.random.default_rng(1).normal(size=to_ours(y).shape)
+    g = normal(1, *to_ours(y).shape)
     y.backward(to_torch(g))
     stats = block_variables(theirs)["batch_stats"]
     with torch.no_grad():
@@ -65,7 +63,7 @@ def compare(module: nn.Module, theirs: torch.nn.Module, inputs: int) -> None:
         to_ours(x_torch.grad),
         to_ours(evaluated),
     )
-    jax.tree.map(assert_close, ours, expected)
+    chex.assert_trees_all_close(ours, expected, rtol=1e-10, atol=1e-10)
 
 
 @pytest.mark.parametrize(
@@ -86,10 +84,10 @@ def test_stem_as_pytorch() -> None:
 
 
 def test_stages_as_pytorch() -> None:
-    """ResNet-18's four, weights mapped by the key table; the last keeps its resolution."""
+    """ResNet-18's four stages, weights mapped by the key table; the last keeps its resolution."""
     theirs = randomise(torch_modules.Stages(8), 0)
     state_dict = {key: value.numpy().copy() for key, value in theirs.state_dict().items()}
-    x = images(2, 12, 9, 8)
+    x = normal(0, 2, 12, 9, 8)
     with jax.enable_x64(True):
         variables = to_variables(state_dict, stage_mappings("resnet18", ""))
         variables = {kind: as_jax(tree["two_stream"]["shared"]) for kind, tree in variables.items()}
@@ -98,7 +96,7 @@ def test_stages_as_pytorch() -> None:
                 variables, x, True, mutable=["batch_stats"]
             )
         )(variables, x)
-    assert ours.shape == (2, 3, 3, 64)
+    chex.assert_shape(ours, (2, 3, 3, 64))
     assert_close(ours, to_ours(theirs(to_torch(x))))
     state_dict = {key: value.numpy() for key, value in theirs.state_dict().items()}
     updated = to_variables(state_dict, stage_mappings("resnet18", ""))["batch_stats"]
@@ -111,13 +109,13 @@ def test_last_map_is_a_sixteenth(backbone: str, channels: int) -> None:
     model = TwoStream(backbone)
     x = jax.ShapeDtypeStruct((1, 288, 144, 3), jnp.float32)
     output, _ = jax.eval_shape(lambda x: model.init_with_output(jax.random.key(0), x, x, True), x)
-    assert output.shape == (2, 18, 9, channels)
+    chex.assert_shape(output, (2, 18, 9, channels))
 
 
 def test_each_modality_has_its_own_stem() -> None:
-    """Visible images first; an image of one modality is embedded through that one's stem alone."""
+    """Visible images come first; images of one modality pass through its stem only."""
     model = TwoStream("resnet18", 8)
-    x = images(1, 32, 16, 3).astype(np.float32)
+    x = normal(0, 1, 32, 16, 3).astype(np.float32)
     shapes = jax.eval_shape(lambda x: model.init(jax.random.key(0), x, x, False), x)
     rng = np.random.default_rng(1)
     variables = jax.tree.map(lambda s: rng.uniform(size=s.shape).astype(s.dtype), shapes)

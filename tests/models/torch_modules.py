@@ -1,4 +1,4 @@
-"""The network's boxes as small PyTorch modules, and ours called with the same weights."""
+"""PyTorch modules to compare the network's blocks with, and conversion of weights and arrays."""
 
 from collections.abc import Mapping
 
@@ -10,26 +10,31 @@ from torch import nn
 
 
 def to_ours(tensor: torch.Tensor) -> np.ndarray:
-    """NCHW to NHWC; anything else as it is."""
+    """Return an array, NCHW transposed to NHWC; other ranks unchanged."""
     array = tensor.detach().numpy()
     return array.transpose(0, 2, 3, 1) if array.ndim == 4 else array
 
 
 def to_torch(array: np.ndarray) -> torch.Tensor:
-    """NHWC to NCHW; anything else as it is."""
+    """Return a tensor, NHWC transposed to NCHW; other ranks unchanged."""
     array = np.asarray(array)
     return torch.from_numpy(np.array(array.transpose(0, 3, 1, 2) if array.ndim == 4 else array))
 
 
+def normal(seed: int, *shape: int) -> np.ndarray:
+    """Draw float64 values from a standard normal distribution."""
+    return np.random.default_rng(seed).normal(size=shape)
+
+
 def assert_close(ours: object, theirs: object, bound: float = 1e-10) -> None:
-    """Same shape, and the largest difference within `bound` of the largest value."""
+    """Assert equal shapes, and differences of at most `bound` times the largest expected value."""
     ours, theirs = np.asarray(ours), np.asarray(theirs)
     assert ours.shape == theirs.shape
     np.testing.assert_allclose(ours, theirs, rtol=0, atol=bound * max(np.abs(theirs).max(), 1e-3))
 
 
 class Bottleneck(nn.Module):
-    """torchvision's, written out."""
+    """The bottleneck block of torchvision's ResNet-50."""
 
     def __init__(self, inputs: int, width: int, stride: int) -> None:
         super().__init__()
@@ -48,7 +53,7 @@ class Bottleneck(nn.Module):
 
 
 class BasicBlock(nn.Module):
-    """torchvision's, written out."""
+    """The basic block of torchvision's ResNet-18."""
 
     def __init__(self, inputs: int, width: int, stride: int) -> None:
         super().__init__()
@@ -64,7 +69,7 @@ class BasicBlock(nn.Module):
 
 
 def projection(inputs: int, outputs: int, stride: int) -> nn.Sequential:
-    """The shortcut; without layers it is the identity."""
+    """Return the shortcut: a projection where the shape changes, else an empty Sequential."""
     if stride == 1 and inputs == outputs:
         return nn.Sequential()
     return nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
@@ -87,7 +92,7 @@ class Stages(nn.Module):
 
 
 class Stem(nn.Module):
-    """What stands before the stages."""
+    """Convolution, normalisation, ReLU and pooling before the stages."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -100,7 +105,7 @@ class Stem(nn.Module):
 
 
 class PartAttention(nn.Module):
-    """IWPA in its default form."""
+    """Part attention (IWPA) in its default form."""
 
     def __init__(self, channels: int, parts: int) -> None:
         super().__init__()
@@ -119,7 +124,8 @@ class PartAttention(nn.Module):
 
 
 class GraphAttention(nn.Module):
-    """CGSA without dropout, as the reference writes it: a dense adjacency, a loop over heads."""
+    """Graph attention (CGSA) without dropout, as the authors' code has it: a dense adjacency
+    matrix and a loop over heads."""
 
     def __init__(self, channels: int, heads: int, head_dim: int, classes: int) -> None:
         super().__init__()
@@ -142,7 +148,7 @@ class GraphAttention(nn.Module):
 def attend(
     x: torch.Tensor, adjacency: torch.Tensor, weight: torch.Tensor, score: torch.Tensor
 ) -> torch.Tensor:
-    """One head: every pair's features concatenated and scored, non-edges at minus infinity."""
+    """Apply one head: score the concatenated features of all pairs, mask non-edges."""
     h = x @ weight
     k = len(h)
     pairs = torch.cat([h[:, None].expand(k, k, -1), h[None].expand(k, k, -1)], dim=2)
@@ -152,7 +158,7 @@ def attend(
 
 
 def randomise(module: nn.Module, seed: int) -> nn.Module:
-    """Float64; normalisations with scales, shifts and running statistics that show."""
+    """Convert to float64, and draw all normalisation parameters and running statistics."""
     torch.manual_seed(seed)
     module = module.double()
     for layer in module.modules():
@@ -165,7 +171,7 @@ def randomise(module: nn.Module, seed: int) -> nn.Module:
 
 
 def block_variables(module: nn.Module) -> dict:
-    """Our variables for a stem or a block, whose layers bear the same names as PyTorch's."""
+    """Return Flax variables of a stem or a block, whose layers have the same names in PyTorch."""
     names = {"downsample.0": "downsample_conv", "downsample.1": "downsample_bn"}
     params, stats = {}, {}
     for name, layer in module.named_modules():
@@ -185,7 +191,7 @@ def block_variables(module: nn.Module) -> dict:
 
 
 def gradient_variables(module: nn.Module) -> Mapping:
-    """The gradients of `module` in the form of `block_variables`'s params."""
+    """Return the gradients of `module` as `block_variables` returns its params."""
     with torch.no_grad():
         for parameter in module.parameters():
             parameter.copy_(parameter.grad)
@@ -193,5 +199,5 @@ def gradient_variables(module: nn.Module) -> Mapping:
 
 
 def as_jax(tree: object) -> object:
-    """Copies, since PyTorch changes its arrays in place."""
+    """Copy all leaves into JAX arrays: PyTorch changes its own in place."""
     return jax.tree.map(jnp.array, tree)
