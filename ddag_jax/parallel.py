@@ -1,5 +1,7 @@
-"""The mesh of devices, the mapping of a step over it, the processes of a pod: the one file that
-names devices."""
+"""Device mesh, mapping of functions over it, and multi-process start-up.
+
+The only file that names devices.
+"""
 
 import importlib.util
 import os
@@ -17,9 +19,9 @@ from ddag_jax.errors import UserError
 from ddag_jax.types import Batch
 
 Step = Callable[[Any, Batch], tuple[Any, Any]]
-"""`step(state, batch)` for one device of the axis, or over all of them: new state, outcome."""
+"""`step(state, batch)` -> (new state, outcome), on one device of the axis or over all devices."""
 Embed = Callable[[Any, Any, str], dict[str, jax.Array]]
-"""`embed(variables, uint8 images, modality)`: features by name."""
+"""`embed(variables, uint8 images, modality)` -> features by name."""
 
 AXIS = "data"
 _REPLICATED, _SHARDED = PartitionSpec(), PartitionSpec(AXIS)
@@ -28,18 +30,18 @@ _REPLICATED, _SHARDED = PartitionSpec(), PartitionSpec(AXIS)
 def join_processes(
     coordinator: str | None = None, process_id: int | None = None, processes: int | None = None
 ) -> None:
-    """Joins the processes that run one command together; to be called before jax computes.
+    """Connect the processes that run one command; must be called before jax computes.
 
-    On a TPU slice, under SLURM (srun) and Open MPI (mpirun) jax finds the others by itself. Else
-    all three arguments say where they are; without them this process is alone.
+    On a TPU slice and under SLURM (srun) or Open MPI (mpirun), jax discovers the other processes.
+    Elsewhere all three arguments are needed; without them this process runs alone.
 
     Args:
-        coordinator: host and port of process 0, reachable by all.
-        process_id: of this process, from 0.
-        processes: how many there are.
+        coordinator: host and port of process 0, reachable from all processes.
+        process_id: index of this process, from 0.
+        processes: number of processes.
 
     Raises:
-        UserError: some of the arguments are missing or make no sense.
+        UserError: some of the arguments are missing or invalid.
     """
     given = (coordinator, process_id, processes)
     if given == (None, None, None):
@@ -62,8 +64,11 @@ def join_processes(
 
 
 def _connect() -> None:
-    """Has the devices of all processes meet now, while everyone is here. CPUs give up on a first
-    meeting after 30 s, and one process may compile its step for longer than another."""
+    """Run one collective operation over the devices of all processes.
+
+    On CPUs the first collective times out after 30 s, and the time to compile the train step may
+    differ between processes by more than that.
+    """
     mesh = device_mesh()
     meet = jax.shard_map(
         lambda one: jax.lax.psum(one, AXIS), mesh=mesh, in_specs=_SHARDED, out_specs=_REPLICATED
@@ -72,7 +77,7 @@ def _connect() -> None:
 
 
 def _started_together() -> bool:
-    """Whether the environment is one that starts several processes, or a TPU machine."""
+    """Return whether a launcher of several processes started this one, or this is a TPU host."""
     # Of the step, not of the job: a batch script itself, outside srun, is one process.
     tasks = max(
         int(os.environ.get(name, "1")) for name in ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE")
@@ -82,53 +87,53 @@ def _started_together() -> bool:
 
 
 def device_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """All devices (or those given) along the one axis "data", process by process."""
+    """Return a mesh of `devices` (default: all) with one axis "data", ordered by process."""
     if devices is None:
-        # A TPU slice numbers its chips by place, not by process; identity slots go by process.
+        # TPU chips are numbered by position; batches are split by process.
         devices = sorted(jax.devices(), key=lambda device: (device.process_index, device.id))
     return Mesh(np.array(devices), (AXIS,), axis_types=(AxisType.Auto,))
 
 
 def process_share() -> dict[str, int]:
-    """Which of the processes this is, and of how many: {"process_index", "process_count"}."""
+    """Return {"process_index": ..., "process_count": ...} of this process."""
     return {"process_index": jax.process_index(), "process_count": jax.process_count()}
 
 
 def is_first_process() -> bool:
-    """Whether this process is the one that writes and prints."""
+    """Return whether this is the process that writes and prints."""
     return jax.process_index() == 0
 
 
 def wait_for_all(what: str) -> None:
-    """Returns when every process has come here; `what` must be the same in all."""
+    """Wait until every process has made this call; `what` must be equal in all of them."""
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(what)
 
 
 def as_first_process(value: float) -> float:
-    """The first process's value, so that all decide alike."""
+    """Return the first process's value, so that all processes take the same decision."""
     if jax.process_count() == 1:
         return value
     return float(multihost_utils.broadcast_one_to_all(np.float64(value)))
 
 
 def stop_agreed(step: int) -> bool:
-    """Whether some process got SIGTERM and this is the step that all agreed to stop after."""
+    """Return whether a process received SIGTERM and all have agreed to stop after this step."""
     return bool(multihost_utils.reached_preemption_sync_point(step))
 
 
 def my_part(rows: np.ndarray) -> np.ndarray:
-    """This process's share of rows that are sharded over all devices."""
+    """Return this process's share of rows that are sharded over all devices."""
     return np.split(rows, jax.process_count())[jax.process_index()]
 
 
 def map_train_step(train_step: Step, mesh: Mesh, mapping: str = "shard_map") -> Step:
-    """The same step over the whole mesh: a replicated state and a whole batch in and out.
+    """Map a step over the mesh: replicated state, batch sharded over its first axis.
 
-    "shard_map" is compiled with the state donated: the one handed in is gone afterwards. "pmap"
-    is not, since a donated state that comes back unsharded (out_axes=None) loses its buffers.
-    Neither sums gradients of its own accord (check_vma=False), so the step's `pmean` is the one
-    average, under both.
+    With "shard_map" the state is donated: the argument must not be used afterwards. With "pmap" it
+    is not, since a donated state that is returned unsharded (out_axes=None) loses its buffers.
+    Neither mapping sums gradients implicitly (check_vma=False); the step's `pmean` is the only
+    average.
 
     Raises:
         UserError: "pmap" with several processes.
@@ -159,9 +164,12 @@ def map_train_step(train_step: Step, mesh: Mesh, mapping: str = "shard_map") -> 
 
 
 def _compiler_options(mesh: Mesh) -> dict[str, str]:
-    """For a CPU: an order of operations that needs half the memory for a ResNet-50 step in the same
-    time (XLA's default one aims at running many at once), and optimisation barriers that stand
-    (XLA's default is to drop them before it fuses operations)."""
+    """Return the compiler options for CPUs; none for other platforms.
+
+    The memory-optimised schedule halves the memory of a ResNet-50 step without slowing it down
+    (XLA's default schedule maximises concurrency). Disabling the pass `cse_barrier_expander` keeps
+    optimisation barriers, which XLA otherwise removes before fusion.
+    """
     if mesh.devices.flat[0].platform != "cpu":
         return {}
     return {
@@ -171,8 +179,11 @@ def _compiler_options(mesh: Mesh) -> dict[str, str]:
 
 
 def map_embed(embed: Embed, mesh: Mesh) -> Embed:
-    """`embed(variables, images, modality)` over the mesh: variables replicated, images sharded over
-    their first axis, which the number of devices must divide; every process gets all embeddings."""
+    """Map `embed(variables, images, modality)` over the mesh.
+
+    Variables are replicated; images are sharded over their first axis, whose size must be a
+    multiple of the number of devices. Every process receives all embeddings.
+    """
 
     def over_mesh(variables: Any, images: Any, modality: str) -> dict[str, jax.Array]:
         return jax.shard_map(
@@ -189,24 +200,24 @@ def map_embed(embed: Embed, mesh: Mesh) -> Embed:
 
 
 def on_all_devices(function: Callable[..., Any], mesh: Mesh) -> Callable[..., Any]:
-    """`function` in one program, what it returns on every device, as arrays that may be donated."""
+    """Compile `function` so that it returns fresh, donatable arrays, replicated on all devices."""
     return jax.jit(function, out_shardings=NamedSharding(mesh, _REPLICATED))
 
 
 def replicate(tree: Any, mesh: Mesh) -> Any:
-    """`tree` on every device, as fresh arrays that may be donated."""
-    # Copied, since what lies on one of the devices already would be shared, and go when the result
-    # is donated.
+    """Copy `tree` to every device, as fresh arrays that may be donated."""
+    # Explicit copies: an array that is already on a device would be shared with the result and
+    # deleted when that is donated.
     return on_all_devices(lambda tree: jax.tree.map(jnp.copy, tree), mesh)(tree)
 
 
 def replicated_shapes(tree: Any, mesh: Mesh) -> Any:
-    """`tree` of abstract arrays, each told that it lies on every device."""
+    """Return `tree` as `jax.ShapeDtypeStruct`s, replicated on every device."""
     sharding = NamedSharding(mesh, _REPLICATED)
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree)
 
 
 def shard(tree: Any, mesh: Mesh) -> Any:
-    """Host arrays, split over their first axis onto the devices; each process gives its part."""
+    """Shard host arrays over their first axis; each process passes its own part."""
     sharding = NamedSharding(mesh, _SHARDED)
     return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), tree)

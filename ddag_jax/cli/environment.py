@@ -1,4 +1,4 @@
-"""Settings of the process before jax is imported: memory allocation, the compilation cache."""
+"""Configure the process before jax is imported: allocator, compilation cache, logging."""
 
 import ctypes
 import dataclasses
@@ -15,34 +15,35 @@ import tyro
 # glibc's mallopt, by its numbers in malloc.h.
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -2, -4, -8
 _COMPILED = "/jax/core/compile/backend_compile_duration"
-"""jax's name of the event, also where the program came from the cache."""
+"""Name of jax's event after a compilation or a load from the compilation cache."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Processes:
-    """Where the other processes of the same command are. On a TPU slice, under srun and under
-    mpirun they find each other; elsewhere each process needs all three options."""
+    """Location of the other processes of a command. On a TPU slice, under srun and under mpirun
+    they discover each other; elsewhere each process needs all three options."""
 
     coordinator: Annotated[str | None, tyro.conf.arg(metavar="HOST:PORT")] = None
-    """Of process 0."""
+    """Address of process 0."""
     process_id: int | None = None
-    """Of this process, from 0."""
+    """Index of this process, from 0."""
     processes: int | None = None
-    """How many there are."""
+    """Number of processes."""
 
 
 def prepare(processes: Processes | None = None) -> None:
-    """Set up a command that computes; to be called before anything else.
+    """Configure a command that computes; must be called first.
 
-    Wait for the other `processes`, if there are any.
+    Compiled programs are cached in JAX_COMPILATION_CACHE_DIR, by default ~/.cache/ddag_jax.
 
-    Compiled programs are kept in JAX_COMPILATION_CACHE_DIR, by default ~/.cache/ddag_jax, so that
-    later starts need no compiling.
+    Args:
+        processes: location of the other processes, which are waited for; None for a command that
+            runs in one process.
     """
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ddag_jax"
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache))
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
-    # orbax logs what it raises, and warns about its own defaults.
+    # orbax logs the exceptions that it raises, and warns about its own defaults.
     absl.logging.set_verbosity("fatal")
     logging.getLogger("asyncio").setLevel(logging.CRITICAL)
     threading.excepthook = _unless_orbax
@@ -56,7 +57,7 @@ def prepare(processes: Processes | None = None) -> None:
 
 
 def _unless_orbax(failed: threading.ExceptHookArgs) -> None:
-    """Print what ends a thread, except orbax's: that is raised where the checkpoint is saved."""
+    """Print the exception of a thread unless orbax re-raises it where the checkpoint is saved."""
     if not type(failed.thread).__module__.startswith("orbax."):
         threading.__excepthook__(failed)
 
@@ -68,7 +69,7 @@ def _unless_native(failed: "sys.UnraisableHookArgs") -> None:
 
 
 def make_deterministic() -> None:
-    """Restrict XLA to operations that return the same bits each time on a GPU.
+    """Restrict XLA to deterministic operations on GPUs.
 
     Must be called before jax computes anything."""
     flags = os.environ.get("XLA_FLAGS", "")
@@ -76,10 +77,10 @@ def make_deterministic() -> None:
 
 
 def _return_what_compilers_free() -> None:
-    """Return memory to the system after each large compilation.
+    """Return freed memory to the system after each large compilation.
 
-    On a CPU that is 0.9 GB, too scattered for a step of ResNet-50 to use, which needs 1.5 GB of its
-    own."""
+    On a CPU this is 0.9 GB, too fragmented to be reused by a ResNet-50 step, which needs 1.5 GB.
+    """
     libc = _glibc()
     if libc is None:
         return
@@ -95,7 +96,8 @@ def _return_what_compilers_free() -> None:
 def keep_freed_memory() -> None:
     """Keep glibc from returning memory to the system after every step.
 
-    Requesting it again takes a tenth to a fifth of a step on a CPU."""
+    Requesting it again takes 10 to 20 % of the time of a step on a CPU.
+    """
     libc = _glibc()
     if libc is None:
         return

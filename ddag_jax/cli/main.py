@@ -1,4 +1,4 @@
-"""Run a command: an error of the user's is one line and exit code 2, without a traceback."""
+"""Run a command and report a `UserError` as one line with exit code 2, without a traceback."""
 
 import sys
 from collections.abc import Callable
@@ -7,11 +7,11 @@ from ddag_jax.errors import UserError
 
 
 def run(main: Callable[[], int | None]) -> int:
-    """Call a command's main and return its exit code.
+    """Call a command's main and return the exit code.
 
     Returns:
-      What `main` returned (0 for None); 2 after a `UserError`, which is printed to stderr as
-      `error: ...`; 130 after Ctrl-C, as in shells.
+      The value of `main` (0 for None); 2 after a `UserError`, which is printed to stderr as
+      `error: ...`; 130 after Ctrl-C, the convention of shells.
     """
     try:
         return main() or 0

@@ -1,7 +1,7 @@
-"""Re-ranking by neighbourhoods: images that are near each other share their nearest images.
+"""k-reciprocal re-ranking of distances.
 
 Zhong, Zheng, Cao, Li, *Re-ranking Person Re-identification with k-reciprocal Encoding*, CVPR 2017,
-as its authors' published Python code computes it. NumPy and SciPy only.
+as implemented in the authors' published Python code. NumPy and SciPy only.
 
 Dimensions: q queries, g gallery images, n = q + g, d channels of an embedding.
 """
@@ -13,7 +13,7 @@ from scipy import sparse
 from ddag_jax.errors import UserError
 
 _CHUNK = 2**20
-"""Distances whose order is looked at in one go, 16 bytes of memory each."""
+"""Number of distances sorted at once, at 16 bytes of memory each."""
 
 
 def rerank(
@@ -24,40 +24,41 @@ def rerank(
     k2: int = 6,
     weight: float = 0.3,
 ) -> Float[np.ndarray, "q g"]:
-    """Distances of queries and gallery images by what is near them, for `rank_distances`.
+    """Return the re-ranked distances between queries and gallery images, for `rank_distances`.
 
-    All n images, queries and gallery, are compared with each other by squared Euclidean distance,
-    divided by the largest of its row. Two images are reciprocal neighbours where each is among the
-    `k1` nearest of the other. An image is described by weights exp(−distance), scaled to sum 1,
-    over its reciprocal neighbours, and over those that a neighbour has among half as many nearest
-    where more than two thirds of these are its own, too. The description is then averaged over the
-    image's `k2` nearest. The result is `weight` · distance + (1 − `weight`) · Jaccard distance of
-    the two descriptions.
+    The original distances are squared Euclidean between all n images, each row divided by its
+    maximum. Two images are reciprocal neighbours if each is among the `k1` nearest of the other.
+    The set of an image is expanded by the reciprocal neighbours, within k1 / 2, of each member for
+    which more than two thirds of these are in the set already. An image is encoded as weights
+    exp(−distance), normalised to sum 1, over its expanded set; the encoding is averaged over its
+    `k2` nearest images. The result is `weight` · distance + (1 − `weight`) · Jaccard distance of
+    the two encodings.
 
-    Equal distances are ordered as the images are, queries before gallery; an image is its own
-    nearest in any case. Where there are fewer images than are asked for, all of them are the
-    nearest, so a small gallery needs no other `k1`.
+    Equal distances are ordered by index, queries before gallery images; an image is always its own
+    nearest. If there are fewer than `k1` or `k2` images, all of them are neighbours.
 
     Memory: 4 n² bytes for the distances, four arrays of the result's size, a float32 copy of the
-    features, and the descriptions, which are sparse: at the default `k1` and `k2` an image has
-    1,512 weights at the most. Measured for 3,803 queries of 2,048 channels: 140 MiB with 301
+    features, and the sparse encodings: with the default `k1` and `k2` at most 1,512 weights per
+    image. Measured for 3,803 queries of 2,048 channels: 140 MiB with 301
     gallery images, 460 MiB with 3,010.
 
     Args:
-        query_features: rows of unit length; computed with in float32.
-        gallery_features: as the queries'.
-        k1: nearest images that must be mutual, the image itself not counted.
-        k2: nearest images to average over, the image itself counted; 1 is no averaging.
-        weight: share of the original distance, the paper's λ.
+        query_features: rows of unit length; converted to float32.
+        gallery_features: rows of unit length; converted to float32.
+        k1: number of nearest images that must be mutual, excluding the image itself.
+        k2: number of nearest images to average over, including the image itself; 1 disables
+            averaging.
+        weight: weight of the original distance, λ in the paper.
 
     Returns:
-        float32, from 0 to 1 up to rounding.
+        Distances in [0, 1] up to rounding, float32.
 
     Raises:
         UserError: a feature is not finite, `k1` or `k2` is below 1, or `weight` is not in [0, 1].
 
-    Seen from the query at 0°, the image at 30° is a little nearer than the one at −32°. But its own
-    nearest are those at 45° and 50°, while the other has nobody but the query:
+    Example: the image at 30° is slightly nearer to the query at 0° than the image at −32°, but its
+    nearest neighbours are at 45° and 50°, whereas the image at −32° has no other neighbour than
+    the query, and is ranked first:
 
     >>> angles = np.radians([[0], [30], [-32], [45], [50]])
     >>> features = np.concatenate([np.cos(angles), np.sin(angles)], axis=1)
@@ -66,7 +67,7 @@ def rerank(
     """
     if k1 < 1 or k2 < 1 or not 0 <= weight <= 1:
         raise UserError(
-            f"re-ranking wants k1 and k2 of at least 1 and a weight in [0, 1], not k1={k1},"
+            f"re-ranking needs k1 and k2 of at least 1 and a weight in [0, 1], not k1={k1},"
             f" k2={k2}, weight={weight}"
         )
     features = np.concatenate([query_features, gallery_features], dtype=np.float32)
@@ -76,7 +77,7 @@ def rerank(
     distances = features @ features.T
     distances *= -2
     distances += 2
-    np.maximum(distances, 0, out=distances)  # rounding goes below
+    np.maximum(distances, 0, out=distances)  # rounding may give negative values
     farthest = distances.max(axis=1, keepdims=True)
     distances /= np.where(farthest > 0, farthest, 1)
 
@@ -94,26 +95,26 @@ def rerank(
 
 
 def _nearest(distances: Float[np.ndarray, "n n"], count: int) -> Int[np.ndarray, "n k"]:
-    """The `count` nearest of each image, nearest first, beginning with itself."""
+    """Return the `count` nearest images of each image, in order, starting with itself."""
     n = len(distances)
     count = min(count, n)
     nearest = np.empty((n, count), np.int64)
     rows = max(1, _CHUNK // n)
     for start in range(0, n, rows):
         chunk = distances[start : start + rows]
-        # Whole numbers that sort by distance, then by image: the bits of a float that is not
-        # negative sort as it does.
+        # Integers that sort by distance, then by index: non-negative floats have the same order as
+        # their bit patterns.
         keys = chunk.view(np.int32).astype(np.int64) << 32
         keys |= np.arange(n)
         own = np.arange(len(chunk))
-        keys[own, start + own] = start + own - (1 << 32)  # first, also where others are at 0
+        keys[own, start + own] = start + own - (1 << 32)  # first, even if other distances are 0
         keys = np.sort(np.partition(keys, count - 1, axis=1)[:, :count], axis=1)
         nearest[start : start + rows] = keys & 0xFFFFFFFF
     return nearest
 
 
 def _matrix(columns: Int[np.ndarray, "n k"]) -> sparse.csr_array:
-    """Ones at the given columns of each row, [n, n] float32."""
+    """Return a float32 matrix [n, n] with ones at the given columns of each row."""
     n, k = columns.shape
     ones = np.ones(n * k, np.float32)
     return sparse.csr_array((ones, columns.ravel(), np.arange(0, n * k + 1, k)), shape=(n, n))
@@ -122,10 +123,10 @@ def _matrix(columns: Int[np.ndarray, "n k"]) -> sparse.csr_array:
 def _describe(
     distances: Float[np.ndarray, "n n"], nearest: Int[np.ndarray, "n k"], k1: int
 ) -> sparse.csr_array:
-    """Weights over the expanded reciprocal neighbours of each image, [n, n], rows of sum 1."""
+    """Return the encodings: weights over expanded reciprocal neighbours, rows of sum 1."""
     full, half = (_matrix(nearest[:, : k + 1]) for k in (k1, round(k1 / 2)))
     mutual, mutual_half = full.multiply(full.T).tocsr(), half.multiply(half.T).tocsr()
-    # For a neighbour j of i: how many of j's half are i's, too. (mutual_half is symmetric.)
+    # Overlap of the k1 / 2 set of each neighbour j with the set of i (mutual_half is symmetric).
     accepted = (mutual @ mutual_half).multiply(mutual).tocsr()
     enough = 3 * accepted.data > 2 * mutual_half.sum(axis=1)[accepted.indices]
     accepted.data = enough.astype(np.float32)
@@ -137,7 +138,7 @@ def _describe(
 
 
 def _shared(queries: sparse.csr_array, gallery: sparse.csr_array) -> Float[np.ndarray, "q g"]:
-    """Sum over all images of the smaller of two weights, for each query and gallery image."""
+    """Return the sum of element-wise minima of encodings for each query and gallery image."""
     shared = np.zeros((queries.shape[0], gallery.shape[0]), np.float32)
     queries, gallery = queries.tocsc(), gallery.tocsc()
     for image in range(queries.shape[1]):

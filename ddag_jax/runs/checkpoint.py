@@ -1,15 +1,15 @@
-"""Checkpoints: the one file that imports orbax.
+"""Write and read checkpoints. The only file that imports orbax.
 
-A checkpoint is a folder of two or three items, whole or absent:
+A checkpoint is a folder with two or three items, written atomically:
 
-``variables``  parameters and running statistics: all that evaluation needs
-``progress``   the rest of the train state; only in a run's checkpoints
-``meta``       JSON: what wrote it, the resolved configuration, the number of classes, which data;
-               or, of a backbone converted from ImageNet, its name alone; and the checksums of the
-               other items' content
+``variables``  parameters and running statistics, sufficient for evaluation
+``progress``   the rest of the train state; in a run's checkpoints only
+``meta``       JSON metadata: version, resolved configuration, number of classes, fingerprint of the
+               dataset (for a converted ImageNet backbone only its name), and checksums of the
+               contents of the other items
 
-A run keeps its own under ``RUN/checkpoints/STEP``; a converted one is such a folder by itself. The
-checkpoint of an evaluated step has its score beside the items, in ``score.json``.
+A run stores its checkpoints in ``RUN/checkpoints/STEP``; a converted checkpoint is a single such
+folder. The checkpoint of an evaluated step also contains its score, in ``score.json``.
 """
 
 import contextlib
@@ -19,6 +19,7 @@ import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import absl.logging
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
@@ -33,7 +34,7 @@ from ddag_jax.models.two_stream import BACKBONE
 from ddag_jax.training.state import TrainState
 
 FORMAT = 2
-"""Of a checkpoint and of what it says about itself; docs/design.md says what may change when.
+"""Version of the format of a checkpoint and its metadata; see docs/design.md.
 
 1: version 0.1.0. DDAG alone; `progress` holds the fields of its memory beside the others.
 2: names its method; `progress` holds the method's memory as one tree.
@@ -41,40 +42,52 @@ FORMAT = 2
 
 _KEPT_LATEST = 2
 _VARIABLES = ("params", "batch_stats")
-# Copies of an array on several devices are written in slices, one by each of them, and every shape
-# of a slice is a program to compile: on 8 devices that took 10 s of a small network's first
-# checkpoint and 30 s of ResNet-50's. Only large arrays are worth it.
+# Orbax writes a replicated array in slices, one per device, and compiles a program for each shape
+# of a slice: on 8 devices this took 10 s of the first checkpoint of a small network and 30 s of
+# ResNet-50's. Slicing pays for large arrays only.
 _LEAST_SLICE = 1 << 20  # bytes
-# Fields that do not change what a run computes, so a resumed run may have others.
+# Fields that do not affect the result of a run; a resumed run may change them.
 _FREE_ON_RESUME = ("data.dir", "training.mapping", "training.log_every", "evaluation.batch_size")
 
-ocp.type_handlers.register_type_handler(
-    jax.Array,
-    ocp.type_handlers.ArrayHandler(min_slice_bytes_for_replica_parallel=_LEAST_SLICE),
-    override=True,
-)
+
+def _register_array_handler() -> None:
+    """Make orbax write arrays smaller than `_LEAST_SLICE` from one device."""
+    # Orbax warns that a registered handler is overridden, which is the intention here.
+    verbosity = absl.logging.get_verbosity()
+    absl.logging.set_verbosity(absl.logging.ERROR)
+    try:
+        ocp.type_handlers.register_type_handler(
+            jax.Array,
+            ocp.type_handlers.ArrayHandler(min_slice_bytes_for_replica_parallel=_LEAST_SLICE),
+            override=True,
+        )
+    finally:
+        absl.logging.set_verbosity(verbosity)
+
+
+_register_array_handler()
 
 
 class Damaged(UserError):
-    """A checkpoint that is not as it was written."""
+    """A checkpoint is damaged: unreadable, incomplete or altered."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Meta:
-    """What a checkpoint says about itself."""
+    """Metadata of a checkpoint."""
 
     config: Config
     classes: int
-    """Training identities, the width of the classifier."""
+    """Number of training identities: the width of the classifier."""
     data: str = ""
     """Fingerprint of the prepared dataset; empty for converted weights."""
     version: str = ddag_jax.__version__
-    """Of ddag_jax, when it was written."""
+    """Version of ddag_jax that wrote the checkpoint."""
     missing: tuple[str, ...] = ()
-    """Fields of the configuration that were not stored, and take their defaults."""
+    """Configuration fields that were not stored; they take their defaults."""
 
     def to_json(self) -> dict[str, Any]:
-        """Return what is stored."""
+        """Return the metadata as a JSON object."""
         return {
             "format": FORMAT,
             "version": self.version,
@@ -86,7 +99,7 @@ class Meta:
 
     @property
     def notes(self) -> list[str]:
-        """Return a sentence about the missing fields; none where nothing is missing."""
+        """Return a sentence about the missing fields; an empty list if none is missing."""
         if not self.missing:
             return []
         names = ", ".join(self.missing)
@@ -94,17 +107,18 @@ class Meta:
 
 
 def meta_from_json(where: epath.PathLike, stored: Any, own: Config | None = None) -> Meta:
-    """Return what `Meta.to_json` stored, of this version or an earlier one.
+    """Return the metadata stored by `Meta.to_json` of this version or an earlier one.
 
     Args:
-        where: file or folder that it was read from, for messages.
+        where: file or folder it was read from, for messages.
         stored: the JSON object.
-        own: a configuration with a method or dataset of somebody's own, which the stored one
-            names: no code is ever loaded because a checkpoint names it.
+        own: a configuration that provides a user-defined method or dataset which the stored
+            configuration names. Code is never loaded because a checkpoint names it.
 
     Raises:
-        Damaged: it is not such an object.
-        UserError: it was written by a later version, or names a method that `own` does not have.
+        Damaged: the object is not valid metadata.
+        UserError: it was written by a later version, or names a method that `own` does not
+            provide.
     """
     try:
         version, number = str(stored["version"]), int(stored.get("format", 1))
@@ -129,8 +143,8 @@ def meta_from_json(where: epath.PathLike, stored: Any, own: Config | None = None
         model = type(own.model)
     if model is None:
         raise UserError(
-            f"{where}: was trained with {method[:80]}, a method of a configuration of its own; name"
-            " that configuration's file with --config FILE"
+            f"{where}: was trained with {method[:80]}, a user-defined method; name the"
+            " configuration file that defines it with --config FILE"
         )
     try:
         config, missing = from_dict(values, model, own)
@@ -143,11 +157,11 @@ def meta_from_json(where: epath.PathLike, stored: Any, own: Config | None = None
 
 
 def read_meta(folder: epath.PathLike, own: Config | None = None) -> Meta:
-    """Return what the checkpoint in `folder` says about itself.
+    """Return the metadata of the checkpoint in `folder`.
 
     Raises:
-        Damaged: it cannot be read.
-        UserError: that of `meta_from_json`; it holds a backbone alone.
+        Damaged: the metadata cannot be read.
+        UserError: see `meta_from_json`; or the checkpoint holds a backbone only.
     """
     stored = _stored_meta(folder)
     if "backbone" in stored:
@@ -172,23 +186,27 @@ def _stored_meta(folder: epath.PathLike) -> dict[str, Any]:
 
 
 def restore_variables(folder: epath.PathLike, like: Any) -> Any:
-    """Parameters and running statistics of a checkpoint.
+    """Restore parameters and running statistics of a checkpoint onto devices.
 
     Args:
-        folder: of one checkpoint.
+        folder: the checkpoint.
         like: tree of `jax.ShapeDtypeStruct` with shardings.
 
     Raises:
-        UserError: its variables are not those of `like`; names all that differ.
+        Damaged: the checkpoint is damaged.
+        UserError: its variables differ from `like` in name or shape; the message lists them.
     """
     return _restore(_absolute(folder), "variables", like)
 
 
 def read_variables(folder: epath.PathLike) -> dict[str, Any]:
-    """Parameters and running statistics of a checkpoint as they lie there, on the host.
+    """Read parameters and running statistics of a checkpoint into host memory.
 
     Returns:
-        Nested dictionaries of NumPy arrays, whatever devices wrote them.
+        Nested dictionaries of NumPy arrays, independent of the devices that wrote them.
+
+    Raises:
+        Damaged: the checkpoint is damaged.
     """
     path = _absolute(folder) / "variables"
     handler = ocp.PyTreeCheckpointHandler()
@@ -204,14 +222,17 @@ def read_variables(folder: epath.PathLike) -> dict[str, Any]:
 
 
 def restore_backbone(folder: epath.PathLike, like: TrainState) -> dict[str, Any]:
-    """The backbone of a checkpoint, as NumPy arrays: what goes into `params` and `batch_stats`.
+    """Read the backbone of a checkpoint as NumPy arrays.
 
     Args:
         folder: the checkpoint.
-        like: a state of the shapes that the backbone must have; may be abstract.
+        like: a train state, possibly abstract, whose backbone has the required shapes.
+
+    Returns:
+        {"params": {BACKBONE: tree}, "batch_stats": {BACKBONE: tree}}.
 
     Raises:
-        UserError: the checkpoint's backbone is not of this shape; names all that differs.
+        UserError: the shapes of the checkpoint's backbone differ; the message lists them.
     """
     path = _absolute(folder) / "variables"
     stored = read_variables(folder)
@@ -227,7 +248,11 @@ def restore_backbone(folder: epath.PathLike, like: TrainState) -> dict[str, Any]
 
 
 def check_same_run(saved: Meta, now: Meta, workdir: epath.PathLike) -> None:
-    """Raises UserError, with the fields side by side, where a run is to go on as another one."""
+    """Check that a run may be resumed with the metadata `now`.
+
+    Raises:
+        UserError: configuration or data differ; the message shows the old and new values.
+    """
     fields = {
         name: values
         for name, values in differences(saved.config, now.config).items()
@@ -239,22 +264,22 @@ def check_same_run(saved: Meta, now: Meta, workdir: epath.PathLike) -> None:
         fields["the prepared dataset's fingerprint"] = (saved.data[:12], now.data[:12])
     if fields:
         raise UserError(
-            f"{workdir}: a run of another configuration, which cannot go on as this one: "
+            f"{workdir}: a run of another configuration, which cannot be resumed with this one: "
             + "; ".join(f"{name} was {old}, now {new}" for name, (old, new) in fields.items())
             + ". Give the same configuration, or another --workdir"
         )
 
 
 def restore_state(folder: epath.PathLike, like: TrainState) -> TrainState:
-    """A run's whole state from one of its checkpoints.
+    """Restore the complete train state from a run's checkpoint.
 
     Args:
-        folder: of the checkpoint.
-        like: abstract, with shardings.
+        folder: the checkpoint.
+        like: the abstract state, with shardings.
 
     Raises:
-        Damaged: it is not as it was written.
-        UserError: it is of another network.
+        Damaged: the checkpoint is damaged.
+        UserError: the checkpoint belongs to another network.
     """
     variables, progress = _split(like)
     flat = int(_stored_meta(folder).get("format", 1)) == 1
@@ -286,7 +311,10 @@ def _restore(checkpoint: epath.Path, item: str, like: Any) -> Any:
 
 
 def _check_content(checkpoint: epath.Path, item: str, found: Any) -> None:
-    """Raises Damaged where an item is not what was saved: neither files nor arrays tell it all."""
+    """Raise Damaged if the checksum of an item differs from the stored one.
+
+    Orbax and tensorstore do not detect every altered file.
+    """
     try:
         stored = read_json(checkpoint / "meta" / "metadata")
         expected = stored["checksums"][item]
@@ -297,7 +325,7 @@ def _check_content(checkpoint: epath.Path, item: str, found: Any) -> None:
 
 
 def checksum(tree: Any) -> int:
-    """CRC-32 of a tree's names, types, shapes and values."""
+    """Return the CRC-32 of the names, dtypes, shapes and values of a tree."""
     value = 0
     for name, array in sorted(_named(tree)):
         array = np.ascontiguousarray(array)
@@ -325,7 +353,7 @@ def _compare(folder: epath.Path, checkpoint: Any, network: Any) -> None:
 
 
 def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
-    """Name and shape of every array of a tree; orbax spells attributes and indices as keys."""
+    """Return name and shape of every array; orbax stores attributes and indices as keys."""
     return {name: tuple(array.shape) for name, array in _named(tree)}
 
 
@@ -338,7 +366,7 @@ def _named(tree: Any) -> Iterator[tuple[str, Any]]:
 
 
 def save_weights(folder: epath.PathLike, variables: Any, meta: dict[str, Any]) -> None:
-    """Writes a checkpoint by itself, to a folder that is not there yet, whole or not at all."""
+    """Write a single checkpoint atomically to a folder that does not exist yet."""
     with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
         checkpointer.save(
             _absolute(folder),
@@ -350,13 +378,13 @@ def save_weights(folder: epath.PathLike, variables: Any, meta: dict[str, Any]) -
 
 
 class RunCheckpoints:
-    """The checkpoints of one run: the last two, and the best where evaluations chose one.
+    """The checkpoints of one run: the last two, and the best one if evaluations select it.
 
-    Written in the background, each whole or absent; the best is never pruned. Leaving waits for
-    what is still being written.
+    Checkpoints are written atomically in the background; the best one is never deleted. Leaving
+    the context waits for pending writes.
 
-    Raises, from every method, `UserError` where a checkpoint cannot be written: the disk is full,
-    say. Those before it stay.
+    Every method raises `UserError` if a checkpoint cannot be written, for example because the disk
+    is full. Earlier checkpoints are kept.
     """
 
     def __init__(self, workdir: epath.PathLike, meta: Meta) -> None:
@@ -371,16 +399,16 @@ class RunCheckpoints:
             _absolute(workdir) / "checkpoints",
             options=ocp.CheckpointManagerOptions(
                 preservation_policy=_LatestAndBest(self._scores),
-                cleanup_tmp_directories=True,  # what a killed process left half-written
+                cleanup_tmp_directories=True,  # incomplete files of a killed process
             ),
         )
 
     def save(self, step: int, state: TrainState) -> None:
-        """Saves the state after `step` steps."""
+        """Save the state after `step` completed steps."""
         items = dict(zip(("variables", "progress"), _split(state), strict=True))
         checksums = {name: checksum(item) for name, item in items.items()}
         meta = self._meta.to_json() | {"checksums": checksums}
-        with self._told():
+        with self._write_errors():
             self._manager.save(
                 step,
                 args=ocp.args.Composite(
@@ -390,12 +418,12 @@ class RunCheckpoints:
             )
 
     def wait(self) -> None:
-        """Returns when everything is written."""
-        with self._told():
+        """Wait until all pending checkpoints are written."""
+        with self._write_errors():
             self._manager.wait_until_finished()
 
     def scored(self, step: int, score: float, *, write: bool) -> None:
-        """What the best is chosen by, of a step that was saved; one process is to `write` it."""
+        """Record the selection score of a saved step; one process must set `write`."""
         self.wait()
         self._scores[step] = score
         if write:
@@ -403,7 +431,8 @@ class RunCheckpoints:
             write_text(path, json.dumps({"score": score}) + "\n")
 
     @contextlib.contextmanager
-    def _told(self) -> Iterator[None]:
+    def _write_errors(self) -> Iterator[None]:
+        """Turn an exception of orbax into a `UserError` that names the last intact checkpoint."""
         try:
             yield
         except Exception as error:  # orbax and tensorstore raise whatever they meet
@@ -425,7 +454,7 @@ class RunCheckpoints:
 
 
 class _LatestAndBest(checkpoint_managers.PreservationPolicy):
-    """Orbax asks it which checkpoints to keep when another one has been written."""
+    """Orbax preservation policy: keep the latest checkpoints and the best one."""
 
     def __init__(self, scores: Mapping[int, float]) -> None:
         self._scores = scores
@@ -436,7 +465,7 @@ class _LatestAndBest(checkpoint_managers.PreservationPolicy):
         *,
         context: checkpoint_managers.PreservationContext,
     ) -> Sequence[bool]:
-        """True for each that stays."""
+        """Return for each checkpoint whether to keep it."""
         steps = [checkpoint.step for checkpoint in checkpoints]
         latest = sorted(steps)[-_KEPT_LATEST:]
         best = best_step({step: self._scores[step] for step in steps if step in self._scores})
@@ -444,7 +473,7 @@ class _LatestAndBest(checkpoint_managers.PreservationPolicy):
 
 
 def best_step(scores: Mapping[int, float]) -> int | None:
-    """The step with the highest score, the later of equals."""
+    """Return the step with the highest score, the latest of equal ones; None if there is none."""
     return max(scores, key=lambda step: (scores[step], step), default=None)
 
 
@@ -455,12 +484,12 @@ def _split(state: TrainState) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def _absolute(path: epath.PathLike) -> epath.Path:
-    """As orbax wants it."""
+    """Return an absolute path, as orbax requires."""
     return epath.Path(path).resolve()
 
 
 def saved_steps(workdir: epath.PathLike) -> list[int]:
-    """Steps of a run's checkpoints, rising; what is still being written does not count."""
+    """Return the steps of a run's complete checkpoints in ascending order."""
     folder = epath.Path(workdir) / "checkpoints"
     if not folder.exists():
         return []
@@ -468,16 +497,19 @@ def saved_steps(workdir: epath.PathLike) -> list[int]:
 
 
 def step_folder(workdir: epath.PathLike, step: int) -> epath.Path:
-    """Where a run keeps the checkpoint of a step."""
+    """Return the folder of the checkpoint of a step."""
     return epath.Path(workdir) / "checkpoints" / str(step)
 
 
 def find_checkpoint(folder: epath.PathLike) -> epath.Path:
-    """The checkpoint that stands for `folder`: of a run its best, its last where none was chosen;
-    or the folder itself, if it is a checkpoint.
+    """Return the checkpoint to use for `folder`, which is a run or a checkpoint.
+
+    Returns:
+        `folder` itself if it is a checkpoint; otherwise the best checkpoint of the run, or its last
+        one if no evaluation selected one.
 
     Raises:
-        UserError: there is none.
+        UserError: `folder` has no complete checkpoint.
     """
     folder = epath.Path(folder)
     if (folder / "meta").exists():
@@ -494,14 +526,18 @@ def find_checkpoint(folder: epath.PathLike) -> epath.Path:
 
 
 def saved_score(workdir: epath.PathLike, step: int) -> float | None:
-    """The score of a checkpoint, None for none. Raises UserError where it cannot be read."""
+    """Return the score of a checkpoint, None if it has none.
+
+    Raises:
+        UserError: the score cannot be read.
+    """
     path = _score_file(workdir, step)
     if not path.exists():
         return None
     try:
         return float(read_json(path)["score"])
     except (OSError, ValueError, KeyError, TypeError, OverflowError):
-        raise UserError(f"{path}: is no score; remove this file") from None
+        raise UserError(f"{path}: not a valid score; remove this file") from None
 
 
 def _score_file(workdir: epath.PathLike, step: int) -> epath.Path:

@@ -1,30 +1,30 @@
-"""A run's log: a progress bar or a line a minute, JSON lines, TensorBoard events.
+"""Write the log of a run: terminal output, JSON lines and TensorBoard events.
 
-``log.jsonl`` holds one JSON object a line, in the order of events. Every object has
+``log.jsonl`` holds one JSON object per line, in the order of events. Every object has
 
 ``kind``   ``train``, ``epoch``, ``evaluation`` or ``note``
-``step``   training steps completed when it was written (the first step is 1)
+``step``   number of training steps completed when it was written (the first step is 1)
 ``epoch``  epoch of that step, counted from 0
 ``time``   seconds since 1970, UTC
 
-and, by kind,
+and, depending on its kind,
 
 ``train``
-    the figures of that step by name: losses, the graph loss's coefficient, the learning rate;
-    ``images_per_second`` since the line before (for a run's first line since its start,
-    compilation included)
+    the figures of that step by name: loss terms, the coefficient of the graph loss, the learning
+    rate; ``images_per_second`` since the previous line (for the first line of a run since its
+    start, including compilation)
 ``epoch``
-    figures of the whole epoch by name
+    the figures of the whole epoch by name
 ``evaluation``
     ``split``: ``held_out`` or ``test``; ``records``: list of `protocols.Record`
 ``note``
     ``text``
 
-Numbers are at full precision; one that is not finite is null. The same figures are TensorBoard
-scalars under ``train/NAME``, ``epoch/NAME`` and ``SPLIT/MODE/FEATURE/NAME``; the configuration is
-there as hyper-parameters, and each evaluation's ranked lists as ``SPLIT/ranked_lists``. A line is
-in the file when the call returns; TensorBoard's follow within seconds, so a killed run may have
-lost its last ones there.
+Numbers have full precision; a number that is not finite is stored as null. TensorBoard receives the
+same figures as scalars ``train/NAME``, ``epoch/NAME`` and ``SPLIT/MODE/FEATURE/NAME``, the
+configuration as hyper-parameters, and the ranked lists of each evaluation as
+``SPLIT/ranked_lists``. A call returns after its line is written to the file; TensorBoard events are
+flushed within seconds, so a killed run may lose its last events there.
 """
 
 import contextlib
@@ -49,10 +49,10 @@ from ddag_jax.io.progress import EveryMinute, Progress, interval, say
 
 @contextlib.contextmanager
 def _torch_hidden() -> Iterator[None]:
-    """As if PyTorch were not installed, unless it is imported already."""
+    """Make imports behave as if PyTorch were not installed, unless it is imported already."""
     hide = "torch" not in sys.modules
     if hide:
-        sys.modules["torch"] = None  # type: ignore[assignment]  # which import takes for missing
+        sys.modules["torch"] = None  # type: ignore[assignment]  # makes `import torch` fail
     try:
         yield
     finally:
@@ -60,7 +60,7 @@ def _torch_hidden() -> Iterator[None]:
             del sys.modules["torch"]
 
 
-# It would import PyTorch only to know its tensors: more than a second of each start.
+# TensorBoardX imports PyTorch only to recognise its tensors, which delays each start by over 1 s.
 with _torch_hidden():
     from tensorboardX import SummaryWriter
     from tensorboardX.summary import hparams
@@ -68,31 +68,30 @@ with _torch_hidden():
 Split = Literal["held_out", "test"]
 
 _LONGEST = 2**30
-"""Bytes; a line has a few hundred."""
+"""Maximum size of a log in bytes; a line has a few hundred."""
 
 
 class RunLog:
-    """Writes what happens in one run to its folder and to the terminal.
+    """Writes the events of one run to its folder and to the terminal.
 
-    Only one process of a run may write; the logs of others are silent. A resumed log ends where the
-    restored checkpoint does: later lines are dropped before anything is written, so that no step
-    appears twice. So a line must be written before the checkpoint of its step is, or a resumed log
-    will lack it.
+    Only one process of a run writes; the logs of the others are silent. On resume, lines of steps
+    after the restored checkpoint are removed first, so that no step appears twice. A line must
+    therefore be written before the checkpoint of its step; otherwise a resumed log lacks it.
 
-    On a terminal there is a progress bar with the latest losses, images a second and the time
-    left; elsewhere a line a minute, of the first step at once. After `progress.silence` nothing
-    is printed.
+    On a terminal, a progress bar shows the latest losses, images per second and the remaining time.
+    Elsewhere one line per minute is printed, the first step immediately. After `progress.silence`
+    nothing is printed.
 
     Args:
-        workdir: the run's folder; made where it is missing.
+        workdir: the run's folder; created if missing.
         resume_step: step of the restored checkpoint; None starts a new log.
-        total_steps: steps of the whole run.
-        images_per_step: images of a batch, both modalities.
+        total_steps: number of steps of the whole run.
+        images_per_step: images per batch, both modalities together.
         silent: write and print nothing.
 
     Raises:
-        UserError: a line of the log to be resumed is not JSON (the last line may be torn, as a
-            killed process leaves it).
+        UserError: a line of the existing log is not valid JSON. An incomplete last line, as a
+            killed process leaves it, is dropped.
     """
 
     def __init__(
@@ -132,7 +131,7 @@ class RunLog:
             "training",
             "step",
             initial=resume_step or 0,
-            shown=not silent and sys.stderr.isatty(),  # elsewhere the lines are our own
+            shown=not silent and sys.stderr.isatty(),  # elsewhere `train` prints lines
         )
         self._minute = EveryMinute()
         self._first_line = True
@@ -151,13 +150,13 @@ class RunLog:
         self.close()
 
     def close(self) -> None:
-        """Ends the bar and closes the files."""
+        """Close the progress bar and the files."""
         self._bar.close()
         self._events.close()
         self._file.close()
 
     def train(self, step: int, epoch: int, figures: Mapping[str, SupportsFloat]) -> None:
-        """Logs a training step; a figure that is not finite is null."""
+        """Log a training step; figures that are not finite are stored as null."""
         values = {name: float(value) for name, value in figures.items()}
         seconds = time.perf_counter() - self._clock
         steps = step - self._clock_step
@@ -170,14 +169,14 @@ class RunLog:
         if self._bar.on_terminal:
             self._bar.update(step - self._last_step, ", ".join(shown))
         elif self._first_line or self._minute.due():
-            if not self._first_line:  # the first holds the compilation and foretells nothing
+            if not self._first_line:  # the first one includes compilation
                 shown.append(f"{interval((self._total_steps - step) * seconds / steps)} left")
             self._say("  ".join([f"epoch {epoch}  step {step}/{self._total_steps}", *shown]))
         self._first_line, self._last_step = False, step
         self._restart_clock(step)
 
     def epoch(self, step: int, epoch: int, figures: Mapping[str, SupportsFloat]) -> None:
-        """Logs an epoch's figures after its last step."""
+        """Log the figures of an epoch after its last step."""
         values = {name: float(value) for name, value in figures.items()}
         self._write("epoch", step, epoch, values)
         self._scalars("epoch", step, values)
@@ -189,9 +188,9 @@ class RunLog:
         split: Split,
         records: Sequence[Mapping[str, Any]],
     ) -> None:
-        """Logs the records of an evaluation that ended just now, before the next step.
+        """Log the records of an evaluation; call this before the next step.
 
-        The time it took does not count in the next line's images a second.
+        The duration of the evaluation does not count in the next line's images per second.
         """
         self._write("evaluation", step, epoch, {"split": split, "records": list(records)})
         for record in records:
@@ -207,7 +206,7 @@ class RunLog:
         self._restart_clock(step)
 
     def hyper_parameters(self, config: Mapping[str, Mapping[str, Any]]) -> None:
-        """Tells TensorBoard the configuration, {section: {field: value}}."""
+        """Write the configuration, {section: {field: value}}, to TensorBoard."""
         plain = {
             f"{section}.{name}": value if isinstance(value, (bool, int, float, str)) else str(value)
             for section, fields in config.items()
@@ -218,11 +217,11 @@ class RunLog:
                 self._events.file_writer.add_summary(summary)
 
     def picture(self, step: int, name: str, pixels: UInt8[np.ndarray, "h w 3"]) -> None:
-        """Shows TensorBoard a picture."""
+        """Write an image to TensorBoard."""
         self._events.add_image(name, pixels, step, dataformats="HWC")
 
     def note(self, step: int, epoch: int, text: str) -> None:
-        """Logs a sentence."""
+        """Log a sentence."""
         self._write("note", step, epoch, {"text": text})
         self._say(text)
 
@@ -246,17 +245,17 @@ class RunLog:
 
 
 def read_log(workdir: epath.PathLike) -> list[dict[str, Any]]:
-    """The lines of a run's log, in their order; none where the folder has no log.
+    """Return the lines of a run's log in order; an empty list if the folder has no log.
 
     Raises:
-        UserError: a line is not JSON (the last one may be torn).
+        UserError: a line is not valid JSON. An incomplete last line is dropped.
     """
     lines, _ = _lines_until(epath.Path(workdir) / "log.jsonl", None)
     return [parse_json(line) for line in lines]
 
 
 def _finite_or_null(value: Any) -> Any:
-    """As JSON can hold it."""
+    """Return `value` with null for numbers that JSON cannot represent."""
     if isinstance(value, Mapping):
         return {name: _finite_or_null(inner) for name, inner in value.items()}
     if isinstance(value, list):
@@ -265,12 +264,12 @@ def _finite_or_null(value: Any) -> Any:
 
 
 def _lines_until(path: epath.Path, step: int | None) -> tuple[list[str], int | None]:
-    """A log's lines but those of steps after this one, and the step of the last evaluation."""
+    """Return the lines up to and including `step` (None: all), and the last evaluation's step."""
     last = math.inf if step is None else step
     try:
         lines = read_bytes(path, _LONGEST).decode().splitlines() if path.exists() else []
     except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read ({error}); mend or remove the file") from None
+        raise UserError(f"{path}: cannot be read ({error}); repair or remove the file") from None
     kept = []
     last_evaluation = None
     for number, line in enumerate(lines, start=1):
@@ -278,10 +277,10 @@ def _lines_until(path: epath.Path, step: int | None) -> tuple[list[str], int | N
             read = parse_json(line)
             later, evaluated = read["step"] > last, read["kind"] == "evaluation"
         except (ValueError, KeyError, TypeError):
-            if number == len(lines):  # torn by the kill
+            if number == len(lines):  # incomplete: the process was killed
                 break
             raise UserError(
-                f"{path}, line {number}: not a line of a run's log; mend or remove the file"
+                f"{path}, line {number}: not a line of a run's log; repair or remove the file"
             ) from None
         if not later:
             kept.append(line + "\n")

@@ -1,9 +1,9 @@
-"""Training from the first step to the last: the only place where things happen.
+"""Run a training from its first step to its last: steps, log, checkpoints, evaluations.
 
-The order never varies. After a step: log it if that is due. At the end of an epoch: log it, save,
-evaluate if that is due. Then, if the run was asked to stop, save and stop; else the next batch, the
-next step. So the log has everything up to any checkpoint, and a resumed run first makes up for an
-evaluation that its last checkpoint's epoch still lacks.
+The order is fixed. After a step, log it if due. At the end of an epoch, log the epoch, save a
+checkpoint and evaluate if due. Then, if a stop was requested, save and stop; otherwise take the
+next batch. The log is therefore complete up to every checkpoint, and a resumed run first performs the
+evaluation that is missing for the epoch of its last checkpoint.
 """
 
 import contextlib
@@ -87,7 +87,7 @@ _RUN_FILES = (
     "tensorboard",
     ".*.partial-*",
 )
-"""What a run's folder may hold, as patterns."""
+"""Glob patterns of all files that a run writes to its folder."""
 
 
 def train(
@@ -99,27 +99,29 @@ def train(
     init: epath.PathLike | None = None,
     profile: int = 0,
 ) -> int:
-    """Trains as `config` says and leaves checkpoints and a log in `workdir`.
+    """Train a configuration and write checkpoints and a log to `workdir`.
 
-    Everything that can be wrong with the input is found before `workdir` is touched. SIGTERM and
-    SIGINT end the run after the step under way, with a checkpoint of it.
+    All input is validated before `workdir` is changed. On SIGTERM or SIGINT the current step is
+    finished and saved as a checkpoint, and the run ends.
 
     Args:
         config: the experiment.
-        workdir: the run's folder, which must not exist, unless one of the next two is given.
-        resume: go on from the last whole checkpoint there; start where there is none.
-        overwrite: remove the run that is there and start anew.
-        init: a checkpoint whose backbone to start from (ImageNet weights, say).
-        profile: steps to record into `workdir/profile`, after a few to warm up; 0 for none.
+        workdir: the run's folder. It must not exist unless `resume` or `overwrite` is set.
+        resume: continue from the last intact checkpoint in `workdir`; start from step 0 if there
+            is no checkpoint.
+        overwrite: remove the existing run and start again.
+        init: a checkpoint to initialise the backbone from, for example ImageNet weights.
+        profile: number of steps to trace into `workdir/profile`, after a few warm-up steps; 0
+            disables the trace.
 
     Returns:
         The exit code: 0, or 130 after SIGINT.
 
     Raises:
-        UserError: `workdir` exists, or holds a run of another configuration or of other data, or
-            one that is being written; data or weights are missing or do not fit; the batch does not
-            divide over the devices; there are fewer steps than `profile` needs; a loss or gradient
-            is not finite; something cannot be written.
+        UserError: `workdir` exists, holds a run of another configuration or other data, or is
+            being written by another process; data or weights are missing or do not fit; the batch
+            cannot be divided among the devices; fewer steps remain than `profile` needs; a loss or
+            gradient is not finite; a file cannot be written.
     """
     folder = epath.Path(workdir)
     _check_workdir(folder, resume, overwrite)
@@ -142,7 +144,7 @@ def train(
     )
     method = build_method(config.model, images.classes, AXIS)
     optimizer = build_optimizer(config, per_epoch)
-    if held_out is None:  # as published: no identity is held out, so nothing is chosen
+    if held_out is None:  # as published: no held-out identities, so no checkpoint selection
         split: Split = "test"
         watched = evaluation_split(config.data)
     else:
@@ -170,13 +172,13 @@ def train(
     first, total = restored or 0, settings.epochs * per_epoch
     if profile and first + WARM_UP + profile > total:
         raise UserError(
-            f"--profile {profile}: there are {total - first} steps to go, of which the first"
-            f" {WARM_UP} are not recorded; ask for fewer, or train longer"
+            f"--profile {profile}: {total - first} steps remain, of which the first"
+            f" {WARM_UP} are not recorded; reduce the number, or train for more epochs"
         )
     if state is None:
         state = start(backbone)
 
-    wait_for_all("before the workdir is touched")  # what others found there still stands
+    wait_for_all("before the workdir is touched")  # all processes have validated it
     with contextlib.ExitStack() as stack:
         notes = found.notes
         try:
@@ -212,32 +214,32 @@ def train(
                 log.hyper_parameters(to_dict(config))
             for note in notes:
                 run.note(note)
-            return run.go_on(state, resume)
+            return run.train(state, resume)
         except OSError as error:
             raise UserError(
-                f"{folder}: cannot be written ({error}); mend it or make room, then go on with"
-                " --resume, or name another --workdir"
+                f"{folder}: cannot be written ({error}); fix its permissions or free disk space,"
+                " then resume with --resume, or name another --workdir"
             ) from error
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _Run:
-    """A run under way."""
+    """A run in progress: everything that its loop needs."""
 
     config: Config
     method: Method
     per_epoch: int
     first: int
-    """Steps that were taken already."""
+    """Number of steps completed before this process started."""
     step: Step
     learning_rate: Callable[[int], Array | float]
-    """Of the step after so many."""
+    """Learning rate of the next step, given the number of completed steps."""
     mesh: Mesh
     images: ImageSource
     sampler: IdentitySampler
     evaluator: Evaluator
     watched: ImageSource
-    """What the evaluator judges."""
+    """The images that the evaluator embeds."""
     split: Split
     log: RunLog
     checkpoints: RunCheckpoints
@@ -246,15 +248,15 @@ class _Run:
 
     @property
     def total(self) -> int:
-        """Steps of the whole run."""
+        """Return the number of steps of the whole run."""
         return self.config.training.epochs * self.per_epoch
 
     def note(self, text: str) -> None:
-        """Logs a sentence before the first step."""
+        """Log a sentence before the first step."""
         self.log.note(self.first, self.first // self.per_epoch, text)
 
-    def go_on(self, state: TrainState, resume: bool) -> int:
-        """Steps to the end, or until asked to stop. Returns the exit code."""
+    def train(self, state: TrainState, resume: bool) -> int:
+        """Train to the last step, or until a stop is requested, and return the exit code."""
         if 0 < self.first < self.total:
             self.note(f"going on after step {self.first} of {self.total}")
         if self.first and self.first % self.per_epoch == 0:
@@ -270,7 +272,7 @@ class _Run:
         unread: list[tuple[int, Outcome]] = []
         for number in range(self.first + 1, self.total + 1):
             state, outcome = self.step(state, shard(next(batches), self.mesh))
-            # Only now, with the next step under way, so that the device does not wait.
+            # Read the previous outcome while the device runs this step, so that it never idles.
             if unread and self._logged(unread[-1][0]):
                 self._read(unread)
             unread.append((number, outcome))
@@ -298,11 +300,16 @@ class _Run:
         return number == 1 or number % self.config.training.log_every == 0
 
     def _read(self, unread: list[tuple[int, Outcome]]) -> None:
-        """Looks at what the device gave for these steps: stops where they failed, logs the last one
-        if that is due."""
+        """Read the outcomes of these steps from the device.
+
+        Log the last one if due.
+
+        Raises:
+            UserError: too many steps in a row were not finite.
+        """
         number, outcome = unread[-1]
         limit = nonfinite_limit(self.config)
-        if int(outcome.skipped_in_row) >= limit:  # which only grows then
+        if int(outcome.skipped_in_row) >= limit:  # never decreases once the limit is reached
             self._fail(*next(step for step in unread if int(step[1].skipped_in_row) >= limit))
         if self._logged(number):
             self.log.train(number, (number - 1) // self.per_epoch, self._figures(number, outcome))
@@ -319,7 +326,7 @@ class _Run:
         self.log.epoch(number, number // self.per_epoch - 1, figures)
 
     def _evaluate(self, state: TrainState, number: int) -> bool:
-        """Evaluates after an epoch if that is due; False where it was asked to stop meanwhile."""
+        """Evaluate after an epoch if due; return False if a stop was requested meanwhile."""
         epoch = number // self.per_epoch - 1
         due = (epoch + 1) % self.config.training.eval_every == 0 or number == self.total
         if not due or self.log.last_evaluation == number:
@@ -347,7 +354,7 @@ class _Run:
         return True
 
     def _fail(self, number: int, outcome: Outcome) -> NoReturn:
-        """Says which step was not finite, on which images."""
+        """Write `failed_step.json` and raise the error of a step that is not finite."""
         sample = self.sampler.sample(*divmod(number - 1, self.per_epoch))
         figures = self._figures(number, outcome)
         content = {
@@ -363,20 +370,20 @@ class _Run:
         broken = [name for name, value in content.items() if value is None]
         raise UserError(
             f"step {number}: {', '.join(broken) or 'a gradient'} is not finite; training has"
-            f" diverged. {path} has the step's losses and images. The last checkpoint is whole:"
-            " go on from it with a lower --optimizer.learning-rate in another --workdir (--init),"
-            " or skip such steps with --training.on-nonfinite skip"
+            f" diverged. {path} has the step's losses and images. The last checkpoint is intact:"
+            " continue from it with a lower --optimizer.learning-rate in another --workdir"
+            " (--init), or skip such steps with --training.on-nonfinite skip"
         )
 
 
 @dataclasses.dataclass(frozen=True)
 class _Found:
-    """What a run's folder has to go on from."""
+    """What a run can be resumed from."""
 
     state: TrainState | None = None
-    """None where there is no checkpoint."""
+    """None if the folder has no checkpoint."""
     damaged: Sequence[int] = ()
-    """Steps of the later checkpoints that are damaged."""
+    """Steps of the later, damaged checkpoints."""
     notes: list[str] = dataclasses.field(default_factory=list)
 
 
@@ -384,7 +391,7 @@ def _last_whole_state(folder: epath.Path, meta: Meta, like: TrainState) -> _Foun
     """Restore the last checkpoint that is not damaged.
 
     Raises:
-        UserError: it is of another run, or all are damaged.
+        UserError: the checkpoint belongs to another run, or all checkpoints are damaged.
     """
     faults: dict[int, str] = {}
     for step in reversed(saved_steps(folder)):
@@ -402,7 +409,7 @@ def _last_whole_state(folder: epath.Path, meta: Meta, like: TrainState) -> _Foun
         return _Found(state, list(faults), saved.notes)
     if faults:
         raise UserError(
-            f"{folder}: none of its checkpoints is whole; start anew with --overwrite, or name"
+            f"{folder}: all of its checkpoints are damaged; start again with --overwrite, or name"
             " another --workdir. " + " ".join(faults.values())
         )
     return _Found()
@@ -411,8 +418,11 @@ def _last_whole_state(folder: epath.Path, meta: Meta, like: TrainState) -> _Foun
 def _take_workdir(
     folder: epath.Path, overwrite: bool, damaged: Sequence[int], stack: contextlib.ExitStack
 ) -> list[str]:
-    """Makes the folder this run's: its lock, room for the checkpoints to come. Returns what is
-    worth a note."""
+    """Lock the folder for this run, and move files of an earlier run out of the way.
+
+    Returns:
+        Notes for the log.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     lock = stack.enter_context(RunLock(folder))
     notes = [lock.note] if lock.note else []
@@ -440,16 +450,16 @@ def _check_workdir(folder: epath.Path, resume: bool, overwrite: bool) -> None:
         raise UserError(f"{folder}: is a file; name another --workdir")
     if not (resume or overwrite):
         raise UserError(
-            f"{folder}: exists already; go on with --resume, start anew with --overwrite (which"
+            f"{folder}: exists already; resume with --resume, start again with --overwrite (which"
             " removes it), or name another --workdir"
         )
-    strangers = sorted(
+    foreign = sorted(
         path.name
         for path in folder.iterdir()
         if not any(fnmatch.fnmatch(path.name, pattern) for pattern in _RUN_FILES)
     )
-    if strangers:
+    if foreign:
         raise UserError(
-            f"{folder}: not a run's folder: it holds {strangers[0]}, which no run wrote; name"
+            f"{folder}: not a run's folder: it holds {foreign[0]}, which no run wrote; name"
             " another --workdir"
         )

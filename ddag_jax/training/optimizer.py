@@ -1,4 +1,4 @@
-"""SGD as PyTorch does it, learning-rate groups by path, warm-up and drops (section 4.1)."""
+"""SGD as in PyTorch and the learning-rate schedule of the paper (section 4.1)."""
 
 from collections.abc import Callable, Sequence
 
@@ -19,10 +19,14 @@ def learning_rate_schedule(
     drop_epochs: Sequence[int],
     drop_factor: float,
 ) -> Schedule:
-    """Learning rate of a step, constant within an epoch: an array for one, a float for an int.
+    """Return the schedule: linear warm-up, then step decay, constant within an epoch.
 
-    (epoch + 1) / warmup_epochs of `learning_rate` up to epoch warmup_epochs - 1, then
-    `learning_rate`, times `drop_factor` from each of `drop_epochs` on.
+    The rate is `learning_rate` * (epoch + 1) / `warmup_epochs` before epoch `warmup_epochs`, and
+    `learning_rate` afterwards, multiplied by `drop_factor` at each of `drop_epochs`.
+
+    Returns:
+        A function of the number of completed steps. It returns an array for an array and a float
+        for an int.
 
     >>> rate = learning_rate_schedule(
     ...     0.1, steps_per_epoch=2, warmup_epochs=10, drop_epochs=(20, 50), drop_factor=0.1)
@@ -30,9 +34,9 @@ def learning_rate_schedule(
     [0.01, 0.1, 0.1, 0.1, 0.01, 0.001]
     """
 
-    # Operators only: on an int they run here, where a program would wait behind the device's steps.
+    # Operators only: an int is evaluated on the host, without waiting for steps on the device.
     def schedule(step: Array | int) -> Array | float:
-        # `1.0`: an int32 divided would be float32 even where everything else is float64.
+        # `1.0`: dividing an int32 gives float32 even if everything else is float64.
         epoch = 1.0 * (step // steps_per_epoch)
         share = (epoch + 1) / max(warmup_epochs, 1)
         warm = share * (share < 1) + (share >= 1)
@@ -50,8 +54,17 @@ def sgd(
     nesterov: bool,
     weight_decay: float,
 ) -> optax.GradientTransformation:
-    """torch.optim.SGD with two groups: weight decay joins the gradient before the momentum, on
-    every parameter, and the learning rate comes after it; the backbone's is `backbone_scale` of it.
+    """Return the equivalent of `torch.optim.SGD` with two parameter groups.
+
+    Weight decay is added to the gradient of every parameter before momentum, and the learning rate
+    is applied after it. The learning rate of the backbone is multiplied by `backbone_scale`.
+
+    Args:
+        schedule: learning rate by number of completed steps.
+        backbone_scale: factor for parameters below the key `BACKBONE`.
+        momentum: decay of the velocity.
+        nesterov: use Nesterov momentum.
+        weight_decay: coefficient of the L2 penalty's gradient.
     """
 
     def in_backbone(params: optax.Params) -> optax.Params:

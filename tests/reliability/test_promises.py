@@ -130,7 +130,7 @@ def test_the_checkpoint_before_a_damaged_one_is_used(
     run = copy(finished, tmp_path / "run")
     damage(run / "checkpoints" / "12")
     if damage is not flip:  # one goes on to the end: compiling takes time
-        monkeypatch.setattr(loop._Run, "go_on", lambda self, state, resume: int(state.step) - 8)
+        monkeypatch.setattr(loop._Run, "train", lambda self, state, resume: int(state.step) - 8)
     assert run_debug(run, "--resume") == 0
     aside = run / "damaged_checkpoint_12"
     warning = f"warning: the checkpoint of step 12 is damaged; it is now {aside}"
@@ -150,7 +150,7 @@ def test_without_a_whole_checkpoint_nothing_is_started(
     before = sorted(run.rglob("*"))
     assert run_debug(run, "--resume") == 2
     error = capsys.readouterr().err
-    assert "none of its checkpoints is whole; start anew with --overwrite" in error
+    assert "all of its checkpoints are damaged; start again with --overwrite" in error
     assert all(f"checkpoints/{step}/variables: damaged" in error for step in saved_steps(run))
     assert sorted(run.rglob("*")) == before
 

@@ -325,7 +325,7 @@ def test_profile_of_more_steps_than_there_are(
     run_debug: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run_debug(tmp_path / "run", "--profile", "8") == 2
-    assert "--profile 8: there are 12 steps to go" in capsys.readouterr().err
+    assert "--profile 8: 12 steps remain" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
 
 

@@ -1,4 +1,4 @@
-"""Cross-modality graph-structured attention, CGSA (section 3.3, Eq. 6-8). Training only."""
+"""Cross-modality graph-structured attention, CGSA (section 3.3, Eq. 6-8); training only."""
 
 import flax.linen as nn
 import jax
@@ -12,11 +12,15 @@ xavier = jax.nn.initializers.variance_scaling(1.414**2, "fan_avg", "uniform")
 
 
 def same_identity(labels: Int[Array, " k"], neighbours: int | None = None) -> Bool[Array, "k k"]:
-    """Which nodes attend to which: those of the same label (Eq. 6), itself among them.
+    """Return the adjacency matrix: nodes with equal labels are connected, self-loops included.
 
-    `labels` hold the visible half first, then the infrared half. With `neighbours` (N_g of
-    Table 3) a node sees only that many images of its identity: itself, then the first slot of the
-    other modality, the first remaining slot of its own, and so on in turn.
+    Implements Eq. 6. With `neighbours` (N_g in Table 3) a node is connected to only that many
+    images of its identity: itself, the first image of the other modality, the first remaining one
+    of its own modality, and so on alternately.
+
+    Args:
+        labels: identities of the batch, the visible half first, then the infrared half.
+        neighbours: maximum number of neighbours including the node itself; None for all.
 
     >>> same_identity(jnp.array([0, 0, 0, 0]), neighbours=2).astype(int).tolist()
     [[1, 0, 1, 0], [0, 1, 1, 0], [1, 0, 1, 0], [1, 0, 0, 1]]
@@ -32,8 +36,8 @@ def same_identity(labels: Int[Array, " k"], neighbours: int | None = None) -> Bo
     def place(group: Bool[Array, "k k"]) -> Int[Array, "k k"]:
         return jnp.cumsum(group, axis=1) - 1
 
-    # A node's order: itself 0, the other modality 1, 3, 5 ..., its own 2, 4 ...; ranks close the
-    # gaps where one modality runs out before the other.
+    # Priority of a node's neighbours: itself 0, the other modality 1, 3, 5 ..., its own 2, 4 ...
+    # Ranking closes the gaps if one modality has fewer images than the other.
     order = jnp.where(other, 2 * place(equal & other) + 1, 2 * place(equal & ~other & ~itself) + 2)
     order = jnp.where(equal, jnp.where(itself, 0, order), 2 * k)
     rank = jnp.argsort(jnp.argsort(order, axis=1), axis=1)
@@ -43,15 +47,17 @@ def same_identity(labels: Int[Array, " k"], neighbours: int | None = None) -> Bo
 def keep(
     keys: Key[Array, "..."], shape: tuple[int, ...], rate: float, dtype: DTypeLike
 ) -> Float[Array, "..."]:
-    """Inverted-dropout factors, 0 or 1 / (1 - rate), of `shape` for each key."""
-    # Over flat keys: XLA compiles few axes faster.
+    """Return inverted-dropout factors, 0 or 1 / (1 - rate), of shape [*keys.shape, *shape]."""
+    # Flattened keys: XLA compiles programs with fewer axes faster.
     kept = jax.vmap(lambda key: jax.random.bernoulli(key, 1 - rate, shape))(keys.ravel())
     return kept.reshape(*keys.shape, *shape).astype(dtype) / (1 - rate)
 
 
 def pair_keys(keys: Key[Array, " k"]) -> Key[Array, "k k"]:
-    """A key for each ordered pair of images, from the two images' own keys alone: the place of an
-    image in the batch, which depends on the number of devices, plays no part."""
+    """Return a key for each ordered pair of images, derived from the keys of the two images.
+
+    The keys are independent of the positions in the batch, which depend on the number of devices.
+    """
     tokens = jax.vmap(lambda key: jax.random.bits(key, dtype=jnp.uint32))(keys)
     return jax.vmap(lambda key: jax.vmap(lambda token: jax.random.fold_in(key, token))(tokens))(
         keys
@@ -59,10 +65,11 @@ def pair_keys(keys: Key[Array, " k"]) -> Key[Array, "k k"]:
 
 
 class GraphAttentionHeads(nn.Module):
-    """`heads` attention heads of width `features` over one graph (Eq. 7 and the sum of Eq. 8).
+    """`heads` attention heads of width `features` over a graph (Eq. 7 and the sum of Eq. 8).
 
-    Per head: h = x W; e_ij = LeakyReLU_0.2(a . [h_i, h_j]); softmax over the neighbours of i;
-    dropout on the attention; sum over j of attention_ij h_j.
+    Each head computes h = x W, e_ij = LeakyReLU_0.2(a . [h_i, h_j]), the softmax over the
+    neighbours of i, dropout on the attention, and the sum over j of attention_ij h_j. Without
+    `keys` there is no dropout.
     """
 
     heads: int
@@ -100,11 +107,11 @@ class GraphAttentionHeads(nn.Module):
 
 
 class GraphAttention(nn.Module):
-    """Log-probabilities of each node's identity after it has looked at its graph.
+    """Graph attention network that returns log-probabilities of the identity of each node.
 
-    Dropout sits on the input, on each attention, and on the concatenated heads; it is off where
-    `keys`, one for each image, are None. The output layer's own sum goes through ELU before the
-    log-softmax, as the code has it.
+    Dropout is applied to the input, each attention matrix and the concatenated heads; it is
+    disabled if `keys` (one per image) is None. As in the authors' code, the sum of the output layer
+    passes through ELU before the log-softmax.
     """
 
     classes: int

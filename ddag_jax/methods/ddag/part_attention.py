@@ -17,7 +17,7 @@ def _torch_uniform(key: Array, shape: tuple[int, ...], dtype: DTypeLike, fan_in:
 
 
 class Linear(nn.Module):
-    """A 1x1 convolution with bias, drawn as PyTorch does: uniform in +-1/sqrt(fan-in), bias too."""
+    """A 1x1 convolution with bias, initialised as in PyTorch: U(-1, 1) / sqrt(fan-in) for both."""
 
     features: int
     dtype: DTypeLike = jnp.float32
@@ -31,13 +31,18 @@ class Linear(nn.Module):
 
 
 class PartAttention(nn.Module):
-    """Horizontal parts that attend to each other, aggregated into one feature.
+    """Self-attention between horizontal parts of a feature map, aggregated into one feature.
 
-    Args of the call: the last feature map; the pooled feature x° and its batch-normalised form,
-    one of which is the residual.
+    A call takes the last feature map, the pooled feature x° and its batch-normalised form, and
+    returns a feature of width c (parts * c for concatenation).
 
-    Table 2: `aggregation` weighted, average or concatenation of the parts; `residual` bn, plain or
-    none. `neck`: the second batch normalisation, which the code has and Eq. 5 has not.
+    Attributes:
+        parts: number of horizontal stripes p.
+        aggregation: "weighted", "average" or "concatenation" of the parts (Table 2).
+        residual: feature added to the parts: "bn" (batch-normalised), "plain" (x°) or "none".
+        neck: apply a second batch normalisation, as the authors' code does; Eq. 5 omits it.
+        dtype: dtype of the matrix products; float32 or wider elsewhere.
+        axis_name: device axis of the batch statistics.
     """
 
     parts: int = 3
@@ -83,11 +88,11 @@ class PartAttention(nn.Module):
 
 
 def part_weights(u: Float[Array, "b p c"], v: Float[Array, "b p c"]) -> Float[Array, "b p p"]:
-    """Softmax over j of the unscaled product of u(x_i) and v(x_j) (Eq. 2-3), at least float32."""
+    """Return the softmax over j of u(x_i) . v(x_j), unscaled (Eq. 2-3), in at least float32."""
     scores = jnp.einsum("bic,bjc->bij", u, v, preferred_element_type=at_least_float32(u.dtype))
     return jax.nn.softmax(scores, axis=-1)
 
 
 def neck_scale(key: Array, shape: tuple[int, ...], dtype: DTypeLike = jnp.float32) -> Array:
-    """N(1, 0.01): how the scale of a neck starts."""
+    """Initialise the scale of the neck with mean 1 and standard deviation 0.01."""
     return 1 + 0.01 * jax.random.normal(key, shape, dtype)
