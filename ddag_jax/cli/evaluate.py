@@ -94,7 +94,8 @@ def _main(arguments: Sequence[str] | None) -> None:
     records = judged[0]
     target = epath.Path(options.json) if options.json else None
     if len(names) > 1:
-        from ddag_jax.evaluation.protocols import average, format_table
+        from ddag_jax.evaluation.protocols import average
+        from ddag_jax.evaluation.table import format_table
 
         records = average(judged, names)
         prefix = os.path.commonprefix([epath.Path(name).name for name in names])  # noqa: RUF071
@@ -175,29 +176,34 @@ def _judge_files(
     options: argparse.Namespace, fields: Sequence[str]
 ) -> "tuple[list[list[Record]], str]":
     """The records of each file, and what tells this evaluation from the published one."""
+    from ddag_jax.datasets.dataset import check_settings
+    from ddag_jax.datasets.find import find_dataset
     from ddag_jax.datasets.rand_perm_cam import read_permutations
-    from ddag_jax.evaluation.protocols import evaluate, format_table, kind, searches
+    from ddag_jax.evaluation.protocols import kind, score, searches
     from ddag_jax.evaluation.stored_features import load_features
+    from ddag_jax.evaluation.table import format_table
 
     config = override(Config(), fields, "evaluate.py")
     for name in differences(Config(), config):
         if name not in ("data.dataset", "data.trial") and not name.startswith("evaluation."):
             raise UserError(f"{_option(name)}: has no meaning for stored features; leave it out")
     data, settings = config.data, config.evaluation
+    dataset = find_dataset(data.dataset)
+    check_settings(dataset, data, settings)
     if settings.feature != "both" or settings.flip:
         raise UserError("--features: the file's own feature is judged; leave out --feature, --flip")
     draws = read_permutations(options.rand_perm_cam).draws() if options.rand_perm_cam else None
     one = len(options.features) == 1
     judged = []
     for file in options.features:
-        features, images = load_features(file, data.dataset)
-        records = evaluate(
+        features, images = load_features(file, dataset)
+        records = score(
             {"stored": features},
             images,
-            searches(data.dataset, images, settings, draws),
-            data.dataset,
+            searches(dataset, images, settings, draws),
+            dataset,
             settings,
-            half=data.trial if data.dataset == "regdb" and one else None,
+            split=data.trial if dataset.splits and one else None,
         )
         print(format_table(records, file))
         path = epath.Path(file)
@@ -214,6 +220,8 @@ def _judge_runs(
     Of several processes all embed, and only the first one prints, writes and has the records.
     """
     environment.prepare(options)
+    from ddag_jax.datasets.dataset import check_settings
+    from ddag_jax.datasets.find import find_dataset
     from ddag_jax.evaluation.protocols import kind
     from ddag_jax.evaluation.stored_features import check_target
     from ddag_jax.parallel import is_first_process
@@ -231,6 +239,7 @@ def _judge_runs(
                     f"{_option(field)}: the checkpoint's own value stands; only --data.dir and the"
                     " fields of evaluation may be given"
                 )
+        check_settings(find_dataset(config.data.dataset), config.data, config.evaluation)
         configs.append(config)
     _check_alike(runs, configs)
     judged = [_judge_run(options, name, config) for name, config in zip(runs, configs, strict=True)]
@@ -250,14 +259,16 @@ def _check_alike(runs: Sequence[str], configs: Sequence[Config]) -> None:
                     f"{runs[0]} and {name}: {field} is {values[0]} and {values[1]}; only runs that"
                     " are judged alike have an average: evaluate them one by one"
                 )
-    if first.data.dataset == "regdb":
-        halves: dict[int, str] = {}
+    from ddag_jax.datasets.find import find_dataset
+
+    if find_dataset(first.data.dataset).splits:
+        splits: dict[int, str] = {}
         for name, config in zip(runs, configs, strict=True):
-            other = halves.setdefault(config.data.trial, name)
+            other = splits.setdefault(config.data.trial, name)
             if other != name:
                 raise UserError(
-                    f"{other} and {name}: both are of trial {config.data.trial}; RegDB's average is"
-                    " over different ones"
+                    f"{other} and {name}: both are of trial {config.data.trial}; give one run of"
+                    " each trial"
                 )
 
 
@@ -268,8 +279,9 @@ def _judge_run(options: argparse.Namespace, name: str, config: Config) -> "list[
     from ddag_jax.build import build_model
     from ddag_jax.data.loader import evaluation_split
     from ddag_jax.evaluation.evaluator import Evaluator, pick, reported_feature
-    from ddag_jax.evaluation.protocols import format_table, kind
+    from ddag_jax.evaluation.protocols import kind
     from ddag_jax.evaluation.stored_features import save_features
+    from ddag_jax.evaluation.table import format_table
     from ddag_jax.methods.ddag.model import initialise
     from ddag_jax.parallel import device_mesh, is_first_process, on_all_devices, replicated_shapes
     from ddag_jax.report.ranked_lists import ranked_lists

@@ -12,7 +12,7 @@ from pathlib import Path
 import tyro
 
 import ddag_jax
-from ddag_jax.config import Config
+from ddag_jax.config import Config, NamedDataset
 from ddag_jax.errors import UserError
 
 _PACKAGE = Path(ddag_jax.__file__).parent
@@ -56,6 +56,25 @@ def load_config(name: str) -> Config:
     return config
 
 
+_NAMED_DATASETS = tyro.constructors.ConstructorRegistry()
+
+
+@_NAMED_DATASETS.primitive_rule
+def _dataset_value(
+    field: tyro.constructors.PrimitiveTypeInfo,
+) -> tyro.constructors.PrimitiveConstructorSpec | None:
+    """Show a `data.dataset` of the user's own by its name; on the command line only names fit."""
+    if field.type is not NamedDataset:
+        return None
+    return tyro.constructors.PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="NAME",
+        instance_from_str=lambda words: words[0],
+        is_instance=lambda value: isinstance(value, NamedDataset),
+        str_from_instance=lambda value: [value.name],
+    )
+
+
 def override(config: Config, arguments: Sequence[str], program: str) -> Config:
     """`config` with the fields that `arguments` name: `--optimizer.learning-rate 0.05`.
 
@@ -69,6 +88,7 @@ def override(config: Config, arguments: Sequence[str], program: str) -> Config:
             args=list(arguments),
             prog=program,
             config=(tyro.conf.FlagConversionOff,),
+            registry=_NAMED_DATASETS,
             return_unknown_args=True,
         )
     if unknown:

@@ -10,7 +10,7 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 def normalise(images: UInt8[Array, "*b h w 3"], dtype: jnp.dtype) -> Float[Array, "*b h w 3"]:
-    """Scales to [0, 1], takes ImageNet's mean off and divides by its deviation, as `dtype`.
+    """Scale to [0, 1], subtract ImageNet's mean and divide by its deviation, as `dtype`.
 
     Computed in float32 at least, so that bfloat16 rounds once.
     """
@@ -25,9 +25,9 @@ def crop_flip(
     flips: Bool[Array, " b"],
     padding: int,
 ) -> UInt8[Array, "b h w 3"]:
-    """Pads each image with black, cuts it back to its size, and mirrors some left-right.
+    """Pad each image with black, crop it back to its size, and mirror some left-right.
 
-    Black before normalisation, as torchvision's `Pad` does to an image, so not 0 after it.
+    Black before normalisation, as torchvision's `Pad` of an image, so not 0 after it.
 
     Args:
       images: on the device.
@@ -36,8 +36,8 @@ def crop_flip(
       padding: pixels on each side.
     """
     padded = jnp.pad(images, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
-    # One gather of whole crops. Per-row gathers and products with one-hot matrices were slower
-    # on CPU (twice and ten times).
+    # One gather of whole crops; per-row gathers took twice as long on CPU, products with one-hot
+    # matrices ten times.
     crops = jax.vmap(
         lambda image, offset: jax.lax.dynamic_slice(
             image, (offset[0], offset[1], 0), images.shape[1:]
@@ -54,12 +54,12 @@ def augment(
     flip: bool,
     dtype: jnp.dtype,
 ) -> Float[Array, "b h w 3"]:
-    """Pads with black, crops at random, mirrors every second image on average, and normalises.
+    """Pad with black, crop at random, mirror every second image on average, and normalise.
 
     Args:
       images: on the device.
-      keys: one for each image; an image's fate depends on its own key alone, so that it is the
-        same on however many devices the batch lies.
+      keys: one for each image; an image's augmentation depends on its own key alone, so that the
+        number of devices changes nothing.
       padding: pixels on each side before the crop back to size.
       flip: whether to mirror at all.
       dtype: of the result.

@@ -9,8 +9,9 @@ import numpy as np
 from ddag_jax.build import build_embed
 from ddag_jax.config import Config
 from ddag_jax.data.loader import ImageSource
+from ddag_jax.datasets.find import find_dataset
 from ddag_jax.evaluation.embed import Modality, embed
-from ddag_jax.evaluation.protocols import Images, Record, evaluate, searches
+from ddag_jax.evaluation.protocols import Images, Record, score, searches
 from ddag_jax.methods.ddag.model import DDAG
 from ddag_jax.parallel import Mesh, is_first_process, map_embed, my_part, shard
 from ddag_jax.types import Embeddings
@@ -28,7 +29,8 @@ class Evaluator:
         self._source = source
         self._embed = map_embed(build_embed(model, flip=config.evaluation.flip), mesh)
         self.images = Images(source.identities, source.cameras, source.infrared, source.names)
-        self.searches = searches(config.data.dataset, self.images, config.evaluation, source.draws)
+        self._dataset = find_dataset(config.data.dataset)
+        self.searches = searches(self._dataset, self.images, config.evaluation, source.draws)
 
     def embed(
         self,
@@ -60,14 +62,14 @@ class Evaluator:
     def judge(self, features: dict[str, np.ndarray]) -> list[Record]:
         """The protocol's records of what `embed` gave."""
         data, settings = self._config.data, self._config.evaluation
-        return evaluate(
+        return score(
             self.judged(features),
             self.images,
             self.searches,
-            data.dataset,
+            self._dataset,
             settings,
             rendered=self._source.rendered,
-            half=data.trial if data.dataset == "regdb" else None,
+            split=data.trial if self._dataset.splits else None,
         )
 
 
@@ -90,7 +92,7 @@ def while_training(config: Config) -> Config:
     """What is judged every few epochs: nothing that takes long, both features."""
     settings = dataclasses.replace(
         config.evaluation,
-        mode="all" if config.data.dataset == "sysu_mm01" else "both",
+        mode=find_dataset(config.data.dataset).mode_while_training,
         draw="seeded",
         feature="both",
         rerank=False,

@@ -11,9 +11,10 @@ from jaxtyping import Float, Int
 from scipy import sparse
 
 from ddag_jax.errors import UserError
+from ddag_jax.evaluation.ranking import distinct_rows
 
 _CHUNK = 2**20
-"""Distances whose order is looked at in one go, 16 bytes of memory each."""
+"""Distances sorted at once, 16 bytes of memory each."""
 
 
 def rerank(
@@ -34,9 +35,10 @@ def rerank(
     image's `k2` nearest. The result is `weight` · distance + (1 − `weight`) · Jaccard distance of
     the two descriptions.
 
-    Equal distances are ordered as the images are, queries before gallery; an image is its own
-    nearest in any case. Where there are fewer images than are asked for, all of them are the
-    nearest, so a small gallery needs no other `k1`.
+    Equal distances are ordered as the images are, queries before gallery, except that an image is
+    always its own nearest. Equal rows are at exactly equal distances (see `ranking.distances`). If
+    there are fewer images than neighbours asked for, all of them are the nearest, so a small
+    gallery needs no other `k1`.
 
     Memory: 4 n² bytes for the distances, four arrays of the result's size, a float32 copy of the
     features, and the descriptions, which are sparse: at the default `k1` and `k2` an image has
@@ -56,8 +58,8 @@ def rerank(
     Raises:
         UserError: a feature is not finite, `k1` or `k2` is below 1, or `weight` is not in [0, 1].
 
-    Seen from the query at 0°, the image at 30° is a little nearer than the one at −32°. But its own
-    nearest are those at 45° and 50°, while the other has nobody but the query:
+    The image at 30° is a little nearer to the query at 0° than the image at −32°. But its own
+    nearest are those at 45° and 50°, while the nearest of the other is the query:
 
     >>> angles = np.radians([[0], [30], [-32], [45], [50]])
     >>> features = np.concatenate([np.cos(angles), np.sin(angles)], axis=1)
@@ -66,17 +68,17 @@ def rerank(
     """
     if k1 < 1 or k2 < 1 or not 0 <= weight <= 1:
         raise UserError(
-            f"re-ranking wants k1 and k2 of at least 1 and a weight in [0, 1], not k1={k1},"
+            f"re-ranking needs k1 and k2 of at least 1 and a weight in [0, 1], not k1={k1},"
             f" k2={k2}, weight={weight}"
         )
     features = np.concatenate([query_features, gallery_features], dtype=np.float32)
     if not np.isfinite(features).all():
         raise UserError("features to re-rank: some values are NaN or infinite")
 
-    distances = features @ features.T
+    distances = _products(features)
     distances *= -2
     distances += 2
-    np.maximum(distances, 0, out=distances)  # rounding goes below
+    np.maximum(distances, 0, out=distances)  # rounding can give less
     farthest = distances.max(axis=1, keepdims=True)
     distances /= np.where(farthest > 0, farthest, 1)
 
@@ -93,27 +95,35 @@ def rerank(
     return np.float32(weight) * original + np.float32(1 - weight) * jaccard
 
 
+def _products(features: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "n n"]:
+    """Return inner products of all rows, exactly equal for equal rows."""
+    distinct, rows = distinct_rows(features)
+    if len(distinct) == len(features):  # nothing is tied; spare the copy
+        return features @ features.T
+    return (distinct @ distinct.T)[rows[:, None], rows]
+
+
 def _nearest(distances: Float[np.ndarray, "n n"], count: int) -> Int[np.ndarray, "n k"]:
-    """The `count` nearest of each image, nearest first, beginning with itself."""
+    """Return the `count` nearest of each image, nearest first, beginning with itself."""
     n = len(distances)
     count = min(count, n)
     nearest = np.empty((n, count), np.int64)
     rows = max(1, _CHUNK // n)
     for start in range(0, n, rows):
         chunk = distances[start : start + rows]
-        # Whole numbers that sort by distance, then by image: the bits of a float that is not
-        # negative sort as it does.
+        # Integers that sort by distance, then by image: the bits of a non-negative float sort as
+        # the float does.
         keys = chunk.view(np.int32).astype(np.int64) << 32
         keys |= np.arange(n)
         own = np.arange(len(chunk))
-        keys[own, start + own] = start + own - (1 << 32)  # first, also where others are at 0
+        keys[own, start + own] = start + own - (1 << 32)  # first, also if others are at distance 0
         keys = np.sort(np.partition(keys, count - 1, axis=1)[:, :count], axis=1)
         nearest[start : start + rows] = keys & 0xFFFFFFFF
     return nearest
 
 
 def _matrix(columns: Int[np.ndarray, "n k"]) -> sparse.csr_array:
-    """Ones at the given columns of each row, [n, n] float32."""
+    """Return ones at the given columns of each row, [n, n] float32."""
     n, k = columns.shape
     ones = np.ones(n * k, np.float32)
     return sparse.csr_array((ones, columns.ravel(), np.arange(0, n * k + 1, k)), shape=(n, n))
@@ -122,10 +132,10 @@ def _matrix(columns: Int[np.ndarray, "n k"]) -> sparse.csr_array:
 def _describe(
     distances: Float[np.ndarray, "n n"], nearest: Int[np.ndarray, "n k"], k1: int
 ) -> sparse.csr_array:
-    """Weights over the expanded reciprocal neighbours of each image, [n, n], rows of sum 1."""
+    """Return weights over each image's expanded reciprocal neighbours, [n, n], rows of sum 1."""
     full, half = (_matrix(nearest[:, : k + 1]) for k in (k1, round(k1 / 2)))
     mutual, mutual_half = full.multiply(full.T).tocsr(), half.multiply(half.T).tocsr()
-    # For a neighbour j of i: how many of j's half are i's, too. (mutual_half is symmetric.)
+    # For a neighbour j of i: how many of j's half are also i's. (mutual_half is symmetric.)
     accepted = (mutual @ mutual_half).multiply(mutual).tocsr()
     enough = 3 * accepted.data > 2 * mutual_half.sum(axis=1)[accepted.indices]
     accepted.data = enough.astype(np.float32)
@@ -137,7 +147,7 @@ def _describe(
 
 
 def _shared(queries: sparse.csr_array, gallery: sparse.csr_array) -> Float[np.ndarray, "q g"]:
-    """Sum over all images of the smaller of two weights, for each query and gallery image."""
+    """Return, for each query and gallery image, the sum over all images of the smaller weight."""
     shared = np.zeros((queries.shape[0], gallery.shape[0]), np.float32)
     queries, gallery = queries.tocsc(), gallery.tocsc()
     for image in range(queries.shape[1]):

@@ -8,9 +8,10 @@ from typing import Any, cast
 
 import numpy as np
 
-from ddag_jax.config import Config
+from ddag_jax.datasets.dataset import label
+from ddag_jax.datasets.find import find_dataset
 from ddag_jax.evaluation.evaluator import reported_feature
-from ddag_jax.evaluation.protocols import FIGURES, Record, average, label, published_directions
+from ddag_jax.evaluation.protocols import FIGURES, Record, average
 from ddag_jax.experiments.rows import Experiment
 from ddag_jax.experiments.runs import Result, Run
 
@@ -49,7 +50,9 @@ def lines(experiment: Experiment, runs: Sequence[Run], results: Mapping[str, Res
         results: of those that are finished, by the name of their folder.
     """
     found = []
-    for direction, mode in _searches(runs[0].config):
+    config = runs[0].config
+    dataset = find_dataset(config.data.dataset)
+    for direction, mode in dataset.searches(config.evaluation):
         for row in experiment.rows:
             own = [run for run in runs if run.row.name == row.name]
             seeds = sorted({run.seed for run in own})
@@ -61,7 +64,7 @@ def lines(experiment: Experiment, runs: Sequence[Run], results: Mapping[str, Res
             figures = {name: [cast(Mapping[str, Any], r)[name] for r in scored] for name in FIGURES}
             timed = [results[run.folder.name].minutes for run in own if run.folder.name in results]
             minutes = [value for value in timed if value is not None]
-            published = row.published.get((runs[0].config.data.dataset, mode or direction), {})
+            published = row.published.get((dataset.name, mode or direction), {})
             found.append(
                 Line(
                     label(direction, mode),
@@ -76,20 +79,6 @@ def lines(experiment: Experiment, runs: Sequence[Run], results: Mapping[str, Res
                 )
             )
     return found
-
-
-def _searches(config: Config) -> list[tuple[Any, Any]]:
-    """Direction and mode of each block, as `protocols.searches` has them."""
-    data, settings = config.data, config.evaluation
-    directions = (
-        published_directions(data.dataset)
-        if settings.direction == "published"
-        else (settings.direction,)
-    )
-    modes: tuple[str | None, ...] = (None,)
-    if data.dataset == "sysu_mm01":
-        modes = ("all", "indoor") if settings.mode == "both" else (settings.mode,)
-    return [(direction, mode) for direction in directions for mode in modes]
 
 
 def _record(
@@ -112,9 +101,9 @@ def _record(
 def caption(experiment: Experiment, runs: Sequence[Run]) -> list[str]:
     """What must be said so that the table cannot be misread: its heading, then sentences."""
     config = runs[0].config
-    data, settings = config.data, config.evaluation
-    dataset = {"sysu_mm01": "SYSU-MM01", "regdb": "RegDB", "llcm": "LLCM"}[data.dataset]
-    where = f"{dataset}'s layout, rendered people" if runs[0].rendered else dataset
+    dataset, settings = find_dataset(config.data.dataset), config.evaluation
+    title = dataset.title
+    where = f"{title}'s layout, rendered people" if runs[0].rendered else title
     seeds = sorted({run.seed for run in runs})
     said = [f"{experiment.title}; {where}"]
     over = "mean ± sample deviation (n - 1) over the seeds " if len(seeds) > 1 else "seed "
@@ -123,11 +112,11 @@ def caption(experiment: Experiment, runs: Sequence[Run]) -> list[str]:
         said.append("Feature: part where P is on, else global.")
     else:
         said.append(f"Feature: {settings.feature}.")
-    if data.dataset == "regdb":
+    if dataset.splits:
         trials = sorted({run.config.data.trial for run in runs})
-        said.append(f"Each seed: mean of RegDB's trials {', '.join(map(str, trials))}.")
-    else:
-        shots = f"{settings.shots}-shot, " if data.dataset == "sysu_mm01" else ""
+        said.append(f"Each seed: mean of {title}'s trials {', '.join(map(str, trials))}.")
+    if dataset.drawn:
+        shots = f"{settings.shots}-shot, " if len(dataset.drawn) > 1 else ""
         said.append(f"Each run: {shots}mean of {settings.trials} {settings.draw} gallery draws.")
     plus = [name for name in ("flip", "rerank") if getattr(settings, name)]
     if plus:

@@ -26,7 +26,7 @@ from etils import epath
 from orbax.checkpoint import checkpoint_managers
 
 import ddag_jax
-from ddag_jax.config import Config, differences, from_dict
+from ddag_jax.config import Config, differences, from_dict, to_dict
 from ddag_jax.errors import UserError
 from ddag_jax.io.files import read_json
 from ddag_jax.training.optimizer import BACKBONE
@@ -66,7 +66,7 @@ class Meta:
 
     def to_json(self) -> dict[str, Any]:
         """As stored."""
-        return dataclasses.asdict(self)
+        return {**vars(self), "config": to_dict(self.config)}
 
 
 def read_meta(folder: epath.PathLike) -> Meta:

@@ -27,9 +27,11 @@ from ddag_jax.build import (
     for_devices,
     nonfinite_limit,
 )
-from ddag_jax.config import Config
+from ddag_jax.config import Config, to_dict
 from ddag_jax.data.loader import ImageSource, evaluation_split, training_batches, training_split
 from ddag_jax.data.sampler import IdentitySampler, steps_per_epoch
+from ddag_jax.datasets.dataset import check_settings
+from ddag_jax.datasets.find import find_dataset
 from ddag_jax.errors import UserError
 from ddag_jax.evaluation.embed import GaveUp
 from ddag_jax.evaluation.evaluator import Evaluator, reported_feature, while_training
@@ -119,6 +121,7 @@ def train(
             divide over the devices; there are fewer steps than `profile` needs; a loss or gradient
             is not finite; something cannot be written.
     """
+    check_settings(find_dataset(config.data.dataset), config.data, config.evaluation)
     folder = epath.Path(workdir)
     _check_workdir(folder, resume, overwrite)
     mesh = device_mesh()
@@ -210,7 +213,7 @@ def train(
                 profile=stack.enter_context(Profile(folder / "profile", first, profile)),
             )
             if restored is None:
-                log.hyper_parameters(dataclasses.asdict(config))
+                log.hyper_parameters(to_dict(config))
             for note in notes:
                 run.note(note)
             return run.go_on(state, resume)

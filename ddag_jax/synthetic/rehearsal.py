@@ -1,7 +1,7 @@
-"""Trees of exactly a dataset's shape, to rehearse with before the real images are there.
+"""Folders with the layout, lists and number of images of a published dataset.
 
-Folders, names of files and lists are as the dataset has them, and as many. The images are a few
-rendered people over and over: good for counts, layouts and protocols, not for training.
+The images are a few rendered people over and over: to try commands and protocols without the
+dataset, not for training.
 """
 
 import dataclasses
@@ -15,8 +15,20 @@ from etils import epath
 from jaxtyping import UInt8
 
 from ddag_jax.datasets import llcm, regdb, sysu_mm01
-from ddag_jax.datasets.checks import RENDERED, count, examples, raise_faults, read_identities
+from ddag_jax.datasets.checks import (
+    REHEARSAL,
+    RENDERED,
+    count,
+    examples,
+    raise_faults,
+    read_identities,
+)
+from ddag_jax.datasets.dataset import Dataset
+from ddag_jax.datasets.find import find_dataset
+from ddag_jax.datasets.llcm import LLCM
 from ddag_jax.datasets.rand_perm_cam import read_permutations
+from ddag_jax.datasets.regdb import REGDB
+from ddag_jax.datasets.sysu_mm01 import SYSU_MM01
 from ddag_jax.errors import UserError
 from ddag_jax.io.files import new_folder
 from ddag_jax.io.progress import Progress
@@ -25,22 +37,60 @@ from ddag_jax.synthetic.people import INFRARED, VISIBLE, People, render
 
 @dataclasses.dataclass(frozen=True)
 class Tree:
-    """What to write."""
+    """The files of a folder."""
 
     images: list[tuple[str, int, int]]
-    """Name below the folder, identity, and the camera of people.py that seems to see it."""
+    """Name below the folder, identity, and the camera of people.py that renders it."""
     lists: Mapping[str, bytes]
     """All other files, by name."""
+    note: str
+    """Content of rendered.txt."""
+
+
+def rehearsal_tree(dataset: str, *, exp: str | None, scale: float, seed: int) -> Tree:
+    """Return the files of a rehearsal of a published dataset.
+
+    Args:
+      dataset: its name.
+      exp: SYSU-MM01 only: a folder with the dataset's own lists and `rand_perm_cam.mat`.
+      scale: LLCM only: share of its identities and images, 0.01 to 1.
+      seed: of what is drawn.
+
+    Raises:
+      UserError: the dataset has no rehearsal, an argument is missing, out of range or another
+        dataset's.
+    """
+    chosen = find_dataset(dataset)
+    if (exp is None) == (chosen is SYSU_MM01):
+        raise UserError(
+            "--exp: sysu_mm01 needs the folder of its published lists and rand_perm_cam.mat;"
+            " other datasets have none"
+        )
+    if scale != 1 and chosen is not LLCM:
+        raise UserError(f"--scale: only llcm can be scaled, not {dataset}; leave it out")
+    if not 0.01 <= scale <= 1:
+        raise UserError(f"--scale {scale}: must be from 0.01 to 1")
+    if seed < 0:
+        raise UserError(f"--seed {seed}: must be 0 or more")
+    if exp is not None:
+        return sysu_mm01_tree(exp)
+    return regdb_tree(seed) if chosen is REGDB else llcm_tree(seed, scale)
+
+
+def _note(dataset: Dataset, scale: float = 1.0) -> str:
+    if scale != 1:
+        return f"Rendered by ddag_jax: a share of {scale} of {dataset.name}'s counts\n"
+    return f"{REHEARSAL} of {dataset.name}, rendered by ddag_jax: a few people stand for all\n"
 
 
 def sysu_mm01_tree(exp: epath.PathLike) -> Tree:
-    """SYSU-MM01: the folders that its permutations know, of identities in no list, too.
+    """Return SYSU-MM01's tree: every folder of its permutations, also of unlisted identities.
 
     Args:
-      exp: a folder with the dataset's own lists and `rand_perm_cam.mat`; they come along.
+      exp: a folder with the dataset's own lists and `rand_perm_cam.mat`, which are copied.
 
     Raises:
-      UserError: one of these is missing or damaged, or they do not belong together.
+      UserError: one of these is missing or damaged, or they are of different releases.
     """
     exp = epath.Path(exp)
     if not exp.is_dir():
@@ -58,53 +108,52 @@ def sysu_mm01_tree(exp: epath.PathLike) -> Tree:
     for folder, files in folders.items():
         camera, identity = (int(part) for part in folder.removeprefix("cam").split("/"))
         images += [(f"{folder}/{n:04d}.jpg", identity, camera) for n in range(1, files + 1)]
-    if strangers := listed - {identity for _, identity, _ in images}:
+    if missing := listed - {identity for _, identity, _ in images}:
         raise UserError(
-            f"{exp}: {count(strangers, 'listed identity has', 'listed identities have')} no image"
-            f" in rand_perm_cam.mat ({examples(strangers)}); take all from the same release"
+            f"{exp}: {count(missing, 'listed identity has', 'listed identities have')} no image"
+            f" in rand_perm_cam.mat ({examples(missing)}); take all from the same release"
         )
-    return Tree(
-        images, {f"exp/{name}": (exp / name).read_bytes() for name in (*names, "rand_perm_cam.mat")}
-    )
+    lists = {f"exp/{name}": (exp / name).read_bytes() for name in (*names, "rand_perm_cam.mat")}
+    return Tree(images, lists, _note(SYSU_MM01))
 
 
 def regdb_tree(seed: int) -> Tree:
-    """RegDB, with ten random halves of its identities for the ten trials."""
+    """Return RegDB's tree, with ten random halves of its identities as its splits."""
     rng = np.random.default_rng(seed)
-    published = regdb.PUBLISHED["train_1"].identities + regdb.PUBLISHED["test_1"].identities
+    published = REGDB.counts["train_1"].identities + REGDB.counts["test_1"].identities
     identities = range(1, published + 1)
     images = []
     lines: dict[tuple[str, int], list[str]] = {}
     for identity in identities:
-        who = "_".join([rng.choice(["male", "female"]), rng.choice(["front", "back"])])
+        person = "_".join([rng.choice(["male", "female"]), rng.choice(["front", "back"])])
         for modality, top, camera in (("visible", "Visible", 1), ("thermal", "Thermal", 3)):
             for number in range(10 * identity, 10 * identity + 10):
-                name = f"{top}/{identity}/{who}_{modality[0]}_{number:05d}_{identity}.bmp"
+                name = f"{top}/{identity}/{person}_{modality[0]}_{number:05d}_{identity}.bmp"
                 images.append((name, identity, camera))
                 lines.setdefault((modality, identity), []).append(name)
     lists = {}
-    for trial in regdb.TRIALS:
+    for number in regdb.SPLITS:
         order = rng.permutation(identities).tolist()
         half = len(order) // 2
         for split, members in (("train", order[:half]), ("test", order[half:])):
             for modality in ("visible", "thermal"):
-                lists[f"idx/{split}_{modality}_{trial}.txt"] = "".join(
+                lists[f"idx/{split}_{modality}_{number}.txt"] = "".join(
                     f"{name} {label}\n"
                     for label, identity in enumerate(members)
                     for name in lines[modality, identity]
                 ).encode()
-    return Tree(images, lists)
+    return Tree(images, lists, _note(REGDB))
 
 
 def llcm_tree(seed: int, scale: float) -> Tree:
-    """LLCM; who is in which split, and seen by which cameras, is drawn.
+    """Return LLCM's tree; the identities of each split and their cameras are drawn.
 
     Args:
       seed: of the draw.
-      scale: of its identities and images, this share.
+      scale: share of the dataset's identities and images.
     """
     rng = np.random.default_rng(seed)
-    sizes = {split: round(scale * counts.identities) for split, counts in llcm.PUBLISHED.items()}
+    sizes = {split: round(scale * counts.identities) for split, counts in LLCM.counts.items()}
     order = (1 + rng.permutation(sum(sizes.values()))).tolist()
     splits = {
         "train": sorted(order[: sizes["train"]]),
@@ -113,7 +162,7 @@ def llcm_tree(seed: int, scale: float) -> Tree:
     images = []
     lists = {"idx/test_id.txt": (",".join(map(str, splits["test"])) + "\n").encode()}
     for split, members in splits.items():
-        published = llcm.PUBLISHED[split]
+        published = LLCM.counts[split]
         for kind, cameras, drawn_as, total in (
             ("vis", llcm.CAMERAS["test_vis"], VISIBLE, published.visible),
             ("nir", llcm.CAMERAS["test_nir"], INFRARED, published.infrared),
@@ -136,11 +185,11 @@ def llcm_tree(seed: int, scale: float) -> Tree:
                         lines.append(f"{place}/{file} {label}\n")
             if split == "train":
                 lists[f"idx/train_{kind}.txt"] = "".join(lines).encode()
-    return Tree(images, lists)
+    return Tree(images, lists, _note(LLCM, scale))
 
 
 def _shares(total: int, parts: int) -> list[int]:
-    """A total in equal parts, as far as it goes."""
+    """Split a total into parts that differ by 1 at most."""
     return [total // parts + (part < total % parts) for part in range(parts)]
 
 
@@ -151,25 +200,23 @@ def write_tree(
     distinct: int,
     heights: Sequence[int],
     seed: int,
-    note: str,
     linked: bool = True,
     progress: bool = True,
 ) -> None:
-    """Draws a few people and writes their images under all names.
+    """Draw a few people and write their images under all names.
 
-    Each image is one file with many names (hard links), where the file system has them: some 200
-    files in the place of tens of thousands are written, and above all removed, many times as fast.
-    They are read-only, since what is written into one name would show under the others.
+    Each image is one file with many names (hard links) if the file system has them: a few hundred
+    files are written and removed many times as fast as tens of thousands. They are read-only, since
+    writing into one name would change the others.
 
     Args:
       tree: what to write.
-      folder: where to; must not exist. It appears when it is whole.
+      folder: must not exist; it appears when it is complete.
       distinct: people to draw, 1 to 1000. Identities take them in turn.
       heights: of the images in pixels. A person has an image of each height in each camera; the
         names take them in turn.
       seed: of the people.
-      note: what rendered.txt says.
-      linked: whether a file may have many names.
+      linked: use hard links.
       progress: show a progress bar on standard error.
 
     Raises:
@@ -207,11 +254,11 @@ def write_tree(
         for name, content in tree.lists.items():
             (partial / name).parent.mkdir(exist_ok=True)
             (partial / name).write_bytes(content)
-        (partial / RENDERED).write_text(note)
+        (partial / RENDERED).write_text(tree.note)
 
 
 def _link(before: pathlib.Path, path: pathlib.Path) -> bool:
-    """Gives a file another name; False where the file system has no links, or no more of it."""
+    """Give a file another name; return False if the file system has no (more) links of it."""
     try:
         path.hardlink_to(before)
     except OSError:
@@ -220,7 +267,7 @@ def _link(before: pathlib.Path, path: pathlib.Path) -> bool:
 
 
 def _encoded(pixels: UInt8[np.ndarray, "h w 3"], name: str) -> bytes:
-    """A file of the format that its name says."""
+    """Encode pixels in the format of a file name's suffix."""
     file = io.BytesIO()
     PIL.Image.fromarray(pixels).save(file, format="bmp" if name.endswith(".bmp") else "jpeg")
     return file.getvalue()
