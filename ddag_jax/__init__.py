@@ -5,6 +5,7 @@
     load(run_or_checkpoint, ...)            a trained model with embed(images, modality)
     rank(query, gallery, ...)               CMC, mAP and mINP of any features
     Config and its parts                    every setting of a run
+    Dataset, CameraRule                     a dataset of your own and its protocol
     UserError                               what the caller can fix
 
 Importing the package does not import jax; the first use of a function does. Nothing of the process
@@ -27,20 +28,23 @@ if TYPE_CHECKING:
         OptimizerConfig,
         TrainingConfig,
     )
+    from ddag_jax.datasets.dataset import CameraRule, Dataset
     from ddag_jax.errors import UserError
     from ddag_jax.evaluation.ranking import rank_features as rank
     from ddag_jax.runs.evaluate import evaluate
     from ddag_jax.runs.train import train
     from ddag_jax.serving.model import load
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "AugmentConfig",
     "BaselineConfig",
+    "CameraRule",
     "Config",
     "DDAGConfig",
     "DataConfig",
+    "Dataset",
     "EvaluationConfig",
     "OptimizerConfig",
     "TrainingConfig",
@@ -53,6 +57,8 @@ __all__ = [
 ]
 
 _PLACES = {
+    "CameraRule": "datasets.dataset.CameraRule",
+    "Dataset": "datasets.dataset.Dataset",
     "UserError": "errors.UserError",
     "evaluate": "runs.evaluate.evaluate",
     "load": "serving.model.load",

@@ -11,6 +11,15 @@ from collections.abc import Iterable, Mapping
 from typing import Any, Literal, Protocol
 
 
+@typing.runtime_checkable
+class NamedDataset(Protocol):
+    """A dataset of the user's own, a `ddag_jax.datasets.dataset.Dataset`."""
+
+    @property
+    def name(self) -> str:
+        """The name that checkpoints store."""
+
+
 def _check(condition: bool, message: str) -> None:
     if not condition:
         raise ValueError(message)
@@ -20,7 +29,8 @@ def _check(condition: bool, message: str) -> None:
 class DataConfig:
     """Which images, and which of them are for training."""
 
-    dataset: Literal["sysu_mm01", "regdb", "llcm"] = "sysu_mm01"
+    dataset: str | NamedDataset = "sysu_mm01"
+    """`sysu_mm01`, `regdb` or `llcm`; in a configuration file also a `Dataset` of your own."""
     dir: str = "data"
     """Folder that `python -m ddag_jax.data prepare` wrote the dataset to."""
     image_height: int = 288
@@ -28,7 +38,7 @@ class DataConfig:
     image_width: int = 144
     """Pixels."""
     trial: int = 1
-    """RegDB: which of its ten published halves to train and test on, 1 to 10; a model each."""
+    """RegDB: which of its ten published splits to train and test on, 1 to 10; a model each."""
     train_on: Literal["train", "train+val"] = "train+val"
     """Identity lists to train on: `train` (296 identities of SYSU-MM01) leaves the 99 of `val` to
     choose the best checkpoint by; `train+val` (395) is the published setting. RegDB and LLCM have
@@ -38,7 +48,7 @@ class DataConfig:
     best checkpoint by. For `train+val`; `train` has `val` for it."""
     label_noise: float = 0.0
     """Annotation noise, to measure robustness: this share of the training images, drawn by the
-    seed, carries another training identity's label. What is judged is never touched."""
+    seed, gets another training identity's label. Evaluation images keep their labels."""
 
     def __post_init__(self) -> None:
         _check(
@@ -46,16 +56,7 @@ class DataConfig:
             f"data.image_height, data.image_width: {self.image_height} x {self.image_width} is too"
             " small; the network needs at least 32 x 16 pixels",
         )
-        _check(1 <= self.trial <= 10, f"data.trial: {self.trial} is no trial of RegDB's, 1 to 10")
-        _check(
-            self.trial == 1 or self.dataset == "regdb",
-            f"data.trial: only regdb has trials of its own, not {self.dataset}; leave it at 1",
-        )
-        _check(
-            self.train_on == "train+val" or self.dataset == "sysu_mm01",
-            f"data.train_on: {self.dataset} has no val list; leave it at train+val, and hold"
-            " identities out with data.holdout_identities",
-        )
+        _check(self.trial >= 1, f"data.trial: {self.trial} must be at least 1")
         _check(self.holdout_identities >= 0, "data.holdout_identities: must be 0 (none) or a count")
         _check(
             self.train_on == "train+val" or self.holdout_identities == 0,
@@ -64,7 +65,7 @@ class DataConfig:
         )
         _check(
             0 <= self.label_noise < 1,
-            f"data.label_noise: {self.label_noise} is no share of the images in [0, 1)",
+            f"data.label_noise: {self.label_noise} must be a share of the images, in [0, 1)",
         )
 
 
@@ -270,20 +271,21 @@ class TrainingConfig:
 
 @dataclasses.dataclass(frozen=True)
 class EvaluationConfig:
-    """The dataset's protocol; the defaults are those that papers publish. While training, SYSU-MM01
-    is judged in all-search and without re-ranking, whatever is set here."""
+    """The dataset's protocol; the defaults are those that papers publish. Evaluations while
+    training are without re-ranking, and in all-search on SYSU-MM01, whatever is set here."""
 
     direction: Literal["published", "infrared_to_visible", "visible_to_infrared"] = "published"
-    """Which modality asks. Published: SYSU-MM01 infrared to visible, the others both."""
-    mode: Literal["both", "all", "indoor"] = "both"
-    """SYSU-MM01: gallery of cameras 1, 2, 4, 5 (all-search), of 1, 2 (indoor-search), or each."""
+    """Modality of the queries, then of the gallery. Published: SYSU-MM01 infrared to visible, the
+    others both."""
+    mode: str = "both"
+    """SYSU-MM01: gallery of cameras 1, 2, 4, 5 (`all`), of 1, 2 (`indoor`), or `both`."""
     shots: Literal["single", "multi"] = "single"
     """SYSU-MM01: gallery images of each identity and camera, 1 or 10."""
     draw: Literal["seeded", "rand_perm_cam"] = "seeded"
-    """SYSU-MM01: how the gallery is drawn: by the reference's generator, seeded with the trial's
+    """SYSU-MM01: how the gallery is drawn: by the reference's generator, seeded with the draw's
     number, or by the authors' published permutations, exp/rand_perm_cam.mat. LLCM: seeded."""
     trials: int = 10
-    """SYSU-MM01 and LLCM: gallery draws, averaged. RegDB draws nothing: its trials are runs."""
+    """SYSU-MM01 and LLCM: gallery draws, averaged. RegDB has no draw: its trials are runs."""
     feature: str = "both"
     """What is ranked: all features of the method (`both`), one of them by its name (DDAG: `global`
     and, where P is on, `part`), or all of them side by side (`concatenation`). Published: the part
@@ -333,18 +335,6 @@ class Config:
                     f"{section.name}.{name}: {repr(value)[:80]} is not of the kind {kind}, or"
                     " beyond all bounds",
                 )
-        dataset, evaluation = self.data.dataset, self.evaluation
-        if dataset == "sysu_mm01":
-            _check(
-                evaluation.direction != "visible_to_infrared",
-                "evaluation.direction: SYSU-MM01's protocol searches from infrared to visible only",
-            )
-        else:
-            for field, only in (("mode", "both"), ("shots", "single"), ("draw", "seeded")):
-                _check(
-                    getattr(evaluation, field) == only,
-                    f"evaluation.{field}: is SYSU-MM01's; leave it out for {dataset}",
-                )
 
 
 def _is_of(value: Any, kind: Any) -> bool:
@@ -385,13 +375,17 @@ def to_dict(config: Config) -> dict[str, Any]:
     A dataset of somebody's own is stored by its name.
     """
     sections = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
-    values = {
-        name: {field.name: getattr(section, field.name) for field in dataclasses.fields(section)}
+    return {
+        name: {
+            field.name: _stored(getattr(section, field.name))
+            for field in dataclasses.fields(section)
+        }
         for name, section in sections.items()
     }
-    dataset: Any = config.data.dataset
-    values["data"]["dataset"] = getattr(dataset, "name", dataset)
-    return values
+
+
+def _stored(value: Any) -> Any:
+    return value.name if isinstance(value, NamedDataset) else value
 
 
 def from_dict(
@@ -434,7 +428,7 @@ def _refuse_unknown(prefix: str, given: Iterable[str], known: Iterable[str]) -> 
 
 
 def differences(one: Config, other: Config) -> dict[str, tuple[Any, Any]]:
-    """Fields in which two configurations differ, {"section.field": (one's, other's)}."""
+    """Return fields in which two configurations differ, {"section.field": (one's, other's)}."""
     pairs = {}
     for section in dataclasses.fields(Config):
         mine, theirs = getattr(one, section.name), getattr(other, section.name)
@@ -442,7 +436,7 @@ def differences(one: Config, other: Config) -> dict[str, tuple[Any, Any]]:
             pairs[section.name] = (type(mine).__qualname__, type(theirs).__qualname__)
             continue
         for field in dataclasses.fields(mine):
-            values = getattr(mine, field.name), getattr(theirs, field.name)
+            values = _stored(getattr(mine, field.name)), _stored(getattr(theirs, field.name))
             if values[0] != values[1]:
                 pairs[f"{section.name}.{field.name}"] = values
     return pairs

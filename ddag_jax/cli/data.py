@@ -1,7 +1,7 @@
 """`python -m ddag_jax.data people|prepare|check|rehearse`."""
 
 import dataclasses
-import logging
+import pathlib
 from typing import Annotated, Any
 
 import tensorflow_datasets as tfds
@@ -9,18 +9,20 @@ import tyro
 from etils import epath
 
 from ddag_jax.cli.options import parse
-from ddag_jax.datasets.checks import REHEARSAL
-from ddag_jax.datasets.prepare import Dataset, check, prepare, read_layout
+from ddag_jax.datasets.dataset import Dataset
+from ddag_jax.datasets.find import find_dataset
+from ddag_jax.datasets.prepare import check, prepare, read_folder
 from ddag_jax.errors import UserError
+from ddag_jax.io.config_file import load_config
 from ddag_jax.io.progress import silence
 from ddag_jax.synthetic.files import contact_sheet, write_people
 from ddag_jax.synthetic.image import People
-from ddag_jax.synthetic.rehearsal import llcm_tree, regdb_tree, sysu_mm01_tree, write_tree
+from ddag_jax.synthetic.rehearsal import rehearsal_tree, write_tree
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Command:
-    """What every command takes."""
+    """Options of every command."""
 
     quiet: bool = False
     """Show no progress."""
@@ -39,7 +41,7 @@ class PeopleCommand(Command):
     """Also write a picture of up to eight people, two images of each camera, to this file."""
 
     def run(self) -> None:
-        """Writes the folder."""
+        """Write the folder."""
         if self.sheet is not None:
             folder = epath.Path(self.sheet).parent
             if not folder.is_dir() and folder not in epath.Path(self.to).parents:  # made with `to`
@@ -57,12 +59,19 @@ class PeopleCommand(Command):
 class Source(Command):
     """A dataset's folder."""
 
-    dataset: tyro.conf.Positional[Dataset]
+    dataset: tyro.conf.Positional[str]
+    """sysu_mm01, regdb or llcm; or a configuration file (.py) whose data.dataset is your own."""
     source: Annotated[str, tyro.conf.arg(name="from")]
-    """The folder that the dataset was unpacked to; docs/datasets.md shows each one's."""
+    """The folder that the dataset was unpacked to; docs/datasets.md shows the layouts."""
     train_arrays: bool = False
     """SYSU-MM01 only: take the training images from train_{rgb,ir}_resized_{img,label}.npy in
-    that folder, which the reference's preprocessing leaves, instead of cam1 ... cam6."""
+    that folder, which the reference's preprocessing writes, instead of cam1 ... cam6."""
+
+    def find(self) -> Dataset:
+        """Return the published dataset, or the one of the configuration file."""
+        if pathlib.Path(self.dataset).suffix == ".py":
+            return find_dataset(load_config(self.dataset).data.dataset)
+        return find_dataset(self.dataset)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -77,14 +86,22 @@ class PrepareCommand(Source):
     """Replace one that was made from another source."""
 
     def run(self) -> None:
-        """Builds the dataset and prints what it holds."""
+        """Build the dataset and print its counts."""
         height, width = self.image_size
         if height < 1 or width < 1:
             raise UserError(f"--image-size {height} {width}: must be 1 or more pixels each")
-        layout = read_layout(self.dataset, self.source, self.train_arrays)
-        folder, reused = prepare(self.dataset, layout, self.to, height, width, self.overwrite)
-        print(layout.summary())
-        print(f"{folder}: " + ("already prepared from this source, kept" if reused else "prepared"))
+        dataset = self.find()
+        path, content, reused = prepare(
+            dataset,
+            self.source,
+            self.to,
+            height,
+            width,
+            train_arrays=self.train_arrays,
+            overwrite=self.overwrite,
+        )
+        print(content.summary(dataset.counts))
+        print(f"{path}: " + ("already prepared from this source, kept" if reused else "prepared"))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -92,21 +109,23 @@ class CheckCommand(Source):
     """Look for every fault of a dataset's folder, decoding each image."""
 
     def run(self) -> None:
-        """Checks and prints what the folder holds."""
-        print(check(self.dataset, self.source, self.train_arrays).summary())
+        """Check the folder and print its counts."""
+        dataset = self.find()
+        print(check(dataset, self.source, self.train_arrays).summary(dataset.counts))
         print(f"{self.source}: no faults")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RehearseCommand(Command):
-    """Draw a folder of exactly a dataset's shape: its layout, lists and counts.
+    """Draw a folder with the layout, lists and counts of a published dataset.
 
-    To rehearse everything before the real images are there. A few rendered people stand for all
-    identities, so that it takes seconds: pictures for counts, not for training. An image is one
-    read-only file with many names, where the file system allows: replace it, do not write into it.
+    To try the commands without the dataset. A few rendered people stand for all identities, so
+    that it takes seconds: not for training. An image is one read-only file with many names, if the
+    file system allows it: replace it, do not write into it.
     """
 
-    dataset: tyro.conf.Positional[Dataset]
+    dataset: tyro.conf.Positional[str]
+    """sysu_mm01, regdb or llcm."""
     to: str
     """Folder to write; must not exist."""
     exp: str | None = None
@@ -119,39 +138,19 @@ class RehearseCommand(Command):
     height: int = 64
     """Typical height of an image, pixels."""
     seed: int = 0
-    """Of the people, of RegDB's halves, of LLCM's split."""
+    """Of the people, of RegDB's splits, of LLCM's split."""
 
     def run(self) -> None:
-        """Writes the folder and prints what it holds."""
-        if (self.exp is None) == (self.dataset == "sysu_mm01"):
-            raise UserError(
-                "--exp: sysu_mm01 needs the folder of its published lists and rand_perm_cam.mat;"
-                " other datasets have none"
-            )
-        if self.scale != 1 and self.dataset != "llcm":
-            raise UserError(f"--scale: only llcm can be scaled, not {self.dataset}; leave it out")
-        if not 0.01 <= self.scale <= 1:
-            raise UserError(f"--scale {self.scale}: must be from 0.01 to 1")
-        if self.seed < 0:
-            raise UserError(f"--seed {self.seed}: must be 0 or more")
-        if self.exp is not None:
-            tree = sysu_mm01_tree(self.exp)
-        elif self.dataset == "regdb":
-            tree = regdb_tree(self.seed)
-        else:
-            tree = llcm_tree(self.seed, self.scale)
-        note = f"{REHEARSAL} of {self.dataset}, rendered by ddag_jax: a few people stand for all\n"
-        if self.scale != 1:
-            note = f"Rendered by ddag_jax: a share of {self.scale} of {self.dataset}'s counts\n"
+        """Write the folder and print its counts."""
+        tree = rehearsal_tree(self.dataset, exp=self.exp, scale=self.scale, seed=self.seed)
         write_tree(
             tree,
             self.to,
             distinct=self.distinct,
             heights=[self.height] * 4,
             seed=self.seed,
-            note=note,
         )
-        print(read_layout(self.dataset, self.to).summary())
+        print(read_folder(self.dataset, self.to).summary(find_dataset(self.dataset).counts))
         print(f"wrote {self.to}")
 
 
@@ -167,9 +166,8 @@ def main(arguments: list[str] | None = None) -> None:
     """`python -m ddag_jax.data people|prepare|check|rehearse`.
 
     Raises:
-      UserError: what the user gave has a fault; nothing half-written is left.
+      UserError: an option, a folder or an image has a fault; nothing half-written is left.
     """
-    logging.getLogger("absl").setLevel(logging.ERROR)  # TFDS warns about any custom config
     tfds.disable_progress_bar()
     command = parse(COMMANDS, arguments, "python -m ddag_jax.data", description=__doc__)
     if command.quiet:

@@ -1,1 +1,6 @@
-"""Rendered people, dataset builders, sampling, loading and augmentation."""
+"""From the prepared store to the device: sampling, loading, augmentation.
+
+Importing it registers the published datasets with tensorflow-datasets.
+"""
+
+from ddag_jax.datasets import builder  # noqa: F401

@@ -26,9 +26,9 @@ def crop_flip(
     flips: Bool[Array, " b"],
     padding: int,
 ) -> UInt8[Array, "b h w 3"]:
-    """Pads each image with black, cuts it back to its size, and mirrors some left-right.
+    """Pad each image with black, crop it back to its size, and mirror some left-right.
 
-    Black before normalisation, as torchvision's `Pad` does to an image, so not 0 after it.
+    Black before normalisation, as torchvision's `Pad` of an image, so not 0 after it.
 
     Args:
       images: on the device.
@@ -37,8 +37,8 @@ def crop_flip(
       padding: pixels on each side.
     """
     padded = jnp.pad(images, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
-    # One gather of whole crops. Per-row gathers and products with one-hot matrices were slower
-    # on CPU (twice and ten times).
+    # One gather of whole crops; per-row gathers took twice as long on CPU, products with one-hot
+    # matrices ten times.
     crops = jax.vmap(
         lambda image, offset: jax.lax.dynamic_slice(
             image, (offset[0], offset[1], 0), images.shape[1:]
@@ -54,12 +54,12 @@ def augment(
     padding: int,
     flip: bool,
 ) -> Float[Array, "b h w 3"]:
-    """Pads with black, crops at random, mirrors every second image on average, and normalises.
+    """Pad with black, crop at random, mirror every second image on average, and normalise.
 
     Args:
       images: on the device.
-      keys: one for each image; an image's fate depends on its own key alone, so that it is the
-        same on however many devices the batch lies.
+      keys: one for each image; an image's augmentation depends on its own key alone, so that the
+        number of devices changes nothing.
       padding: pixels on each side before the crop back to size.
       flip: whether to mirror at all.
     """

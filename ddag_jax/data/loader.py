@@ -1,4 +1,4 @@
-"""From a prepared dataset to training batches on the host, read ahead of the step (grain)."""
+"""Read a prepared dataset, and training batches of it ahead of the step (grain)."""
 
 import dataclasses
 import zlib
@@ -14,7 +14,8 @@ from tensorflow_datasets.proto import tf_example_pb2
 from ddag_jax.config import DataConfig
 from ddag_jax.data.sampler import IdentitySampler
 from ddag_jax.datasets.builder import VERSION
-from ddag_jax.datasets.checks import Record, fingerprint
+from ddag_jax.datasets.checks import ImageEntry, fingerprint
+from ddag_jax.datasets.find import find_dataset
 from ddag_jax.errors import UserError
 from ddag_jax.types import Batch
 
@@ -23,13 +24,13 @@ from ddag_jax.types import Batch
 class ImageSource:
     """Random access to the images of a split, or of some of them.
 
-    What is known of the images is in memory; the images themselves are read when asked for.
+    Identities, cameras and names are in memory; the images are read on access.
     """
 
     identities: Int[np.ndarray, " images"]
     """int64, the dataset's own numbers."""
     cameras: Int[np.ndarray, " images"]
-    """int64, the dataset's own numbers, from 1; 0 where the camera is not known."""
+    """int64, the dataset's own numbers, from 1; 0 if the camera is not known."""
     infrared: Bool[np.ndarray, " images"]
     """Whether an image is infrared."""
     names: list[str]
@@ -39,15 +40,15 @@ class ImageSource:
     folder: epath.Path
     """Of the prepared dataset."""
     fingerprint: str
-    """Of the folder: what it was made from, and its files' names and sizes."""
+    """Of the prepared folder: its source, and its files' names and sizes."""
     rendered: bool
-    """Whether the images are our own drawings in the dataset's layout."""
+    """Whether the images are rendered people in the dataset's layout."""
     draws: dict[str, list[list[int]]]
-    """The published gallery draws that came with the dataset, by folder, see `Layout.draws`."""
+    """Published gallery draws by folder, see `FolderContent.draws`."""
     _records: Sequence[bytes]
     """TFDS's data source, of undecoded records."""
     _keys: Int[np.ndarray, " images"]
-    """Which of the records, in the order of the columns above."""
+    """Position of each image among the records."""
 
     def __len__(self) -> int:
         return len(self.identities)
@@ -63,17 +64,17 @@ class ImageSource:
         return len(np.unique(self.identities))
 
     def images(self, indices: Int[np.ndarray, " b"]) -> UInt8[np.ndarray, "b h w 3"]:
-        """Reads images by their numbers in this source, 0 ... len - 1.
+        """Read images by their positions in this source, 0 ... len - 1.
 
         Raises:
-          UserError: a record is cut short, overwritten, or not what was once written.
+          UserError: a record is damaged.
         """
         images = np.empty((len(indices), *self.image_size, 3), np.uint8)
         keys = self._keys[indices].tolist()
         for image, number, key in zip(images, indices.tolist(), keys, strict=True):
             try:
                 record = self._records[key]
-            except RuntimeError as error:  # whatever ArrayRecord finds wrong with its file
+            except RuntimeError as error:  # ArrayRecord found its file damaged
                 raise self._damaged(number, str(error)) from error
             # TFDS's own decoding of all columns takes three times as long.
             features = tf_example_pb2.Example.FromString(record).features
@@ -90,7 +91,7 @@ class ImageSource:
         )
 
     def subset(self, chosen: Int[np.ndarray, " b"] | Bool[np.ndarray, " images"]) -> "ImageSource":
-        """The source of some images, by number or by mask, in that order."""
+        """Return the source of some images, by position or by mask, in that order."""
         numbers = np.arange(len(self))[chosen]
         return dataclasses.replace(
             self,
@@ -105,17 +106,17 @@ class ImageSource:
 def open_split(
     data_dir: epath.PathLike, dataset: str, image_size: tuple[int, int], split: str
 ) -> ImageSource:
-    """Opens a split of a prepared dataset.
+    """Open a split of a prepared dataset.
 
     Args:
-      data_dir: what the dataset was prepared `--to`.
-      dataset: "sysu_mm01", "regdb" or "llcm".
+      data_dir: folder that the dataset was prepared to.
+      dataset: its name.
       image_size: height and width in pixels that it was prepared at.
-      split: name of a stored split, of several as TFDS joins them ("train+val"), or of a subset
-        (RegDB's "train_1" ... "test_10").
+      split: name of a stored split, of several joined by + ("train+val"), or of a subset (RegDB's
+        "train_1" ... "test_10").
 
     Raises:
-      UserError: not prepared, or not at this size.
+      UserError: the dataset is not prepared, or not at this size.
     """
     height, width = image_size
     sizes = epath.Path(data_dir) / dataset
@@ -137,7 +138,7 @@ def open_split(
     stored = next(iter(metadata["index"])) if split in metadata["subsets"] else split
     columns = {
         name: np.concatenate([metadata["index"][part][name] for part in stored.split("+")])
-        for name in Record._fields
+        for name in ImageEntry._fields
     }
     keys = np.asarray(metadata["subsets"].get(split, np.arange(len(columns["name"]))), np.int64)
     return ImageSource(
@@ -161,52 +162,48 @@ def open_split(
 
 
 def evaluation_split(config: DataConfig) -> ImageSource:
-    """Opens the images that the published figures are measured on.
+    """Open the images that the published figures are measured on.
 
     Raises:
-      UserError: not prepared.
+      UserError: the dataset is not prepared.
     """
-    return _open(config, f"test_{config.trial}" if config.dataset == "regdb" else "test")
+    return _open(config, find_dataset(config.dataset).test_split(config))
 
 
 def _open(config: DataConfig, split: str) -> ImageSource:
-    return open_split(config.dir, config.dataset, (config.image_height, config.image_width), split)
+    name = find_dataset(config.dataset).name
+    return open_split(config.dir, name, (config.image_height, config.image_width), split)
 
 
 def training_split(config: DataConfig, seed: int) -> tuple[ImageSource, ImageSource | None]:
-    """Opens what to train on and what to choose the best checkpoint by.
+    """Open the images to train on and those to choose the best checkpoint by.
 
     Args:
-      config: which identities train, which are held out.
+      config: which identities to train on and to hold out.
       seed: of the draws of `config.holdout_identities` and `config.label_noise`.
 
     Returns:
-      Training images, and those of identities held out of training; None where there are none.
+      Training images, and those of identities held out of training; None if there are none.
 
     Raises:
-      UserError: not prepared; no identities are left to train on; more noise than there can be.
+      UserError: the dataset is not prepared; no identities are left to train on; there is more
+        label noise than possible.
     """
     validation = None
+    training = _open(config, find_dataset(config.dataset).train_split(config))
     if config.train_on == "train":
-        training, validation = _open(config, "train"), _open(config, "val")
-    else:
-        everyone_is = {
-            "sysu_mm01": "train+val",
-            "regdb": f"train_{config.trial}",
-            "llcm": "train",
-        }
-        everyone = training = _open(config, everyone_is[config.dataset])
-        if config.holdout_identities >= everyone.classes:
-            raise UserError(
-                f"data.holdout_identities: {config.holdout_identities} of {everyone.classes}"
-                " identities leaves none to train on; lower it"
-            )
-        if config.holdout_identities:
-            held = np.random.default_rng(seed).choice(
-                np.unique(everyone.identities), config.holdout_identities, replace=False
-            )
-            is_held = np.isin(everyone.identities, held)
-            training, validation = everyone.subset(~is_held), everyone.subset(is_held)
+        validation = _open(config, "val")
+    elif config.holdout_identities >= training.classes:
+        raise UserError(
+            f"data.holdout_identities: {config.holdout_identities} of {training.classes}"
+            " identities leaves none to train on; lower it"
+        )
+    elif config.holdout_identities:
+        held = np.random.default_rng(seed).choice(
+            np.unique(training.identities), config.holdout_identities, replace=False
+        )
+        is_held = np.isin(training.identities, held)
+        training, validation = training.subset(~is_held), training.subset(is_held)
     if config.label_noise:
         noisy = _mislabelled(training, config.label_noise, seed)
         training = dataclasses.replace(training, identities=noisy)
@@ -214,12 +211,12 @@ def training_split(config: DataConfig, seed: int) -> tuple[ImageSource, ImageSou
 
 
 def _mislabelled(source: ImageSource, share: float, seed: int) -> Int[np.ndarray, " images"]:
-    """The identities with this share of them, to the nearest image, replaced by another one each.
+    """Return the identities with a share of the images' replaced by another training identity.
 
-    Which images, and by whom, is drawn uniformly; but one image of each identity in each modality
-    keeps its label, so that no identity dies out.
+    Images and new identities are drawn uniformly, except that one image of each identity in each
+    modality keeps its label.
     """
-    rng = np.random.default_rng([seed, 0x6E6F6973])  # not the stream that holds identities out
+    rng = np.random.default_rng([seed, 0x6E6F6973])  # not the stream of the held-out identities
     order = rng.permutation(len(source))
     groups = 2 * source.labels + source.infrared
     _, kept = np.unique(groups[order], return_index=True)
@@ -250,23 +247,23 @@ def training_batches(
     threads: int = 1,
     read_ahead: int = 2,
 ) -> Iterator[Batch]:
-    """Batches of the steps `first_step` ... `last_step - 1`, read in the background.
+    """Read the batches of steps `first_step` ... `last_step - 1` in the background.
 
-    Step s is step s % steps_per_epoch of epoch s // steps_per_epoch, wherever the reading starts.
+    Step s is step s % steps_per_epoch of epoch s // steps_per_epoch, wherever reading starts.
 
     Args:
-      source: the training images, those that the sampler was made of.
-      sampler: says which images are in a batch.
+      source: the training images, which the sampler was made from.
+      sampler: chooses the images of a batch.
       steps_per_epoch: batches in an epoch.
       first_step: counted from 0 over all epochs.
-      last_step: the first that is not read.
-      process_index: of the process that reads.
+      last_step: first step that is not read.
+      process_index: of this process.
       process_count: processes that share a batch: each reads its own identity slots only.
-      threads: that read. Few, since a step on CPU needs the same cores.
-      read_ahead: batches kept ready.
+      threads: reading threads; few, since a step on CPU needs the same cores.
+      read_ahead: number of batches kept ready.
 
     Returns:
-      NumPy batches, with this process's share of the identity slots.
+      An iterator of NumPy batches with this process's share of the identity slots.
     """
 
     def read(step: int) -> Batch:

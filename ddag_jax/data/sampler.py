@@ -1,4 +1,4 @@
-"""Identity-balanced batches: (seed, epoch, step) -> which images, and nothing else decides."""
+"""Identity-balanced batches as a pure function of (seed, epoch, step)."""
 
 from typing import NamedTuple
 
@@ -9,12 +9,12 @@ from ddag_jax.errors import UserError
 
 
 class Sample(NamedTuple):
-    """One batch, as numbers of images."""
+    """One batch, as positions of images."""
 
     labels: Int[np.ndarray, " n"]
     """Class of each identity slot, int32, no class twice."""
     visible: Int[np.ndarray, "n m"]
-    """int64 numbers of the images, all of the slot's identity."""
+    """int64 positions of the images, all of the slot's identity."""
     infrared: Int[np.ndarray, "n m"]
 
 
@@ -34,23 +34,23 @@ class IdentitySampler:
         images_per_identity: int,
         seed: int,
     ):
-        """Indexes the images by identity.
+        """Index the images by identity.
 
         Args:
-          labels: class of each image, 0 ... classes - 1, each with both modalities.
+          labels: class of each image, 0 ... classes - 1; every class has both modalities.
           infrared: whether an image is infrared.
           identities_per_batch: n.
           images_per_identity: m, of each modality.
           seed: of all draws.
 
         Raises:
-          UserError: fewer identities than a batch needs.
+          UserError: there are fewer identities than a batch needs.
         """
         classes = int(labels.max()) + 1 if len(labels) else 0
         if classes < identities_per_batch:
             raise UserError(
-                f"training.identities_per_batch: {identities_per_batch} asked for, but there are"
-                f" only {classes} identities to train on; lower it"
+                f"training.identities_per_batch: {identities_per_batch}, but there are only"
+                f" {classes} identities to train on; lower it"
             )
         self._classes = classes
         self._identities_per_batch = identities_per_batch
@@ -60,7 +60,7 @@ class IdentitySampler:
         self._infrared = _group(labels, infrared, classes)
 
     def sample(self, epoch: int, step: int) -> Sample:
-        """The batch of a step, counted from 0 in its epoch; equal arguments, equal batch."""
+        """Return the batch of a step, counted from 0 in its epoch."""
         rng = np.random.default_rng([self._seed, epoch, step])
         labels = rng.choice(self._classes, self._identities_per_batch, replace=False)
         return Sample(
@@ -79,7 +79,7 @@ class IdentitySampler:
 
 
 class _Group(NamedTuple):
-    """Images of one modality, those of a class side by side."""
+    """Images of one modality, sorted by class."""
 
     images: Int[np.ndarray, " images"]
     starts: Int[np.ndarray, " classes"]
@@ -98,11 +98,11 @@ def _group(
 def steps_per_epoch(
     visible: int, infrared: int, identities_per_batch: int, images_per_identity: int
 ) -> int:
-    """Batches that the reference calls an epoch.
+    """Return the number of batches that the reference counts as an epoch.
 
     Args:
-      visible: training images of that modality.
-      infrared: training images of that modality.
+      visible: number of visible training images.
+      infrared: number of infrared training images.
       identities_per_batch: n.
       images_per_identity: m.
 

@@ -1,7 +1,13 @@
-"""What the tensorflow-datasets builders share: images resized once, kept as raw bytes."""
+"""The prepared store: images resized once and kept as raw bytes, built by tensorflow-datasets.
+
+Importing this file registers the published datasets with tensorflow-datasets, so that
+`tfds.builder("sysu_mm01", data_dir=..., config="288x144")` finds them.
+"""
 
 import dataclasses
+import functools
 import os
+import re
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar
@@ -11,20 +17,22 @@ import tensorflow_datasets as tfds
 from array_record.python import array_record_module
 from etils import epath
 
-from ddag_jax.datasets.checks import Layout, Record, raise_faults
+from ddag_jax.datasets.checks import FolderContent, ImageEntry, raise_faults
+from ddag_jax.datasets.dataset import Dataset
+from ddag_jax.datasets.find import DATASETS
 from ddag_jax.datasets.images import read_images
 from ddag_jax.io.progress import Progress
 
 VERSION = "2.0.0"
-"""Of what is stored and how, for all datasets."""
+"""Of the stored format, for all datasets."""
 
 _SHARD_IMAGES = 2048
-"""At most, in an ArrayRecord file: at 288 x 144 pixels these are 255 MB."""
+"""Most images of an ArrayRecord file: at 288 x 144 pixels these are 255 MB."""
 
 
 @dataclasses.dataclass(kw_only=True)
 class ImageSize(tfds.core.BuilderConfig):
-    """The size that images are stored at, so that several can lie side by side."""
+    """The size of the stored images; several sizes of a dataset can be stored side by side."""
 
     height: int
     """Pixels."""
@@ -32,8 +40,9 @@ class ImageSize(tfds.core.BuilderConfig):
     """Pixels."""
 
     @classmethod
+    @functools.cache
     def of(cls, height: int, width: int) -> "ImageSize":
-        """The size under the name that is also its folder's: `288x144`."""
+        """Return the size under the name of its folder: `288x144`."""
         return cls(
             name=f"{height}x{width}",
             description=f"Images of {height} x {width} pixels (height x width).",
@@ -42,21 +51,15 @@ class ImageSize(tfds.core.BuilderConfig):
         )
 
 
-PUBLISHED_SIZE = ImageSize.of(288, 144)
-"""Stands where none is named. It is none of TFDS's BUILDER_CONFIGS, since TFDS would then refuse an
-equal one, and leave a file behind where preparing fails."""
-
-
 class _Uncompressed(tfds.core.ExampleWriter):
-    """Writes ArrayRecord without compression, where TFDS has it on.
+    """Writes ArrayRecord without the compression that TFDS applies.
 
-    Compressed, our rendered people take half the space and more than twice as long to read
-    (benchmarks/data.py).
-    ArrayRecord's checksums stay.
+    Compressed, rendered people take half the space and more than twice as long to read
+    (benchmarks/data.py). ArrayRecord's checksums stay.
     """
 
     def write(self, path: epath.PathLike, examples: Iterable[tuple[Any, bytes]]) -> None:
-        """Writes one file."""
+        """Write one file."""
         writer = array_record_module.ArrayRecordWriter(os.fspath(path), "group_size:1,uncompressed")
         for _, example in examples:
             writer.write(example)
@@ -64,39 +67,44 @@ class _Uncompressed(tfds.core.ExampleWriter):
 
 
 class ImageFolderBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):  # type: ignore[call-arg]
-    """A dataset of images of people, from the folder that it is distributed as.
+    """Builds the store of a `Dataset` from the folder that it is distributed as.
 
-    Examples are ordered by identity, camera, name. These columns stand in `info.metadata["index"]`
-    too, so that a split can be sampled without reading images. `info.metadata["subsets"]` has the
-    splits that are no stored one, as positions in the one; `["draws"]` the published gallery draws;
-    `["source"]` the fingerprint of the folder it was made from; `["rendered"]` whether that holds
-    our drawings instead of the dataset's images.
+    Examples are ordered by identity, camera, name. `info.metadata["index"]` repeats these columns,
+    so that a split can be sampled without reading images. `info.metadata["subsets"]` has splits
+    that overlap, as positions in the one stored split; `["draws"]` the published gallery draws;
+    `["source"]` the fingerprint of the folder; `["rendered"]` whether its images are rendered.
 
-    Shard by shard, not with TFDS's GeneratorBasedBuilder: that one sorts in memory and, above
-    1 GB, needs TensorFlow to spill to disk.
+    Shard by shard, not with TFDS's GeneratorBasedBuilder, which sorts in memory and, above 1 GB,
+    needs TensorFlow to spill to disk.
     """
 
     VERSION = tfds.core.Version(VERSION)
-    DESCRIPTION: ClassVar[str]
-    HOMEPAGE: ClassVar[str]
-    CITATION: ClassVar[str]
+    DATASET: ClassVar[Dataset]
 
     def __init__(
         self,
         *,
-        config: ImageSize | None = None,
-        layout: Layout | None = None,
+        config: ImageSize | str | None = None,
+        content: FolderContent | None = None,
         file_format: str = "array_record",
         **kwargs: Any,
     ):
-        """`layout` is what to build from, where it is known already; else `manual_dir` is read."""
-        self._layout = layout
-        super().__init__(config=config or PUBLISHED_SIZE, file_format=file_format, **kwargs)
+        """Prepare to read or build a store.
 
-    @staticmethod
-    def inspect(folder: epath.PathLike) -> tuple[Layout, list[str]]:
-        """What a folder holds, and its faults; the layout module of each dataset has it."""
-        raise NotImplementedError
+        Args:
+          config: image size, also by its name; None: 288x144, the published one.
+          content: what to build from; None: `manual_dir` is inspected.
+          file_format: TFDS's name of it.
+          **kwargs: TFDS's own arguments.
+        """
+        self._content = content
+        super().__init__(config=config or ImageSize.of(288, 144), file_format=file_format, **kwargs)
+
+    @classmethod
+    def get_builder_config(cls, name: str, version: Any = None) -> ImageSize | None:
+        """Return the size of a name like `288x144`: any size, where TFDS expects a fixed list."""
+        size = re.fullmatch(r"([0-9]{1,5})x([0-9]{1,5})", name)
+        return ImageSize.of(int(size[1]), int(size[2])) if size else None
 
     def _example_writer(self) -> tfds.core.ExampleWriter:
         return _Uncompressed(self.info.file_format)
@@ -105,9 +113,9 @@ class ImageFolderBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):  
         size = (self.builder_config.height, self.builder_config.width)
         return tfds.core.DatasetInfo(
             builder=self,
-            description=self.DESCRIPTION,
-            homepage=self.HOMEPAGE,
-            citation=self.CITATION,
+            description=self.DATASET.description,
+            homepage=self.DATASET.homepage,
+            citation=self.DATASET.citation,
             features=tfds.features.FeaturesDict(
                 {
                     "image": tfds.features.Tensor(
@@ -117,7 +125,7 @@ class ImageFolderBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):  
                     "camera": np.int64,
                     "name": tfds.features.Text(),
                     "infrared": np.bool_,
-                    "crc32": np.int64,  # of the image's bytes, so that damage is found
+                    "crc32": np.int64,  # of the image's bytes, to detect damage
                 }
             ),
             disable_shuffling=True,
@@ -127,45 +135,66 @@ class ImageFolderBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):  
     def _shard_iterators_per_split(
         self, dl_manager: tfds.download.DownloadManager
     ) -> Mapping[str, Sequence[Callable[[], Iterator[tuple[str, dict[str, Any]]]]]]:
-        layout = self._layout
-        if layout is None:
-            layout, faults = self.inspect(dl_manager.manual_dir)
+        content = self._content
+        if content is None:
+            content, faults = self.DATASET.inspect(dl_manager.manual_dir)
             raise_faults(faults)
         self.info.metadata.update(
-            source=layout.source,
-            rendered=layout.rendered,
-            subsets=layout.subsets,
-            draws=layout.draws,
+            source=content.source,
+            rendered=content.rendered,
+            subsets=content.subsets,
+            draws=content.draws,
             index={
                 split: {
-                    column: [getattr(record, column) for record in records]
-                    for column in Record._fields
+                    column: [getattr(entry, column) for entry in entries]
+                    for column in ImageEntry._fields
                 }
-                for split, records in layout.images.items()
+                for split, entries in content.images.items()
             },
         )
-        total = sum(map(len, layout.images.values()))
+        total = sum(map(len, content.images.values()))
         progress = Progress(total, "decoding and resizing", "image")
         return {
             split: [
-                self._shard(layout, records[start : start + _SHARD_IMAGES], progress)
-                for start in range(0, len(records), _SHARD_IMAGES)
+                self._shard(content, entries[start : start + _SHARD_IMAGES], progress)
+                for start in range(0, len(entries), _SHARD_IMAGES)
             ]
-            for split, records in layout.images.items()
+            for split, entries in content.images.items()
         }
 
     def _shard(
-        self, layout: Layout, records: list[Record], progress: Progress
+        self, content: FolderContent, entries: list[ImageEntry], progress: Progress
     ) -> Callable[[], Iterator[tuple[str, dict[str, Any]]]]:
         def examples() -> Iterator[tuple[str, dict[str, Any]]]:
             images = read_images(
-                map(layout.image, records), self.builder_config.height, self.builder_config.width
+                map(content.image, entries), self.builder_config.height, self.builder_config.width
             )
-            for record, image in zip(records, images, strict=True):
-                example = {"image": image, "crc32": zlib.crc32(image.data), **record._asdict()}
-                yield record.name, example
-                # Written by now. TFDS keeps the examples of a file to count them in the end.
+            for entry, image in zip(entries, images, strict=True):
+                example = {"image": image, "crc32": zlib.crc32(image.data), **entry._asdict()}
+                yield entry.name, example
+                # It is written; TFDS would keep it until the file is complete, to count examples.
                 del example["image"]
                 progress.update()
 
         return examples
+
+
+@functools.cache
+def builder_class(dataset: Dataset) -> type[ImageFolderBuilder]:
+    """Return the TFDS builder of a dataset; those of the published datasets are registered."""
+    title = "".join(word.capitalize() for word in dataset.name.split("_"))
+    members = {
+        "__doc__": f"{dataset.title}: {dataset.description}",
+        "__module__": __name__,
+        "name": dataset.name,
+        "DATASET": dataset,
+        "MANUAL_DOWNLOAD_INSTRUCTIONS": (
+            f"Ask the authors of {dataset.title} for it. `manual_dir` is {dataset.folder}."
+        ),
+    }
+    published = dataset in DATASETS.values()
+    return type(title, (ImageFolderBuilder,), members, skip_registration=not published)
+
+
+for _dataset in DATASETS.values():
+    builder_class(_dataset)

@@ -1,4 +1,4 @@
-"""What the folder of any dataset holds, and how its faults are told: shared by the three."""
+"""What a dataset's folder holds, and checks that the layouts of all datasets share."""
 
 import collections
 import dataclasses
@@ -18,42 +18,42 @@ from ddag_jax.errors import UserError
 from ddag_jax.io.files import is_file
 
 RENDERED = "rendered.txt"
-"""A file of this name says that a folder's images were drawn by us, in a dataset's layout."""
+"""A folder with a file of this name holds rendered images, in a dataset's layout."""
 
 REHEARSAL = "rehearsal"
-"""What this file begins with where the counts are to be the dataset's, too."""
+"""First word of that file where the folder has as many images as the dataset."""
 
 _ARCHIVES = (".zip", ".rar", ".7z", ".tar", ".tar.gz", ".tgz")
 
 _LIST_BYTES = 16 * 2**20
-"""No list of the three datasets comes near this; what is longer is none."""
+"""Longest accepted list; those of the published datasets are far shorter."""
 
 _T = TypeVar("_T")
 
 
-class Record(NamedTuple):
-    """One image; records sort by identity, camera, name."""
+class ImageEntry(NamedTuple):
+    """One image; entries sort by identity, camera, name."""
 
     identity: int
     camera: int
-    """The dataset's own number; 0 where it is not known."""
+    """The dataset's own number; 0 if it is not known."""
     name: str
     """Path below the dataset's folder: `cam1/0001/0001.jpg`."""
     infrared: bool
 
 
 class Counts(NamedTuple):
-    """How many of what a split holds."""
+    """Number of identities and images of a split."""
 
     identities: int
     visible: int
     infrared: int
 
     @classmethod
-    def of(cls, records: Sequence[Record]) -> "Counts":
-        """Counts records."""
-        infrared = sum(record.infrared for record in records)
-        return cls(len({r.identity for r in records}), len(records) - infrared, infrared)
+    def of(cls, entries: Sequence[ImageEntry]) -> "Counts":
+        """Count entries."""
+        infrared = sum(entry.infrared for entry in entries)
+        return cls(len({e.identity for e in entries}), len(entries) - infrared, infrared)
 
     def __str__(self) -> str:
         return (
@@ -63,63 +63,65 @@ class Counts(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Layout:
-    """What a folder holds."""
+class FolderContent:
+    """What a dataset's folder holds; `Dataset.inspect` returns it."""
 
     folder: epath.Path
-    images: dict[str, list[Record]]
-    """Each image once, sorted, by the split that it is stored in."""
+    images: dict[str, list[ImageEntry]]
+    """Sorted images by stored split, each image once."""
     subsets: dict[str, list[int]] = dataclasses.field(default_factory=dict)
-    """Splits that are no stored split: positions in the one that is."""
-    published: dict[str, Counts]
-    """What the dataset's publication counts, by split; `train+val` joins two."""
+    """Splits that overlap, as positions in the one stored split."""
     notes: list[str] = dataclasses.field(default_factory=list)
-    """What is worth knowing and no fault: who is ignored."""
+    """Remarks that are not faults: how many identities are ignored."""
     draws: dict[str, list[list[int]]] = dataclasses.field(default_factory=dict)
-    """Published gallery draws, by the images' folder: each trial's first images, as 1-based
-    positions among the folder's sorted files. Empty where there are none."""
+    """Published gallery draws by folder, `cam1/0007`: each draw's first images, as 1-based
+    positions among the folder's sorted files. Empty if there are none."""
     arrays: Mapping[str, UInt8[np.ndarray, "h w 3"]] = dataclasses.field(default_factory=dict)
-    """Images that are no files of their own, by name."""
+    """Images without a file of their own, by name."""
     source: str
     """Fingerprint: changes with the lists and with any image's name or size in bytes."""
 
     @property
     def rendered(self) -> bool:
-        """Whether the images are our own drawings, not the dataset's."""
+        """Whether the images are rendered people in the dataset's layout."""
         return (self.folder / RENDERED).exists()
 
     @property
     def rehearsal(self) -> bool:
-        """Whether our drawings stand for the whole dataset, image for image."""
+        """Whether the rendered images are as many as the dataset's."""
         if not is_file(self.folder / RENDERED):
             return False
-        with (self.folder / RENDERED).open("rb") as file:  # a stranger's may be of any size
+        with (self.folder / RENDERED).open("rb") as file:  # untrusted: of any size
             return file.read(len(REHEARSAL)) == REHEARSAL.encode()
 
-    def image(self, record: Record) -> "epath.Path | UInt8[np.ndarray, 'h w 3']":
-        """Where the image is, or itself."""
-        found = self.arrays.get(record.name)
-        return self.folder / record.name if found is None else found
+    def image(self, entry: ImageEntry) -> "epath.Path | UInt8[np.ndarray, 'h w 3']":
+        """Return the image's file, or its pixels if it has none."""
+        found = self.arrays.get(entry.name)
+        return self.folder / entry.name if found is None else found
 
-    def split(self, name: str) -> list[Record]:
-        """The images of a split, or of several joined by +."""
-        records: list[Record] = []
+    def split(self, name: str) -> list[ImageEntry]:
+        """Return the images of a split, or of several joined by +."""
+        entries: list[ImageEntry] = []
         for part in name.split("+"):
             if part in self.subsets:
                 (stored,) = self.images.values()
-                records += [stored[position] for position in self.subsets[part]]
+                entries += [stored[position] for position in self.subsets[part]]
             else:
-                records += self.images[part]
-        return records
+                entries += self.images[part]
+        return entries
 
-    def unlike_published(self) -> list[str]:
-        """Splits whose counts are not the published ones; none for rendered images, unless they
-        are a rehearsal."""
+    def unlike_published(self, counts: Mapping[str, Counts]) -> list[str]:
+        """Return a warning for each split whose counts are not the published ones.
+
+        None for rendered images, unless they are a rehearsal.
+
+        Args:
+          counts: published ones by split, `Dataset.counts`.
+        """
         if self.rendered and not self.rehearsal:
             return []
         pairs = {
-            name: (Counts.of(self.split(name)), published)
-            for name, published in self.published.items()
+            name: (Counts.of(self.split(name)), published) for name, published in counts.items()
         }
         return [
             f"warning: {names}: {found}; published are {published}"
@@ -127,13 +129,16 @@ class Layout:
             if found != published
         ]
 
-    def summary(self) -> str:
-        """Identities and images per modality of each split, as a table; notes and warnings.
+    def summary(self, counts: Mapping[str, Counts]) -> str:
+        """Return a table of identities and images of each split, then notes and warnings.
 
-        RegDB's trials share a row where their counts are the same.
+        Numbered splits share a row if their counts are the same.
+
+        Args:
+          counts: published ones by split, `Dataset.counts`; empty: nothing is compared.
         """
-        counts = {name: Counts.of(self.split(name)) for name in (*self.images, *self.subsets)}
-        rows = list(_alike(counts))
+        found = {name: Counts.of(self.split(name)) for name in (*self.images, *self.subsets)}
+        rows = list(_alike(found))
         width = max(14, *(len(names) + 2 for names, _ in rows))
         lines = [f"{'split':<{width}}{'identities':>12}{'visible':>10}{'infrared':>10}"]
         lines += [f"{names:<{width}}" + "{:>12}{:>10}{:>10}".format(*row) for names, row in rows]
@@ -143,12 +148,13 @@ class Layout:
         elif self.rendered:
             lines.append("(rendered images in the dataset's layout: not compared with its counts)")
             return "\n".join(lines)
-        return "\n".join([*lines, *(self.unlike_published() or ["counts are the published ones"])])
+        if counts:
+            lines += self.unlike_published(counts) or ["counts are the published ones"]
+        return "\n".join(lines)
 
 
 def _alike(splits: Mapping[str, _T]) -> Iterator[tuple[str, _T]]:
-    """Splits and their values; neighbours that differ only in their number, and not in the value,
-    as one: `train_1 ... train_10`."""
+    """Yield splits and their values; numbered splits of one value as `train_1 ... train_10`."""
     families: dict[str, list[str]] = {}
     for name in splits:
         families.setdefault(re.sub(r"_[0-9]+$", "", name), []).append(name)
@@ -159,7 +165,7 @@ def _alike(splits: Mapping[str, _T]) -> Iterator[tuple[str, _T]]:
 
 
 def raise_faults(faults: Sequence[str]) -> None:
-    """Raises one UserError that holds all faults, a line each; none: returns."""
+    """Raise one UserError with all faults, a line each, if there are any."""
     if len(faults) == 1:
         raise UserError(faults[0])
     if faults:
@@ -167,16 +173,16 @@ def raise_faults(faults: Sequence[str]) -> None:
 
 
 def check_folder(root: epath.Path, wanted: Sequence[str], description: str) -> None:
-    """Checks that a folder is the one meant, and says which is if it is one level off.
+    """Check that a folder holds what a dataset's does; name a nearby folder that does.
 
     Args:
-      root: what the user gave.
-      wanted: folders that it must hold.
-      description: these in words: "the folder that holds ...".
+      root: the folder that the user gave.
+      wanted: names of folders that it must hold.
+      description: these in words, for messages: "the folder that holds ...".
 
     Raises:
-      UserError: no such folder, nothing in it, not to be listed, an archive, or folders are
-        missing.
+      UserError: the folder does not exist, is empty, is an archive, cannot be listed, or lacks
+        some of `wanted`.
     """
     if not root.exists():
         raise UserError(f"{root}: no such folder; give {description}")
@@ -190,7 +196,7 @@ def check_folder(root: epath.Path, wanted: Sequence[str], description: str) -> N
     if not missing:
         return
     nearby = [root.parent, *(child for child in children if child.is_dir())]
-    # One that has everything comes before one that only looks alike.
+    # A folder with all of them comes before one with the first and last.
     for required in (wanted, (wanted[0], wanted[-1])):
         for other in nearby:
             if all((other / name).is_dir() for name in required):
@@ -204,7 +210,7 @@ def check_folder(root: epath.Path, wanted: Sequence[str], description: str) -> N
 
 
 def image_files(folder: epath.Path) -> list[epath.Path]:
-    """A folder's images, sorted by name; hidden files and other kinds are passed over.
+    """Return a folder's images, sorted by name, without hidden files and files of other kinds.
 
     Raises:
       UserError: the folder cannot be listed.
@@ -216,7 +222,7 @@ def _children(folder: epath.Path) -> list[epath.Path]:
     try:
         return list(folder.iterdir())
     except OSError as error:
-        raise UserError(f"{folder}: cannot be listed ({error}); mend its permissions") from error
+        raise UserError(f"{folder}: cannot be listed ({error}); correct its permissions") from error
 
 
 def _is_image(name: str) -> bool:
@@ -225,16 +231,15 @@ def _is_image(name: str) -> bool:
 
 
 def list_people(root: epath.Path, top: str, faults: list[str]) -> dict[int, dict[str, int]]:
-    """The images below a folder that has a folder for each identity, `top/{identity}/{image}`.
+    """List the images `top/{identity}/{image}` of a folder.
 
     Args:
       root: the dataset's folder.
-      top: folder below it; where there is none, nothing is listed.
-      faults: where to add folders that stand for one identity.
+      top: folder below it; if it does not exist, nothing is listed.
+      faults: a sentence is added if two folders have the same identity, such as 7 and 0007.
 
     Returns:
-      Of each identity, the images' names below `root` and their sizes in bytes, in the files'
-      order.
+      {identity: {image's name below `root`: size in bytes}}, sorted by file name.
 
     Raises:
       UserError: a folder cannot be listed.
@@ -258,7 +263,7 @@ def list_people(root: epath.Path, top: str, faults: list[str]) -> dict[int, dict
 
 
 def file_size(path: epath.Path) -> int:
-    """Bytes of a file; 0 for a link to nowhere, which whoever reads it tells of."""
+    """Return the size of a file in bytes; 0 if it cannot be found out, as of a broken link."""
     try:
         # epath's own fails on a file whose owner has no name here, as in a container.
         return os.stat(path).st_size if _is_local(path) else path.stat().length
@@ -271,10 +276,10 @@ def _is_local(path: epath.Path) -> bool:
 
 
 def _read_list(path: epath.Path) -> str:
-    """Text of a list of identities or images.
+    """Return the text of a list of identities or images.
 
     Raises:
-      UserError: it is not there, is no text, or is too long for a list.
+      UserError: the file does not exist, is not text, or is too long.
     """
     if not is_file(path):
         raise UserError(f"{path}: no such file")
@@ -291,11 +296,11 @@ def _read_list(path: epath.Path) -> str:
     try:
         return content.decode("utf-8-sig")  # Windows editors put a byte order mark in front
     except UnicodeDecodeError:
-        raise UserError(f"{path}: is no text in UTF-8; save it as such") from None
+        raise UserError(f"{path}: is not text in UTF-8; save it as UTF-8") from None
 
 
 def read_identities(path: epath.Path, faults: list[str]) -> set[int]:
-    """Identities of a file that lists them separated by commas; what is wrong goes to `faults`."""
+    """Read identities separated by commas; what is wrong is added to `faults`."""
     if not is_file(path):
         faults.append(f"{path}: no such file; it lists identities separated by commas")
         return set()
@@ -308,7 +313,7 @@ def read_identities(path: epath.Path, faults: list[str]) -> set[int]:
         faults.append(f"{path}: names no identity; list at least one")
     if wrong := [word for word in words if not re.fullmatch(r"[0-9]{1,9}", word)]:
         faults.append(
-            f"{path}: {count(wrong, 'entry is', 'entries are')} no whole number"
+            f"{path}: {count(wrong, 'entry is not', 'entries are not')} a whole number"
             f" ({examples(map(_quoted, wrong))}); list identities like 1,2,3"
         )
     listed = collections.Counter(int(word) for word in words if word not in wrong)
@@ -320,20 +325,20 @@ def read_identities(path: epath.Path, faults: list[str]) -> set[int]:
     return set(listed)
 
 
-class Line(NamedTuple):
-    """A line `PATH LABEL` of a list of images."""
+class ListedImage(NamedTuple):
+    """An image as a line `PATH LABEL` of a list names it."""
 
     where: str
     """`idx/train_vis.txt line 7`."""
     identity: int
     """The number of the image's folder."""
     name: str
-    """The image below the dataset's folder, spelt as it is there; perhaps it is not there."""
+    """Path below the dataset's folder, spelt as the file is; the file may not exist."""
     label: int
 
 
 _LINE_FAULTS = {
-    "unreadable": ("is no path and label", "are no path and label"),
+    "unreadable": ("is not a path and a label", "are not a path and a label"),
     "outside": ("leads out of the folder", "lead out of the folder"),
     "elsewhere": ("names no image of its list's folder", "name no image of their list's folder"),
     "repeated": ("repeats a line before it", "repeat a line before them"),
@@ -342,24 +347,24 @@ _LINE_FAULTS = {
 
 def read_image_lists(
     root: epath.Path, lists: Mapping[str, str], images: Collection[str], faults: list[str]
-) -> dict[str, list[Line]]:
-    """Reads lists of images, a line `TOP/{identity}/{image} LABEL` each.
+) -> dict[str, list[ListedImage]]:
+    """Read lists of images, lines `TOP/{identity}/{image} LABEL`.
 
-    No file is opened by a path that a list gives: it is looked up among `images`. Its suffix may
-    be spelt otherwise there (`.bmp`, `.BMP`). Blank lines and Windows line ends are fine.
+    Paths of a list are looked up among `images`, never opened. The case of a suffix may differ
+    (`.bmp`, `.BMP`). Blank lines and Windows line ends are accepted.
 
     Args:
       root: the dataset's folder.
-      lists: each list below it, and the folder (TOP) that its images lie in.
-      images: names below it of all images there are.
-      faults: where to add what is wrong, a sentence for each kind of fault in all lists.
+      lists: {list below `root`: folder (TOP) of its images}.
+      images: names of all existing images below `root`.
+      faults: a sentence is added for each kind of fault in all lists.
 
     Returns:
-      The sound lines of each list; those whose image is not there are among them.
+      The valid lines of each list, including those whose image does not exist.
     """
     spellings = {_spelling(name): name for name in images}
     present = set(images)
-    found: dict[str, list[Line]] = {name: [] for name in lists}
+    found: dict[str, list[ListedImage]] = {name: [] for name in lists}
     missing: list[str] = []
     empty: list[str] = []
     absent: dict[str, str] = {}
@@ -418,8 +423,8 @@ def read_image_lists(
     return found
 
 
-def _parse_line(where: str, text: str, top: str) -> Line | str:
-    """The line, or the kind of its fault."""
+def _parse_line(where: str, text: str, top: str) -> ListedImage | str:
+    """Return the image that a line names, or the kind of the line's fault."""
     path, *rest = text.rsplit(maxsplit=1)
     if not rest or not re.fullmatch(r"[0-9]{1,9}", rest[0]):
         return "unreadable"
@@ -428,7 +433,7 @@ def _parse_line(where: str, text: str, top: str) -> Line | str:
     match = re.fullmatch(rf"{re.escape(top)}/([0-9]{{1,9}})/[^/]+", path)
     if match is None:
         return "elsewhere"
-    return Line(where, int(match[1]), path, int(rest[0]))
+    return ListedImage(where, int(match[1]), path, int(rest[0]))
 
 
 def _spelling(name: str) -> str:
@@ -436,12 +441,14 @@ def _spelling(name: str) -> str:
     return stem + dot + suffix.lower()
 
 
-def check_labels(root: epath.Path, splits: Mapping[str, Iterable[Line]], faults: list[str]) -> None:
-    """Adds faults where, within a split, labels and identities are not one to one.
+def check_labels(
+    root: epath.Path, splits: Mapping[str, Iterable[ListedImage]], faults: list[str]
+) -> None:
+    """Add faults where labels and identities of a split are not one to one.
 
     Args:
       root: the dataset's folder.
-      splits: by name, the lines of all lists that share their labels.
+      splits: {split: images of all its lists}.
       faults: where to add them.
     """
     wrong: list[str] = []
@@ -449,7 +456,7 @@ def check_labels(root: epath.Path, splits: Mapping[str, Iterable[Line]], faults:
     for split, lines in splits.items():
         lines = list(lines)
         times = collections.Counter((line.identity, line.label) for line in lines)
-        # The most frequent label comes last, and stays.
+        # The most frequent label of an identity comes last and overwrites the others.
         usual = dict(sorted(times, key=times.__getitem__))
         wrong += [
             f"{line.where}: {line.label}, not {usual[line.identity]}, for {_quoted(line.name)}"
@@ -479,7 +486,7 @@ def check_labels(root: epath.Path, splits: Mapping[str, Iterable[Line]], faults:
 def shared_identities(
     where: epath.Path, lists: Mapping[str, Collection[int]], faults: list[str]
 ) -> None:
-    """Adds a fault for each two of the lists, by their file names, that share an identity."""
+    """Add a fault for each two lists, {file name: identities}, that share an identity."""
     names = list(lists)
     for i, first in enumerate(names):
         for second in names[i + 1 :]:
@@ -491,19 +498,19 @@ def shared_identities(
 
 
 def lacking_modality(
-    where: str, listed: Iterable[int], records: Iterable[Record], faults: list[str]
+    where: str, listed: Iterable[int], entries: Iterable[ImageEntry], faults: list[str]
 ) -> None:
-    """Adds a fault for each modality that identities of a list have no image in.
+    """Add a fault for each modality in which listed identities have no image.
 
     Args:
       where: the list, as messages name it.
       listed: its identities.
-      records: images, of these identities and perhaps others.
+      entries: images, of these identities and perhaps others.
       faults: where to add them.
     """
     kinds: dict[int, set[bool]] = {}
-    for record in records:
-        kinds.setdefault(record.identity, set()).add(record.infrared)
+    for entry in entries:
+        kinds.setdefault(entry.identity, set()).add(entry.infrared)
     without: dict[str, list[int]] = {"any": [], "visible": [], "infrared": []}
     for identity in sorted(listed):
         found = kinds.get(identity, set())
@@ -522,7 +529,7 @@ def lacking_modality(
 
 
 def fingerprint(lists: object, sizes: Iterable[tuple[str, int]]) -> str:
-    """Of lists (anything whose `repr` is the same for the same content) and images' sizes."""
+    """Return a hash of lists (any values of a stable `repr`) and of file names and sizes."""
     digest = hashlib.sha256(repr(lists).encode())
     for name, size in sizes:
         digest.update(f"{name} {size}\n".encode())
@@ -530,12 +537,12 @@ def fingerprint(lists: object, sizes: Iterable[tuple[str, int]]) -> str:
 
 
 def count(things: Collection[object], one: str, several: str) -> str:
-    """How many, with the right word."""
+    """Return the number of things with its noun: "1 image", "2 images"."""
     return f"{len(things)} {one if len(things) == 1 else several}"
 
 
 def examples(things: Iterable[int] | Iterable[str]) -> str:
-    """The first three."""
+    """Return the first three, sorted, for a message."""
     return _first([str(thing) for thing in sorted(things)])
 
 
@@ -544,5 +551,5 @@ def _first(things: Sequence[str]) -> str:
 
 
 def _quoted(text: str) -> str:
-    """A stranger's text for a message: of one line, and not without end."""
+    """Quote untrusted text for a message: on one line, cut to 80 characters."""
     return repr(text if len(text) <= 80 else text[:77] + "...")

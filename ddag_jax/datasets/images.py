@@ -1,4 +1,4 @@
-"""Image files to uint8 arrays of one size, decoded in parallel."""
+"""Decode image files into uint8 arrays of one size, in parallel."""
 
 import collections
 import concurrent.futures
@@ -16,33 +16,31 @@ from ddag_jax.errors import UserError
 from ddag_jax.io.files import read_bytes
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp")
-"""Lower-case endings of the files that count as images."""
+"""Lower-case suffixes of the files that are read as images."""
 
 ImageFile: TypeAlias = epath.Path | UInt8[np.ndarray, "h w 3"]
-"""An image as a file, or as its pixels."""
+"""An image's file, or its pixels."""
 
 _FORMATS = ("JPEG", "PNG", "BMP", "DIB")
-"""Of Pillow's decoders, those that a file of such an ending may need."""
+"""Pillow's decoders for files of these suffixes."""
 
 _LONGEST = 256 * 2**20
-"""Bytes of a file."""
+"""Longest accepted file, bytes."""
 
 _MOST_PIXELS = 50_000_000
-"""Of an image; decoded, it takes 150 MB."""
+"""Largest accepted image; decoded, it takes 150 MB."""
 
 _MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA")
 
 
 def read_image(path: ImageFile, height: int, width: int) -> UInt8[np.ndarray, "h w 3"]:
-    """Decodes an image and resizes it, whatever its shape, with Lanczos (as the reference does).
+    """Decode an image and resize it with Lanczos, as the reference does, to any aspect ratio.
 
-    Grey becomes three equal channels; transparency is dropped. An image that is an array already
-    is resized only.
+    Grey becomes three equal channels; transparency is dropped. An array is resized only.
 
     Raises:
-      UserError: the file is no image (nor a file: a pipe, say), is cut short, has more pixels than
-        any camera, or is in a colour space (CMYK, 16 bits, ...) whose conversion to RGB would be a
-        guess.
+      UserError: the file is not an image or not a regular file, is cut short, has too many pixels,
+        or is in a colour space (CMYK, 16 bits, ...) without a defined conversion to RGB.
     """
     if isinstance(path, np.ndarray):
         ready = PIL.Image.fromarray(np.ascontiguousarray(path))
@@ -52,7 +50,7 @@ def read_image(path: ImageFile, height: int, width: int) -> UInt8[np.ndarray, "h
         if not content:
             raise UserError(f"{path}: is empty (0 bytes); copy it again from the original")
         with PIL.Image.open(io.BytesIO(content), formats=_FORMATS) as image:
-            if image.width * image.height > _MOST_PIXELS:  # the header's word, before decoding
+            if image.width * image.height > _MOST_PIXELS:  # by the header, before decoding
                 raise UserError(
                     f"{path}: {image.width} x {image.height} pixels are more than any camera's;"
                     " remove it or scale it down"
@@ -61,10 +59,10 @@ def read_image(path: ImageFile, height: int, width: int) -> UInt8[np.ndarray, "h
                 raise UserError(f"{path}: is a {image.mode} image; convert it to RGB or grey")
             small = image.convert("RGB").resize((width, height), PIL.Image.Resampling.LANCZOS)
     except PIL.UnidentifiedImageError as error:
-        raise UserError(f"{path}: is no image; copy it again from the original") from error
+        raise UserError(f"{path}: is not an image; copy it again from the original") from error
     except UserError:
         raise
-    except Exception as error:  # Pillow's decoders let anything through on broken files
+    except Exception as error:  # Pillow's decoders raise any exception on broken files
         raise UserError(
             f"{path}: cannot be read as an image ({error}); copy it again from the original"
         ) from error
@@ -74,9 +72,9 @@ def read_image(path: ImageFile, height: int, width: int) -> UInt8[np.ndarray, "h
 def read_images(
     paths: Iterable[ImageFile], height: int, width: int
 ) -> Iterator[UInt8[np.ndarray, "h w 3"]]:
-    """`read_image` of each path, in order, on all cores.
+    """Yield `read_image` of each path, in order, on all cores.
 
-    Threads suffice: Pillow decodes and resizes without holding Python's lock.
+    In threads: Pillow releases Python's lock while it decodes and resizes.
     """
     workers = os.cpu_count() or 1
     with concurrent.futures.ThreadPoolExecutor(workers) as pool:
@@ -90,7 +88,7 @@ def read_images(
 
 
 def unreadable_images(paths: Iterable[ImageFile]) -> Iterator[str | None]:
-    """For each path, in order, why it cannot be read, or None; on all cores."""
+    """Yield for each path, in order, why it cannot be read, or None; on all cores."""
 
     def fault(path: ImageFile) -> str | None:
         try:

@@ -3,127 +3,112 @@
 import contextlib
 import io
 import tempfile
-from typing import Literal
+from typing import NamedTuple
 
 import tensorflow_datasets as tfds
 from etils import epath
 
-from ddag_jax.datasets import sysu_mm01
-from ddag_jax.datasets.builder import ImageFolderBuilder, ImageSize
-from ddag_jax.datasets.checks import Layout, raise_faults
+from ddag_jax.datasets.builder import ImageSize, builder_class
+from ddag_jax.datasets.checks import FolderContent, raise_faults
+from ddag_jax.datasets.dataset import Dataset
+from ddag_jax.datasets.find import DATASETS, find_dataset
 from ddag_jax.datasets.images import unreadable_images
-from ddag_jax.datasets.llcm import Llcm
-from ddag_jax.datasets.regdb import Regdb
 from ddag_jax.errors import UserError
 from ddag_jax.io.progress import Progress
 
-Dataset = Literal["sysu_mm01", "regdb", "llcm"]
 
-BUILDERS: dict[Dataset, type[ImageFolderBuilder]] = {
-    "sysu_mm01": sysu_mm01.SysuMm01,
-    "regdb": Regdb,
-    "llcm": Llcm,
-}
+class Prepared(NamedTuple):
+    """What `prepare` built."""
+
+    path: epath.Path
+    """The prepared folder."""
+    content: FolderContent
+    """What it was built from."""
+    reused: bool
+    """Whether it had been built before, from the same content."""
 
 
-def read_layout(dataset: Dataset, source: epath.PathLike, train_arrays: bool = False) -> Layout:
-    """Lists a dataset's folder and checks it, all but the images' content.
+def read_folder(
+    dataset: str | Dataset, folder: epath.PathLike, train_arrays: bool = False
+) -> FolderContent:
+    """List a dataset's folder and check everything but the images' content.
 
     Args:
-      dataset: which.
-      source: the folder that it is distributed as.
-      train_arrays: SYSU-MM01's training images from the reference's `train_*_resized_*.npy`.
+      dataset: the dataset or its name.
+      folder: the folder that it is distributed as.
+      train_arrays: take the training images from arrays, see `Dataset.inspect_arrays`.
 
     Raises:
-      UserError: all faults, a line each. Where there are any, images are decoded after all, so
-        that nobody mends the lists only to be told of the images.
+      UserError: all faults, a line each. If there are any, images are decoded after all, so that
+        one call finds the faults of lists and images.
     """
-    layout, faults = _inspect(dataset, source, train_arrays)
+    content, faults = _inspect(find_dataset(dataset), folder, train_arrays)
     if faults:
-        raise_faults(faults + _unreadable(layout))
-    return layout
+        raise_faults(faults + _unreadable(content))
+    return content
 
 
-def check(dataset: Dataset, source: epath.PathLike, train_arrays: bool = False) -> Layout:
-    """Looks for every fault of a dataset's folder, decoding each image of its lists.
+def check(
+    dataset: str | Dataset, folder: epath.PathLike, train_arrays: bool = False
+) -> FolderContent:
+    """List a dataset's folder and find every fault; decode each image of its lists.
+
+    Arguments as for `read_folder`.
 
     Raises:
       UserError: all faults, a line each.
     """
-    layout, faults = _inspect(dataset, source, train_arrays)
-    raise_faults(faults + _unreadable(layout))
-    return layout
-
-
-def _unreadable(layout: Layout) -> list[str]:
-    """Why images cannot be read: the first ten, and how many more."""
-    records = [record for stored in layout.images.values() for record in stored]
-    faults = []
-    with Progress(len(records), "checking", "image") as bar:
-        for fault in unreadable_images(map(layout.image, records)):
-            bar.update()
-            if fault:
-                faults.append(fault)
-    if len(faults) > 10:
-        faults[10:] = [f"... and {len(faults) - 10} more images that cannot be read"]
-    return faults
-
-
-def _inspect(
-    dataset: Dataset, source: epath.PathLike, train_arrays: bool
-) -> tuple[Layout, list[str]]:
-    if not train_arrays:
-        return BUILDERS[dataset].inspect(source)
-    if dataset != "sysu_mm01":
-        raise UserError(
-            f"--train-arrays: only sysu_mm01 has such files, not {dataset}; leave it out"
-        )
-    return sysu_mm01.inspect(source, train_arrays=True)
+    content, faults = _inspect(find_dataset(dataset), folder, train_arrays)
+    raise_faults(faults + _unreadable(content))
+    return content
 
 
 def prepare(
-    dataset: Dataset,
-    layout: Layout,
-    data_dir: epath.PathLike,
+    dataset: str | Dataset,
+    folder: epath.PathLike,
+    to: epath.PathLike,
     height: int,
     width: int,
+    *,
+    train_arrays: bool = False,
     overwrite: bool = False,
-) -> tuple[epath.Path, bool]:
-    """Builds `data_dir/{dataset}/{height}x{width}/{version}` from a dataset's folder.
+) -> Prepared:
+    """Check a dataset's folder and build `to/{name}/{height}x{width}/{version}` from it.
 
-    The folder appears under that name only when it is whole. One that exists and was made from
-    the same source is kept. Run one at a time: what a killed one left behind is removed.
+    The prepared folder appears under that name only when it is complete. An existing one that was
+    built from the same content is kept. Run one process at a time: what a killed one left behind is
+    removed.
 
     Args:
-      dataset: which.
-      layout: of the source, without faults.
-      data_dir: where prepared datasets go.
+      dataset: the dataset or its name.
+      folder: the folder that it is distributed as.
+      to: where prepared datasets go; `data.dir` of a configuration.
       height: of the stored images, pixels.
       width: of the stored images, pixels.
-      overwrite: replace a dataset that was made from another source.
-
-    Returns:
-      The prepared folder, and whether it was there already.
+      train_arrays: take the training images from arrays, see `Dataset.inspect_arrays`.
+      overwrite: replace a dataset that was built from other content.
 
     Raises:
-      UserError: an image that cannot be read; the folder is another source's, or cannot be
-        written.
+      UserError: all faults of the folder, a line each; the prepared folder is of other content, or
+        cannot be written.
     """
-    size = ImageSize.of(height, width)
-    builder = BUILDERS[dataset](config=size, data_dir=data_dir, layout=layout)
-    folder = epath.Path(builder.data_path)
-    if builder.is_prepared():
-        if builder.info.metadata["source"] == layout.source:
-            return folder, True
+    dataset = find_dataset(dataset)
+    content = read_folder(dataset, folder, train_arrays)
+    make, size = builder_class(dataset), ImageSize.of(height, width)
+    builder = make(config=size, data_dir=to, content=content)
+    path = epath.Path(builder.data_path)
+    if (path / "dataset_info.json").exists():
+        if builder.info.metadata["source"] == content.source:
+            return Prepared(path, content, reused=True)
         if not overwrite:
             raise UserError(
-                f"{folder}: was prepared from another source; pass --overwrite to replace it, or"
+                f"{path}: was prepared from another source; pass --overwrite to replace it, or"
                 " another --to"
             )
-        # A folder that is being deleted must not look whole.
-        folder.rename(folder.with_name(f"incomplete.old_{folder.name}"))
-        builder = BUILDERS[dataset](config=size, data_dir=data_dir, layout=layout)
-    for leftover in folder.parent.glob(f"incomplete.*_{folder.name}"):  # as TFDS names them
+        # A folder that is being deleted must not look complete.
+        path.rename(path.with_name(f"incomplete.old_{path.name}"))
+        builder = make(config=size, data_dir=to, content=content)
+    for leftover in path.parent.glob(f"incomplete.*_{path.name}"):  # TFDS's names
         leftover.rmtree()
     finished = False
     try:
@@ -134,23 +119,50 @@ def prepare(
             builder.download_and_prepare(
                 download_dir=unused,
                 download_config=tfds.download.DownloadConfig(
-                    manual_dir=layout.folder, try_download_gcs=False
+                    manual_dir=content.folder, try_download_gcs=False
                 ),
             )
         finished = True
     except UserError:
-        raise_faults(_unreadable(layout))  # all of them, not the first alone
+        raise_faults(_unreadable(content))  # all of them, not only the first
         raise
     except OSError as error:
-        raise UserError(f"{folder}: cannot be written ({error}); choose another --to") from error
+        raise UserError(f"{path}: cannot be written ({error}); choose another --to") from error
     finally:
         if not finished:
-            _remove_empty(folder.parent, epath.Path(data_dir))
-    return folder, False
+            _remove_empty(path.parent, epath.Path(to))
+    return Prepared(path, content, reused=False)
+
+
+def _inspect(
+    dataset: Dataset, folder: epath.PathLike, train_arrays: bool
+) -> tuple[FolderContent, list[str]]:
+    if not train_arrays:
+        return dataset.inspect(folder)
+    if dataset.inspect_arrays is None:
+        known = " and ".join(one.name for one in DATASETS.values() if one.inspect_arrays)
+        raise UserError(
+            f"--train-arrays: only {known} has such files, not {dataset.name}; leave it out"
+        )
+    return dataset.inspect_arrays(folder)
+
+
+def _unreadable(content: FolderContent) -> list[str]:
+    """Return why images cannot be read: the first ten, and how many more."""
+    entries = [entry for stored in content.images.values() for entry in stored]
+    faults = []
+    with Progress(len(entries), "checking", "image") as bar:
+        for fault in unreadable_images(map(content.image, entries)):
+            bar.update()
+            if fault:
+                faults.append(fault)
+    if len(faults) > 10:
+        faults[10:] = [f"... and {len(faults) - 10} more images that cannot be read"]
+    return faults
 
 
 def _remove_empty(folder: epath.Path, last: epath.Path) -> None:
-    """Removes `folder` and what it lies in, up to `last`, as far as they are empty."""
+    """Remove `folder` and its parents, up to `last`, as far as they are empty."""
     for level in (folder, *folder.parents):
         if not level.exists() or any(level.iterdir()):
             return

@@ -1,11 +1,11 @@
-"""`rand_perm_cam.mat`: the ten gallery permutations that SYSU-MM01's authors publish.
+"""Read `rand_perm_cam.mat`, the ten gallery permutations that SYSU-MM01's authors publish.
 
-`rand_perm_cam{camera}{identity}` is a matrix of ten rows, one a trial, each a permutation of
-1 ... images over the sorted files of that camera's folder of that identity. A trial's gallery is
+`rand_perm_cam{camera}{identity}` is a matrix of ten rows, one for each draw, each a permutation of
+1 ... images over the sorted files of that camera's folder of that identity. A draw's gallery is
 the first image of its row (single-shot) or the first ten (multi-shot).
 
-Of MATLAB's format (level 5) this reads what such a file needs: cells of cells of matrices. SciPy
-reads all of it, but a damaged file can crash it and the process with it.
+The reader supports the part of MATLAB's format (level 5) that the file uses: cells of cells of
+matrices. SciPy supports all of it, but a damaged file can crash SciPy and the process.
 """
 
 import dataclasses
@@ -21,10 +21,10 @@ from etils import epath
 from ddag_jax.errors import UserError
 from ddag_jax.io.files import read_bytes
 
-TRIALS = 10
+DRAWS = 10
 
 _LONGEST = 16 * 2**20
-"""Bytes; the authors' file unpacks to less than one million."""
+"""Longest accepted file, bytes; the authors' file unpacks to less than one million."""
 
 # MATLAB's numbers for what an element holds, and for what kind of array a matrix is.
 _MATRIX, _COMPRESSED = 14, 15
@@ -37,26 +37,25 @@ _DTYPES = {
 
 @dataclasses.dataclass(frozen=True)
 class Permutations:
-    """What the file holds, by `cam{camera}/{identity:04d}`."""
+    """Permutations by folder, `cam{camera}/{identity:04d}`."""
 
     _matrices: dict[str, np.ndarray]
 
     @property
     def folders(self) -> dict[str, int]:
-        """Images that are permuted of each folder; none is empty."""
+        """Number of permuted images of each folder, at least 1."""
         return {folder: matrix.shape[1] for folder, matrix in self._matrices.items()}
 
     def draws(self) -> dict[str, list[list[int]]]:
-        """Each trial's first ten images (all, where there are fewer), 1-based; no protocol draws
-        more."""
+        """Return the first ten images of each draw, 1-based; no protocol draws more."""
         return {folder: matrix[:, :10].tolist() for folder, matrix in self._matrices.items()}
 
 
 def read_permutations(path: epath.PathLike) -> Permutations:
-    """Reads and checks the file.
+    """Read and check the file.
 
     Raises:
-      UserError: it cannot be read, or is no such cell array of permutations.
+      UserError: the file cannot be read, or is not such a cell array of permutations.
     """
     path = epath.Path(path)
     again = "copy it again from the dataset's exp folder"
@@ -70,7 +69,7 @@ def read_permutations(path: epath.PathLike) -> Permutations:
             for identity, cell in enumerate(_cells(identities), start=1):
                 if (matrix := _numbers(cell)).size:
                     matrices[f"cam{camera}/{identity:04d}"] = matrix
-        if wrong := [matrix.shape for matrix in matrices.values() if len(matrix) != TRIALS]:
+        if wrong := [matrix.shape for matrix in matrices.values() if len(matrix) != DRAWS]:
             raise ValueError(f"a matrix of shape {wrong[0]}")
     except (ValueError, struct.error, zlib.error) as error:
         raise UserError(
@@ -79,13 +78,13 @@ def read_permutations(path: epath.PathLike) -> Permutations:
     for folder, matrix in matrices.items():
         if (np.sort(matrix, axis=1) != np.arange(1, matrix.shape[1] + 1)).any():
             raise UserError(
-                f"{path}: {folder}: a row is no permutation of 1 ... {matrix.shape[1]}; {again}"
+                f"{path}: {folder}: a row is not a permutation of 1 ... {matrix.shape[1]}; {again}"
             )
     return Permutations({folder: matrix.astype(np.int64) for folder, matrix in matrices.items()})
 
 
 class _Matrix(NamedTuple):
-    """An array of MATLAB's, its content undecoded."""
+    """A MATLAB array with undecoded content."""
 
     kind: int
     shape: tuple[int, ...]
@@ -94,14 +93,14 @@ class _Matrix(NamedTuple):
 
 
 def _variable(file: bytes) -> _Matrix:
-    """The one that the file is about."""
+    """Return the variable `rand_perm_cam`."""
     if file[124:128] != b"\x00\x01IM":
-        raise ValueError("no MATLAB file of level 5")
+        raise ValueError("not a MATLAB file of level 5")
     for kind, data in _elements(memoryview(file)[128:]):
         if kind == _COMPRESSED:
             unpacking = zlib.decompressobj()
             unpacked = unpacking.decompress(data, _LONGEST)
-            if not unpacking.eof:  # its checksum is compared at the end only
+            if not unpacking.eof:  # zlib compares the checksum at the end only
                 raise ValueError("cut short")
             [(kind, data)] = _elements(memoryview(unpacked))
         if kind == _MATRIX and (matrix := _matrix(data)).name == b"rand_perm_cam":
@@ -110,7 +109,7 @@ def _variable(file: bytes) -> _Matrix:
 
 
 def _cells(matrix: _Matrix) -> Iterator[_Matrix]:
-    """What is in a cell array, in MATLAB's order."""
+    """Yield the items of a cell array, in MATLAB's order."""
     is_whole = len(matrix.content) == math.prod(matrix.shape)
     if matrix.kind != _CELL or not is_whole or any(k != _MATRIX for k, _ in matrix.content):
         raise ValueError("no cells of cells")
@@ -119,11 +118,11 @@ def _cells(matrix: _Matrix) -> Iterator[_Matrix]:
 
 
 def _numbers(matrix: _Matrix) -> np.ndarray:
-    """A matrix of numbers, in the width that it is stored with."""
-    [(kind, data)] = matrix.content  # a ValueError, too, where there is another number of them
+    """Return a matrix of numbers, of the stored dtype."""
+    [(kind, data)] = matrix.content  # raises ValueError for any other number of items
     if matrix.kind not in _NUMBERS or kind not in _DTYPES:
         raise ValueError("a cell without a matrix of numbers")
-    # NumPy takes -1 for whatever is left.
+    # NumPy would replace -1 by whatever fits.
     if len(matrix.shape) != 2 or min(matrix.shape) < 0:
         raise ValueError(f"a matrix of shape {matrix.shape}")
     return np.frombuffer(data, _DTYPES[kind]).reshape(matrix.shape, order="F")
@@ -140,13 +139,15 @@ def _matrix(data: memoryview) -> _Matrix:
 
 
 def _elements(data: memoryview) -> list[tuple[int, memoryview]]:
-    """What lies one after the other: what kind it is of, and its content, which is shorter than
-    it should be where the file is cut; then it does not fit its shape."""
+    """Return kind and content of consecutive elements.
+
+    The content of a truncated element is shorter than its shape says; the callers find that.
+    """
     elements = []
     at = 0
     while at < len(data):
         kind, size = struct.unpack_from("<II", data, at)
-        if kind > 0xFFFF:  # a short one: kind and size share a word, the content is the next
+        if kind > 0xFFFF:  # short element: kind and size share a word, the next word is the content
             kind, size = kind & 0xFFFF, kind >> 16
             start, at = at + 4, at + 8
         else:

@@ -1,20 +1,24 @@
-"""The folder that RegDB is distributed as: the ten trials' lists, and what is wrong with them.
+"""RegDB: its folder, with the lists of ten splits, and its protocol.
 
 Visible/{identity}/{image}.bmp, Thermal/{identity}/{image}.bmp
 idx/{train,test}_{visible,thermal}_{1 ... 10}.txt    a line an image: Visible/285/IMAGE.bmp 0
 
-The label at the end of a line counts the identities of its own list's split from 0, in `train` and
-again in `test`: it is no identity. The folder's number is.
+The label at the end of a line counts the identities of its list from 0, in `train` and again in
+`test`: it is not the identity. The folder's number is.
+
+Every image of one modality is a query, every image of the other is in the gallery, in both
+directions. The published figures average ten splits ("trials"), a model each.
 """
+
+from pathlib import PurePosixPath
 
 from etils import epath
 
-from ddag_jax.datasets.builder import ImageFolderBuilder
 from ddag_jax.datasets.checks import (
     Counts,
-    Layout,
-    Line,
-    Record,
+    FolderContent,
+    ImageEntry,
+    ListedImage,
     check_folder,
     check_labels,
     count,
@@ -24,32 +28,32 @@ from ddag_jax.datasets.checks import (
     read_image_lists,
     shared_identities,
 )
+from ddag_jax.datasets.dataset import Dataset
 
-TRIALS = range(1, 11)
+SPLITS = range(1, 11)
 FOLDER = "the folder that holds Visible, Thermal and idx"
 
-PUBLISHED = {"everyone": Counts(412, 4_120, 4_120)} | {
-    f"{split}_{trial}": Counts(206, 2_060, 2_060) for split in ("train", "test") for trial in TRIALS
-}
+_STORED = "everyone"
+"""The stored split; part of the stored format."""
 
 _TOPS = {"visible": "Visible", "thermal": "Thermal"}
 
 
-def inspect(folder: epath.PathLike) -> tuple[Layout, list[str]]:
-    """Lists a folder and looks for faults that do not keep it from being listed.
+def inspect(folder: epath.PathLike) -> tuple[FolderContent, list[str]]:
+    """List a folder and its faults.
 
-    Each image of any list is in the stored split `everyone`, once, with camera 1 for visible and
-    2 for thermal. `train_1`, `test_1` ... `test_10` are subsets of it.
+    Each listed image is in the stored split `everyone`, once, with camera 1 for visible and 2 for
+    thermal. `train_1`, `test_1` ... `test_10` are subsets of it.
 
     Args:
       folder: RegDB's.
 
     Returns:
-      What the folder holds, and its faults, a sentence each. A trial whose lists are missing is
-      one: the published figures are means over ten.
+      What the folder holds, and its faults, a sentence each. A missing list is a fault, since the
+      published figures are means over all ten splits.
 
     Raises:
-      UserError: there is nothing to list: no folder, or another layout.
+      UserError: nothing can be listed: no such folder, or another layout.
     """
     root = epath.Path(folder)
     check_folder(root, (*_TOPS.values(), "idx"), FOLDER)
@@ -59,9 +63,9 @@ def inspect(folder: epath.PathLike) -> tuple[Layout, list[str]]:
         for images in list_people(root, top, faults).values():
             sizes |= images
     splits = {
-        f"{split}_{trial}": [f"idx/{split}_{modality}_{trial}.txt" for modality in _TOPS]
-        for trial in TRIALS
-        for split in ("train", "test")
+        f"{side}_{number}": [f"idx/{side}_{modality}_{number}.txt" for modality in _TOPS]
+        for number in SPLITS
+        for side in ("train", "test")
     }
     tops = {
         name: top
@@ -75,55 +79,66 @@ def inspect(folder: epath.PathLike) -> tuple[Layout, list[str]]:
     check_labels(root, members, faults)
     for split, lists in splits.items():
         if all(lines[name] for name in lists):  # an empty list is a fault already
-            records = [_record(line) for line in members[split]]
-            identities = {record.identity for record in records}
-            lacking_modality(f"{root}: the lists of {split}", identities, records, faults)
-    for trial in TRIALS:
-        halves = {
+            entries = [_entry(line) for line in members[split]]
+            identities = {entry.identity for entry in entries}
+            lacking_modality(f"{root}: the lists of {split}", identities, entries, faults)
+    for number in SPLITS:
+        sides = {
             split: {line.identity for line in members[split]}
-            for split in (f"train_{trial}", f"test_{trial}")
+            for split in (f"train_{number}", f"test_{number}")
         }
-        shared_identities(root / "idx", halves, faults)
+        shared_identities(root / "idx", sides, faults)
 
     stored = sorted(
-        {_record(line) for of_split in members.values() for line in of_split if line.name in sizes}
+        {_entry(line) for of_split in members.values() for line in of_split if line.name in sizes}
     )
-    positions = {record.name: position for position, record in enumerate(stored)}
+    positions = {entry.name: position for position, entry in enumerate(stored)}
     subsets = {
         split: sorted(positions[line.name] for line in of_split if line.name in sizes)
         for split, of_split in members.items()
     }
     unlisted = sizes.keys() - positions.keys()
-    layout = Layout(
+    content = FolderContent(
         folder=root,
-        images={"everyone": stored},
+        images={_STORED: stored},
         subsets=subsets,
-        published=PUBLISHED,
         notes=(
             [f"{count(unlisted, 'more image is', 'more images are')} in no list: ignored"]
             if unlisted
             else []
         ),
-        source=fingerprint(subsets, [(record.name, sizes[record.name]) for record in stored]),
+        source=fingerprint(subsets, [(entry.name, sizes[entry.name]) for entry in stored]),
     )
-    return layout, faults
+    return content, faults
 
 
-def _record(line: Line) -> Record:
+def _entry(line: ListedImage) -> ImageEntry:
     infrared = line.name.startswith("Thermal/")
-    return Record(line.identity, 2 if infrared else 1, line.name, infrared)
+    return ImageEntry(line.identity, 2 if infrared else 1, line.name, infrared)
 
 
-class Regdb(ImageFolderBuilder):
-    """RegDB: one stored split, `everyone`; each trial has subsets of it, `train_1` and `test_1`."""
+def _is_infrared(name: str, camera: int) -> bool | None:
+    path = PurePosixPath(name.replace("\\", "/"))
+    found = {part.lower() for part in (*path.parts[:-1], path.stem)} & {"visible", "thermal"}
+    return found == {"thermal"} if len(found) == 1 else None
 
-    DESCRIPTION = "People seen by a visible camera (1) and a thermal one (2), ten images each."
-    HOMEPAGE = "http://dm.dongguk.edu/link.html"
-    CITATION = (
+
+REGDB = Dataset(
+    name="regdb",
+    title="RegDB",
+    description="People seen by a visible camera (1) and a thermal one (2), ten images each.",
+    homepage="http://dm.dongguk.edu/link.html",
+    citation=(
         "Nguyen, Hong, Kim, Park: Person Recognition System Based on a Combination of Body Images"
         " from Visible Light and Thermal Cameras, Sensors 2017"
-    )
-    MANUAL_DOWNLOAD_INSTRUCTIONS = (
-        f"The dataset is handed out by its authors on request. `manual_dir` is {FOLDER}."
-    )
-    inspect = staticmethod(inspect)
+    ),
+    folder=FOLDER,
+    inspect=inspect,
+    counts={
+        _STORED: Counts(412, 4_120, 4_120),
+        **{f"{side}_{n}": Counts(206, 2_060, 2_060) for side in ("train", "test") for n in SPLITS},
+    },
+    splits=len(SPLITS),
+    is_infrared=_is_infrared,
+    modality_shown_by="the folder, Visible or Thermal",
+)

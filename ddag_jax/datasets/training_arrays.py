@@ -1,4 +1,4 @@
-"""The `train_*_resized_*.npy` files that the reference's preprocessing leaves beside cam1 ... cam6.
+"""Read `train_*_resized_*.npy`, which the reference's preprocessing writes beside cam1 ... cam6.
 
 `train_{rgb,ir}_resized_img.npy` holds the training images, uint8 [images, 288, 144, 3], and
 `train_{rgb,ir}_resized_label.npy` the rank of each image's identity among those of train_id.txt
@@ -11,7 +11,7 @@ import numpy as np
 from etils import epath
 from jaxtyping import UInt8
 
-from ddag_jax.datasets.checks import Record
+from ddag_jax.datasets.checks import ImageEntry
 from ddag_jax.errors import UserError
 from ddag_jax.io.files import is_file
 
@@ -20,18 +20,18 @@ _MODALITIES = {"rgb": False, "ir": True}
 
 def read_training_arrays(
     root: epath.Path, identities: Sequence[int], faults: list[str]
-) -> tuple[dict[int, list[Record]], Mapping[str, UInt8[np.ndarray, "h w 3"]], list[object]]:
-    """Opens the four files; the images stay on disk until they are asked for.
+) -> tuple[dict[int, list[ImageEntry]], Mapping[str, UInt8[np.ndarray, "h w 3"]], list[object]]:
+    """Open the four files, memory-mapped.
 
     Args:
       root: folder of the files.
-      identities: those of train and val, ascending: what labels count.
+      identities: those of train and val, ascending; a label is a position among them.
       faults: where to add what is wrong.
 
     Returns:
-      Records by identity, camera 0; images by the records' names; what identifies the content.
+      Entries by identity, camera 0; pixels by the entries' names; values to fingerprint.
     """
-    records: dict[int, list[Record]] = {}
+    entries: dict[int, list[ImageEntry]] = {}
     images: dict[str, np.ndarray] = {}
     source: list[object] = []
     for kind, infrared in _MODALITIES.items():
@@ -44,13 +44,13 @@ def read_training_arrays(
             continue
         name = f"train_{kind}_resized_img.npy"
         for number, label in enumerate(labels.tolist()):
-            record = Record(identities[label], 0, f"{name}/{number:05d}", infrared)
-            records.setdefault(record.identity, []).append(record)
-            images[record.name] = pixels[number]
-        # The whole of it is gigabytes: a few images and all labels tell one file from another.
+            entry = ImageEntry(identities[label], 0, f"{name}/{number:05d}", infrared)
+            entries.setdefault(entry.identity, []).append(entry)
+            images[entry.name] = pixels[number]
+        # All pixels are gigabytes; a few images and all labels identify the file.
         sample = pixels[:: max(1, len(pixels) // 16)].tobytes()
         source += [name, pixels.shape, sample, labels.tolist()]
-    return records, images, source
+    return entries, images, source
 
 
 def _load(path: epath.Path) -> np.ndarray:
@@ -66,7 +66,7 @@ def _load(path: epath.Path) -> np.ndarray:
         )
     try:
         array = np.lib.format.open_memmap(path, mode="r")
-    except Exception as error:  # what NumPy raises on a damaged header is not bounded
+    except Exception as error:  # NumPy raises any exception on a damaged header
         raise UserError(
             f"{path}: cannot be read as an array ({error}); write it again with the reference's"
             " pre_process_sysu.py"

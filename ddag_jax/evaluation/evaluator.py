@@ -9,9 +9,10 @@ from jaxtyping import Float
 
 from ddag_jax.config import Config
 from ddag_jax.data.loader import ImageSource
+from ddag_jax.datasets.find import find_dataset
 from ddag_jax.errors import UserError
 from ddag_jax.evaluation.embed import embed_images, make_embed
-from ddag_jax.evaluation.protocols import Images, Record, evaluate, searches
+from ddag_jax.evaluation.protocols import Images, Record, score, searches
 from ddag_jax.methods.base import Method, Modality
 from ddag_jax.parallel import Mesh, is_first_process, map_embed, my_part, shard
 
@@ -32,7 +33,8 @@ class Evaluator:
         self._embed = map_embed(make_embed(method, flip=config.evaluation.flip), mesh)
         check_feature(config.evaluation.feature, method)
         self.images = Images(source.identities, source.cameras, source.infrared, source.names)
-        self.searches = searches(config.data.dataset, self.images, config.evaluation, source.draws)
+        self._dataset = find_dataset(config.data.dataset)
+        self.searches = searches(self._dataset, self.images, config.evaluation, source.draws)
 
     def embed(
         self,
@@ -70,14 +72,14 @@ class Evaluator:
     def judge(self, features: Mapping[str, np.ndarray]) -> list[Record]:
         """Return the protocol's records of what `embed` returned."""
         data, settings = self._config.data, self._config.evaluation
-        return evaluate(
+        return score(
             self.judged(features),
             self.images,
             self.searches,
-            data.dataset,
+            self._dataset,
             settings,
             rendered=self._source.rendered,
-            half=data.trial if data.dataset == "regdb" else None,
+            split=data.trial if self._dataset.splits else None,
         )
 
 
@@ -107,7 +109,7 @@ def while_training(config: Config) -> Config:
     """Return the configuration of the evaluations during training: fast, and of all features."""
     settings = dataclasses.replace(
         config.evaluation,
-        mode="all" if config.data.dataset == "sysu_mm01" else "both",
+        mode=find_dataset(config.data.dataset).mode_while_training,
         draw="seeded",
         feature="both",
         rerank=False,

@@ -1,17 +1,9 @@
-"""The published protocols: who asks, among whom, and the table it ends in. NumPy only.
+"""Published protocols: queries, galleries and figures of a `Dataset`. NumPy only.
 
-SYSU-MM01
-    Every image of the infrared cameras 3 and 6 is a query. The gallery is drawn anew in each
-    trial: of each identity and each of the mode's visible cameras (1, 2, 4, 5 in all-search; 1, 2
-    in indoor-search) one image (single-shot) or ten (multi-shot).
-RegDB
-    Every image of one modality is a query, every one of the other in the gallery; both directions.
-    Nothing is drawn: the published figures average ten halves of the people, a model each.
-LLCM
-    Every image of one modality is a query; the gallery is one image of each identity and each
-    camera of the other, drawn anew in each trial; both directions.
+A dataset prescribes directions, search modes and, unless every image of a modality is in the
+gallery, how many images a draw takes of each identity and camera.
 
-A seeded draw is the reference's: Python's generator, seeded with the trial's number, chooses among
+A seeded draw is the reference's: Python's generator, seeded with the draw's number, chooses among
 the sorted files of each folder, identities ascending, cameras ascending within.
 
 Dimensions: N images, q queries, g gallery images, d channels.
@@ -20,88 +12,78 @@ Dimensions: N images, q queries, g gallery images, d channels.
 import dataclasses
 import random
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, NamedTuple, TypedDict, cast
+from typing import Any, NamedTuple, TypedDict, cast
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from ddag_jax.config import EvaluationConfig
+from ddag_jax.datasets.dataset import CameraRule, Dataset, Direction, Shots, label
 from ddag_jax.errors import UserError
-from ddag_jax.evaluation.ranking import CameraRule, Metrics, rank_distances
+from ddag_jax.evaluation.ranking import Metrics, distances, rank_distances
 from ddag_jax.evaluation.reranking import rerank
 from ddag_jax.io.progress import Progress
 
-Dataset = Literal["sysu_mm01", "regdb", "llcm"]
-Direction = Literal["infrared_to_visible", "visible_to_infrared"]
-Mode = Literal["all", "indoor"]
-Shots = Literal["single", "multi"]
-
-TITLES: dict[Dataset, str] = {"sysu_mm01": "SYSU-MM01", "regdb": "RegDB", "llcm": "LLCM"}
-DIRECTIONS: dict[Direction, str] = {
-    "visible_to_infrared": "visible → infrared",
-    "infrared_to_visible": "infrared → visible",
-}
-QUERY_CAMERAS = (3, 6)
-GALLERY_CAMERAS: dict[Mode, tuple[int, ...]] = {"all": (1, 2, 4, 5), "indoor": (1, 2)}
-IMAGES_DRAWN: dict[Shots, int] = {"single": 1, "multi": 10}
 FIGURES = ("rank1", "rank5", "rank10", "rank20", "mAP", "mINP")
 
 
 class Images(NamedTuple):
-    """Who is to be seen on N images, in any common order."""
+    """Identity, camera, modality and file name of N images, in any order."""
 
     identities: Int[np.ndarray, " N"]
     cameras: Int[np.ndarray, " N"]
     """The dataset's own numbers, from 1."""
     infrared: Bool[np.ndarray, " N"]
     names: Sequence[str]
-    """File names; within a folder (what shares identity, camera and modality) they sort as the
-    files do."""
+    """File names; within a folder (of one identity, camera and modality) they sort as the files
+    do."""
 
 
 class Search(NamedTuple):
-    """One block of a table: these queries, among each trial's gallery."""
+    """One block of a table: queries, and the gallery of each draw."""
 
     direction: Direction
-    mode: Mode | None
-    """SYSU-MM01's."""
+    mode: str | None
+    """None if the dataset has no modes."""
     query: Int[np.ndarray, " q"]
     """Positions of images."""
     galleries: list[Int[np.ndarray, " g"]]
-    """A trial each, positions of images; one where nothing is drawn."""
+    """Positions of images, for each draw; one gallery if nothing is drawn."""
     camera_rule: CameraRule
 
 
 class Record(TypedDict):
-    """What one search and one feature scored, ready for JSON.
+    """The figures of one search and one feature, ready for JSON.
 
-    Figures are means in per cent, `_std` their population deviations: over the trials of one run,
-    or over the runs where there are several.
+    Figures are means in per cent, `_std` their population deviations: over the draws of one run,
+    or over the runs if there are several.
     """
 
-    dataset: Dataset
+    dataset: str
+    """Its name."""
+    dataset_title: str
     rendered: bool
-    """Whether the images are drawings in the dataset's layout."""
+    """Whether the images are rendered people in the dataset's layout."""
     direction: Direction
-    mode: Mode | None
-    """SYSU-MM01's; null for the others."""
+    mode: str | None
+    """Null if the dataset has no modes."""
     shots: Shots | None
-    """Gallery images of each identity and camera; null where the gallery is everyone (RegDB)."""
+    """Gallery images of each identity and camera; null if nothing is drawn (RegDB)."""
     draw: str | None
-    """How the gallery is drawn: `seeded`, the reference's draw from the trial's number, or
-    `rand_perm_cam`, the authors' permutations; null where nothing is drawn."""
+    """How the gallery is drawn: `seeded`, the reference's draw from the draw's number, or
+    `rand_perm_cam`, the authors' permutations; null if nothing is drawn."""
     feature: str
-    """`global`, `part`, `concatenation`; `stored` for features that came in a file."""
+    """One of the method's features, or `concatenation`; `stored` for features from a file."""
     flip: bool
-    """Features averaged with those of the mirror images."""
+    """Features are averaged with those of the mirror images."""
     rerank: bool
     """Ranked by k-reciprocal neighbours."""
     trials: int
-    """Gallery draws of a run."""
+    """Number of gallery draws of a run."""
     halves: list[int]
-    """RegDB's halves ("trials" in its files) that the figures come from; empty for the others."""
+    """Numbers of the published splits (RegDB's trials) of the runs; empty if there is only one."""
     runs: int
-    """That the figures average."""
+    """Number of runs that the figures average."""
     rank1: float
     rank5: float
     rank10: float
@@ -117,57 +99,7 @@ class Record(TypedDict):
     queries: int
     """Queries with a match in the gallery; the others enter no figure."""
     gallery: int
-    """Gallery images of a trial."""
-
-
-def label(direction: Direction, mode: Mode | None) -> str:
-    """A search in a table: `all-search`, or the direction where there are no modes."""
-    return f"{mode}-search" if mode else DIRECTIONS[direction]
-
-
-def published_directions(dataset: Dataset) -> tuple[Direction, ...]:
-    """The directions that papers report, in their order."""
-    if dataset == "sysu_mm01":
-        return ("infrared_to_visible",)
-    return ("visible_to_infrared", "infrared_to_visible")
-
-
-def sysu_query(
-    identities: Int[np.ndarray, " N"],
-    cameras: Int[np.ndarray, " N"],
-    names: Sequence[str] | np.ndarray,
-) -> Int[np.ndarray, " q"]:
-    """Indices of the query images: by identity, then camera 3 and 6, then name.
-
-    >>> sysu_query(np.array([2, 1, 1]), np.array([3, 6, 1]), ["0001.jpg", "0001.jpg", "0001.jpg"])
-    array([1, 0])
-    """
-    order = np.lexsort((np.asarray(names), cameras, identities))
-    return order[np.isin(cameras[order], QUERY_CAMERAS)]
-
-
-def sysu_gallery(
-    identities: Int[np.ndarray, " N"],
-    cameras: Int[np.ndarray, " N"],
-    names: Sequence[str] | np.ndarray,
-    *,
-    mode: Mode,
-    shots: Shots,
-    trial: int,
-) -> Int[np.ndarray, " g"]:
-    """Indices of the gallery that the reference draws in this trial (from 0), in its order.
-
-    Multi-shot, which the reference lacks, puts `random.sample` in the place of `random.choice`: 10
-    files without replacement, all of them (shuffled) where a folder has fewer. A camera that an
-    identity lacks is passed over and draws nothing.
-
-    >>> ids, cameras = np.array([1, 1, 1, 2]), np.array([1, 1, 2, 4])
-    >>> names = ["0001.jpg", "0002.jpg", "0001.jpg", "0001.jpg"]
-    >>> sysu_gallery(ids, cameras, names, mode="all", shots="single", trial=0)
-    array([1, 2, 3])
-    """
-    candidates = np.isin(cameras, GALLERY_CAMERAS[mode])
-    return _seeded(_folders(identities, cameras, names, candidates), trial, shots)
+    """Gallery images of a draw."""
 
 
 def _folders(
@@ -176,7 +108,7 @@ def _folders(
     names: Sequence[str] | np.ndarray,
     candidates: Bool[np.ndarray, " N"],
 ) -> list[list[int]]:
-    """The candidates, folder by folder as the reference walks them, sorted by name in each."""
+    """Return the candidates by folder, in the reference's order, sorted by name in each."""
     order = np.lexsort((np.asarray(names), cameras, identities))
     order = order[candidates[order]]
     folders = np.stack([identities[order], cameras[order]])
@@ -184,26 +116,31 @@ def _folders(
     return [part.tolist() for part in np.split(order, starts) if len(part)]
 
 
-def _seeded(folders: list[list[int]], trial: int, shots: Shots) -> Int[np.ndarray, " g"]:
-    draw = random.Random(trial)
+def _seeded(folders: list[list[int]], number: int, images: int) -> Int[np.ndarray, " g"]:
+    """Draw the reference's gallery of a draw's number, counted from 0.
+
+    For several images of a folder, which the reference lacks, `random.sample` takes the place of
+    `random.choice`: without replacement, all of them (shuffled) if a folder has fewer.
+    """
+    generator = random.Random(number)
     drawn: list[int] = []
     for files in folders:
-        if shots == "single":
-            drawn.append(draw.choice(files))
+        if images == 1:
+            drawn.append(generator.choice(files))
         else:
-            drawn.extend(draw.sample(files, min(IMAGES_DRAWN[shots], len(files))))
+            drawn.extend(generator.sample(files, min(images, len(files))))
     return np.array(drawn, dtype=np.int64)
 
 
 def _permuted(
     folders: list[list[int]],
     images: Images,
-    draws: Mapping[str, Sequence[Sequence[int]]],
-    trial: int,
-    shots: Shots,
+    permutations: Mapping[str, Sequence[Sequence[int]]],
+    number: int,
+    taken: int,
 ) -> Int[np.ndarray, " g"]:
-    """The authors' draw: the first images of the trial's row of each folder's permutations."""
-    if not draws:
+    """Return the authors' gallery of a draw: the first images of its row for each folder."""
+    if not permutations:
         raise UserError(
             "evaluation.draw: there is no rand_perm_cam.mat; put it into the dataset's exp folder"
             " and prepare the dataset again, or draw with --evaluation.draw seeded"
@@ -211,7 +148,7 @@ def _permuted(
     drawn: list[int] = []
     for files in folders:
         folder = f"cam{images.cameras[files[0]]}/{images.identities[files[0]]:04d}"
-        row = draws[folder][trial][: IMAGES_DRAWN[shots]] if folder in draws else None
+        row = permutations[folder][number][:taken] if folder in permutations else None
         if row is None or max(row) > len(files):
             raise UserError(
                 f"evaluation.draw: rand_perm_cam.mat does not fit {folder} with its {len(files)}"
@@ -225,70 +162,61 @@ def searches(
     dataset: Dataset,
     images: Images,
     settings: EvaluationConfig,
-    draws: Mapping[str, Sequence[Sequence[int]]] | None = None,
+    permutations: Mapping[str, Sequence[Sequence[int]]] | None = None,
 ) -> list[Search]:
-    """The dataset's protocol on these images: the blocks of its table, in the published order.
+    """Return the searches of a dataset's protocol on these images, in the published order.
 
     Args:
-        dataset: whose protocol.
+        dataset: prescribes the protocol.
         images: all candidates, of both modalities.
-        settings: direction, mode, shots, draw, trials.
-        draws: the authors' permutations by `cam{camera}/{identity:04d}`, for that draw.
+        settings: direction, mode, shots, draw, trials; `check_settings` has accepted them.
+        permutations: the authors' draws by `cam{camera}/{identity:04d}`, for `rand_perm_cam`.
 
     Raises:
-        UserError: a search is left without query, gallery or match; the draw has no permutations
-            or they do not fit.
+        UserError: a search has no query, gallery image or match; the permutations are missing or do
+            not fit.
     """
-    title = TITLES[dataset]
     unknown = np.flatnonzero(images.cameras < 1)
-    if len(unknown) and dataset != "regdb":
+    if len(unknown) and dataset.needs_cameras:
         raise UserError(
-            f"{title} evaluation: of {len(unknown)} images the camera is not known (first:"
-            f" {images.names[unknown[0]]}), and the protocol goes by cameras; images of the"
-            " reference's training arrays cannot be held out to judge by"
+            f"{dataset.title} evaluation: of {len(unknown)} images the camera is not known (first:"
+            f" {images.names[unknown[0]]}), and the protocol needs cameras; images of the"
+            " reference's training arrays cannot be held out for evaluation"
         )
-    modes: tuple[Mode | None, ...] = (None,)
-    if dataset == "sysu_mm01":
-        modes = ("all", "indoor") if settings.mode == "both" else (settings.mode,)
-    directions = published_directions(dataset)
-    if settings.direction != "published":
-        directions = (settings.direction,)
+    order = np.lexsort((np.asarray(images.names), images.cameras, images.identities))
     found = []
-    for direction in directions:
-        for mode in modes:
-            asks = images.infrared == (direction == "infrared_to_visible")
-            candidates = ~asks
-            if mode is not None:
-                candidates = np.isin(images.cameras, GALLERY_CAMERAS[mode])
-                asks = np.isin(images.cameras, QUERY_CAMERAS)
-            order = np.lexsort((np.asarray(images.names), images.cameras, images.identities))
-            if dataset == "regdb":
-                galleries = [order[candidates[order]]]
-            else:
-                folders = _folders(images.identities, images.cameras, images.names, candidates)
-                galleries = [
-                    _seeded(folders, trial, settings.shots)
-                    if settings.draw == "seeded"
-                    else _permuted(folders, images, draws or {}, trial, settings.shots)
-                    for trial in range(settings.trials)
-                ]
-            rules: dict[Dataset, CameraRule] = {"sysu_mm01": "sysu", "llcm": "llcm"}
-            rule = rules.get(dataset, "none")
-            search = Search(direction, mode, order[asks[order]], galleries, rule)
-            _check(search, images, title)
-            found.append(search)
+    for direction, mode in dataset.searches(settings):
+        is_query = images.infrared == (direction == "infrared_to_visible")
+        candidates = ~is_query
+        if mode is not None:
+            candidates &= np.isin(images.cameras, dataset.modes[mode])
+        if dataset.drawn:
+            folders = _folders(images.identities, images.cameras, images.names, candidates)
+            taken = dataset.drawn[settings.shots]
+            galleries = [
+                _seeded(folders, number, taken)
+                if settings.draw == "seeded"
+                else _permuted(folders, images, permutations or {}, number, taken)
+                for number in range(settings.trials)
+            ]
+        else:
+            galleries = [order[candidates[order]]]
+        query = order[is_query[order]]
+        search = Search(direction, mode, query, galleries, dataset.camera_rule)
+        _check(search, images, dataset)
+        found.append(search)
     return found
 
 
-def _check(search: Search, images: Images, title: str) -> None:
-    where = f"{title} {label(search.direction, search.mode)}"
+def _check(search: Search, images: Images, dataset: Dataset) -> None:
+    where = f"{dataset.title} {label(search.direction, search.mode)}"
     if not len(search.query):
         kind = "infrared" if search.direction == "infrared_to_visible" else "visible"
         raise UserError(
             f"{where}: none of the {len(images.identities)} images is {kind}, so there is no query"
         )
     if not len(search.galleries[0]):
-        cameras = f" of its cameras {GALLERY_CAMERAS[search.mode]}" if search.mode else ""
+        cameras = f" of its cameras {dataset.modes[search.mode]}" if search.mode else ""
         raise UserError(
             f"{where}: none of the {len(images.identities)} images can be in its gallery{cameras},"
             " so it cannot be evaluated"
@@ -300,7 +228,7 @@ def _check(search: Search, images: Images, title: str) -> None:
         )
 
 
-def evaluate(
+def score(
     features: Mapping[str, Float[np.ndarray, "N d"]],
     images: Images,
     found: Sequence[Search],
@@ -308,28 +236,28 @@ def evaluate(
     settings: EvaluationConfig,
     *,
     rendered: bool = False,
-    half: int | None = None,
+    split: int | None = None,
 ) -> list[Record]:
-    """Judges embeddings of unit length; one record a search and feature, in that order.
+    """Return the figures of embeddings of unit length, a record for each search and feature.
 
     Args:
         features: by name.
-        images: whose they are.
+        images: the embedded images.
         found: by `searches`, of these images.
-        dataset: whose protocol.
+        dataset: prescribes the protocol.
         settings: what the searches were made by; whether to re-rank.
-        rendered: whether the images are drawings.
-        half: which of RegDB's ten.
+        rendered: whether the images are rendered.
+        split: number of the published split (RegDB's trial).
 
     Raises:
-        UserError: a feature is not finite (named by its image).
+        UserError: a feature is not finite; names its image.
     """
     for name, feature in features.items():
         broken = ~np.isfinite(feature).all(axis=1)
         if broken.any():
             i = broken.argmax()
             raise UserError(
-                f"{TITLES[dataset]} evaluation: the {name} feature of image {images.names[i]}"
+                f"{dataset.title} evaluation: the {name} feature of image {images.names[i]}"
                 f" (identity {images.identities[i]}, camera {images.cameras[i]}) holds NaN or"
                 " infinite values"
             )
@@ -338,20 +266,20 @@ def evaluate(
     bar = Progress(rankings, "ranking", "search")
     for search in found:
         for name, feature in features.items():
-            results = rank_trials(feature, images, search, settings.rerank, bar)
-            drawn = dataset != "regdb"
+            results = rank_draws(feature, images, search, settings.rerank, bar)
             common: dict[str, Any] = {
-                "dataset": dataset,
+                "dataset": dataset.name,
+                "dataset_title": dataset.title,
                 "rendered": rendered,
                 "direction": search.direction,
                 "mode": search.mode,
-                "shots": settings.shots if drawn else None,
-                "draw": settings.draw if drawn else None,
+                "shots": settings.shots if dataset.drawn else None,
+                "draw": settings.draw if dataset.drawn else None,
                 "feature": name,
                 "flip": settings.flip,
                 "rerank": settings.rerank,
                 "trials": len(results),
-                "halves": [] if half is None else [half],
+                "halves": [] if split is None else [split],
                 "runs": 1,
             }
             figures = {
@@ -361,37 +289,38 @@ def evaluate(
                 "mAP": [100 * r.mAP for r in results],
                 "mINP": [100 * r.mINP for r in results],
             }
-            # Who has a match depends on which folders exist, so it is the same in every trial.
+            # Which queries have a match depends on the folders, so it is the same in every draw.
             counts = {"queries": results[0].queries, "gallery": len(search.galleries[0])}
             records.append(cast(Record, common | _mean_and_deviation(figures) | counts))
     bar.close()
     return records
 
 
-def rank_trials(
+def rank_draws(
     feature: Float[np.ndarray, "N d"],
     images: Images,
     search: Search,
     reranked: bool,
     bar: Progress | None = None,
 ) -> list[Metrics]:
-    """The figures of each of a search's trials, for rows of unit length.
+    """Return the figures of each draw of a search, for rows of unit length.
 
-    Without re-ranking, each image that any trial draws is compared once.
+    Without re-ranking, each image that any draw takes is compared once. Images of equal features
+    keep the gallery's order, see `ranking.distances`.
     """
     query = search.query
     candidates = np.unique(np.concatenate(search.galleries))
     if not reranked:
-        compared = -feature[query] @ feature[candidates].T
+        compared = distances(feature[query], feature[candidates])
     results = []
     for gallery in search.galleries:
         if reranked:
-            distances = rerank(feature[query], feature[gallery])
+            ranked_by = rerank(feature[query], feature[gallery])
         else:
-            distances = np.take(compared, np.searchsorted(candidates, gallery), axis=1)
+            ranked_by = np.take(compared, np.searchsorted(candidates, gallery), axis=1)
         results.append(
             rank_distances(
-                distances,
+                ranked_by,
                 images.identities[query],
                 images.identities[gallery],
                 images.cameras[query],
@@ -412,14 +341,14 @@ def _mean_and_deviation(figures: Mapping[str, Sequence[float]]) -> dict[str, flo
 
 
 def average(runs: Sequence[Sequence[Record]], names: Sequence[str]) -> list[Record]:
-    """Means and deviations over runs, as RegDB's published figures are over its ten halves.
+    """Return means and deviations over runs, as RegDB's published figures are over ten splits.
 
     Args:
-        runs: the records of each, of one protocol.
+        runs: the records of each run, of one protocol.
         names: of the runs, for messages.
 
     Raises:
-        UserError: two runs were judged differently, or are of the same half of RegDB.
+        UserError: two runs were evaluated differently, or are of the same published split.
     """
     varying = {f"{name}{end}" for name in FIGURES for end in ("", "_std")} | {"halves", "rendered"}
     if all(run[0]["halves"] for run in runs):
@@ -429,21 +358,21 @@ def average(runs: Sequence[Sequence[Record]], names: Sequence[str]) -> list[Reco
         first = [{k: v for k, v in record.items() if k not in varying} for record in runs[0]]
         if kept != first:
             raise UserError(
-                f"{names[0]} and {name} were judged differently ({_difference(first, kept)}); only"
-                " runs of one protocol have an average"
+                f"{names[0]} and {name} were evaluated differently ({_difference(first, kept)});"
+                " only runs of one protocol have an average"
             )
-    halves = [half for run in runs for half in run[0]["halves"]]
-    if len(set(halves)) != len(halves):
-        twice = next(half for half in halves if halves.count(half) > 1)
+    splits = [split for run in runs for split in run[0]["halves"]]
+    if len(set(splits)) != len(splits):
+        twice = next(split for split in splits if splits.count(split) > 1)
         both = [name for name, run in zip(names, runs, strict=True) if twice in run[0]["halves"]]
         raise UserError(
-            f"{' and '.join(both)} are all of trial {twice}; RegDB's average is over different ones"
+            f"{' and '.join(both)} are all of trial {twice}; give one run of each trial"
         )
     averaged = []
     for same in zip(*runs, strict=True):
         rows = [cast(Mapping[str, Any], record) for record in same]
         figures = {name: [row[name] for row in rows] for name in FIGURES}
-        record = {**same[0], "halves": sorted(halves), "runs": len(runs)}
+        record = {**same[0], "halves": sorted(splits), "runs": len(runs)}
         averaged.append(cast(Record, record | _mean_and_deviation(figures)))
     return averaged
 
@@ -457,7 +386,7 @@ def _difference(first: list[dict[str, Any]], second: list[dict[str, Any]]) -> st
 
 
 def kind(settings: EvaluationConfig) -> str:
-    """What tells an evaluation from the published one, to name files by.
+    """Return the settings that are not the published ones, as part of a file name.
 
     >>> kind(EvaluationConfig()), kind(EvaluationConfig(shots="multi", trials=5, flip=True))
     ('', '_multi_5_trials_flip')
@@ -473,67 +402,8 @@ def kind(settings: EvaluationConfig) -> str:
 
 
 def selection_figure(records: Sequence[Record], feature: str) -> float:
-    """What the best checkpoint is chosen by: rank-1 + mAP of this feature, mean over the searches.
+    """Return rank-1 + mAP of a feature, mean over the searches, to choose a checkpoint by.
 
-    In 0 ... 200, per cent; the more the better.
+    In per cent, 0 to 200.
     """
     return float(np.mean([r["rank1"] + r["mAP"] for r in records if r["feature"] == feature]))
-
-
-def format_table(records: Sequence[Record], title: str, untrained: Sequence[Record] = ()) -> str:
-    """The records as a table like the paper's: a block a search, a row a feature.
-
-    Args:
-        records: of one protocol, which the heading names beside the title.
-        title: whose figures these are.
-        untrained: records of a network of the same shape before training, for rows below.
-    """
-    first = records[0]
-    several = first["runs"] > 1 or first["trials"] > 1
-    over = "runs" if first["runs"] > 1 else "trials"
-    lines = [
-        f"{title}: " + ", ".join(describe(first)),
-        "per cent" + f"; mean ± deviation over the {over}" * several,
-    ]
-    blocks = dict.fromkeys((r["direction"], r["mode"]) for r in records)
-    for direction, mode in blocks:
-        rows = [("", r) for r in records if (r["direction"], r["mode"]) == (direction, mode)]
-        rows += [
-            ("untrained ", r) for r in untrained if (r["direction"], r["mode"]) == (direction, mode)
-        ]
-        counts = f"{rows[0][1]['queries']:,} queries, {rows[0][1]['gallery']:,} gallery images"
-        lines += ["", f"{label(direction, mode)} ({counts})"]
-        heads = ("r1", "r5", "r10", "r20", "mAP", "mINP")
-        lines.append(f"{'feature':<18}" + "".join(f"{head:>15}" for head in heads))
-        for prefix, record in rows:
-            values: Mapping[str, Any] = record
-            cells = (
-                f"{values[name]:.2f}" + f" ± {values[name + '_std']:.2f}" * several
-                for name in FIGURES
-            )
-            lines.append(f"{prefix + record['feature']:<18}" + "".join(f"{c:>15}" for c in cells))
-    return "\n".join(lines)
-
-
-def describe(record: Record) -> list[str]:
-    """What a table must say so that it cannot be misread."""
-    said = [TITLES[record["dataset"]] + "'s layout, rendered people" * record["rendered"]]
-    if record["mode"]:
-        said.append(DIRECTIONS[record["direction"]])
-    if record["shots"]:
-        said.append(f"{record['shots']}-shot")
-    if record["draw"]:
-        said += [
-            f"{record['draw']} draw",
-            f"{record['trials']} trial{'s' * (record['trials'] > 1)}",
-        ]
-    if record["halves"]:
-        several = len(record["halves"]) > 1
-        said.append(f"trial{'s' * several} {', '.join(map(str, record['halves']))}")
-    if record["runs"] > 1:
-        said.append(f"mean of {record['runs']} runs")
-    if record["flip"]:
-        said.append("averaged with mirror images")
-    if record["rerank"]:
-        said.append("k-reciprocal re-ranking (k1 20, k2 6, λ 0.3)")
-    return said

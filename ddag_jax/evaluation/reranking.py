@@ -11,6 +11,7 @@ from jaxtyping import Float, Int
 from scipy import sparse
 
 from ddag_jax.errors import UserError
+from ddag_jax.evaluation.ranking import distinct_rows
 
 _CHUNK = 2**20
 """Number of distances sorted at once, at 16 bytes of memory each."""
@@ -74,7 +75,7 @@ def rerank(
     if not np.isfinite(features).all():
         raise UserError("features to re-rank: some values are NaN or infinite")
 
-    distances = features @ features.T
+    distances = _products(features)
     distances *= -2
     distances += 2
     np.maximum(distances, 0, out=distances)  # rounding may give negative values
@@ -92,6 +93,14 @@ def rerank(
     jaccard = 1 - shared / (2 - shared)
     original = distances[:queries, queries:]
     return np.float32(weight) * original + np.float32(1 - weight) * jaccard
+
+
+def _products(features: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "n n"]:
+    """Return inner products of all rows, exactly equal for equal rows."""
+    distinct, rows = distinct_rows(features)
+    if len(distinct) == len(features):  # nothing is tied; spare the copy
+        return features @ features.T
+    return (distinct @ distinct.T)[rows[:, None], rows]
 
 
 def _nearest(distances: Float[np.ndarray, "n n"], count: int) -> Int[np.ndarray, "n k"]:

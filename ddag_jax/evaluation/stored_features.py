@@ -1,56 +1,56 @@
-"""Embeddings as a file, ours or another system's, so that any model can be judged by a protocol.
+"""Embeddings in a file, of this package or another system, to be evaluated by a protocol.
 
 A NumPy archive (`.npz`) of eight arrays, for a query side of Q and a gallery side of G images:
 
-``{query,gallery}_features``  float, [Q, d] and [G, d]; rows are scaled to unit length when read
+``{query,gallery}_features``  float, [Q, d] and [G, d]; rows are scaled to unit length when read,
+                              unless they are of unit length already
 ``{query,gallery}_ids``       whole numbers: identities
 ``{query,gallery}_cameras``   whole numbers: the dataset's cameras, from 1 (RegDB:
                               1 visible, 2 thermal)
 ``{query,gallery}_names``     text: file names as the dataset has them
 
-The query side is all images of the modality that asks, the gallery side every candidate of the
-other: what a trial draws of them is the protocol's. RegDB and LLCM are searched in both directions,
-with the sides in turn.
+The query side is all images of the queries' modality, the gallery side every candidate of the
+other: the protocol draws galleries from them. RegDB and LLCM are searched in both directions, with
+the sides exchanged.
 """
 
-import re
 import zipfile
-from pathlib import PurePosixPath
 
 import numpy as np
 from etils import epath
 from jaxtyping import Bool, Float
 
+from ddag_jax.datasets.dataset import Dataset
 from ddag_jax.errors import UserError
-from ddag_jax.evaluation.protocols import QUERY_CAMERAS, TITLES, Dataset, Images, Search
+from ddag_jax.evaluation.protocols import Images, Search
 from ddag_jax.io.files import is_file, whole_file
 
 _SIDES = ("query", "gallery")
 _COLUMNS = ("features", "ids", "cameras", "names")
 _LONGEST = 16 * 2**30
-"""Bytes; SYSU-MM01's test images, 2048 channels each, take 80 million."""
+"""Longest accepted file, bytes; SYSU-MM01's test images, 2048 channels each, take 80 million."""
 
 
 def save_features(
     path: epath.PathLike, features: Float[np.ndarray, "N d"], images: Images, search: Search
 ) -> None:
-    """Writes a file, whole or not at all.
+    """Write a file, completely or not at all.
 
     Args:
         path: ends in .npz, must not exist.
         features: of all images.
-        images: whose they are.
-        search: whose direction says which modality is the query side.
+        images: the embedded images.
+        search: its direction decides which modality is the query side.
 
     Raises:
-        UserError: `check_target`'s.
+        UserError: as `check_target`; the file cannot be written.
     """
     target = check_target(path)
-    asks = images.infrared == (search.direction == "infrared_to_visible")
+    is_query = images.infrared == (search.direction == "infrared_to_visible")
     order = np.lexsort((np.asarray(images.names), images.cameras, images.identities))
     names = np.asarray(images.names)
     arrays = {}
-    for side, chosen in (("query", order[asks[order]]), ("gallery", order[~asks[order]])):
+    for side, chosen in (("query", order[is_query[order]]), ("gallery", order[~is_query[order]])):
         columns = (features, images.identities, images.cameras, names)
         for column, values in zip(_COLUMNS, columns, strict=True):
             arrays[f"{side}_{column}"] = values[chosen]
@@ -62,10 +62,10 @@ def save_features(
 
 
 def check_target(path: epath.PathLike) -> epath.Path:
-    """The file to write, found possible before any work is done.
+    """Check that a file can be written, before any work is done.
 
     Raises:
-        UserError: it exists, does not end in .npz, or its folder does not exist.
+        UserError: the file exists, does not end in .npz, or its folder does not exist.
     """
     target = epath.Path(path)
     if target.suffix != ".npz":
@@ -80,28 +80,33 @@ def check_target(path: epath.PathLike) -> epath.Path:
 def load_features(
     path: epath.PathLike, dataset: Dataset
 ) -> tuple[Float[np.ndarray, "N d"], Images]:
-    """Reads a file.
+    """Read a file.
 
     Args:
         path: of the archive.
-        dataset: whose images these are.
+        dataset: of the images.
 
     Returns:
-        float32 rows of unit length, the query side's before the gallery side's, and whose they are.
+        float32 rows of unit length, those of the query side first, and their images.
 
     Raises:
-        UserError: what is wrong with the file, array by array.
+        UserError: an array of the file is missing or wrong.
     """
+    if dataset.is_infrared is None:
+        raise UserError(
+            f"data.dataset: {dataset.title} does not say how to find the modality of an image; set"
+            " the field is_infrared of its Dataset to evaluate stored features"
+        )
     source = epath.Path(path)
     arrays = _read(source)
     sides = [_check_side(source, side, arrays) for side in _SIDES]
-    (queries, asking), (gallery, answering) = sides
+    (queries, query_images), (gallery, gallery_images) = sides
     if queries.shape[1] != gallery.shape[1]:
         raise UserError(
             f"{source}: query_features have {queries.shape[1]} channels, gallery_features"
             f" {gallery.shape[1]}; both must come from one model"
         )
-    infrared = [_infrared(source, dataset, side) for side in (asking, answering)]
+    infrared = [_infrared(source, dataset, side) for side in (query_images, gallery_images)]
     for side, which in zip(_SIDES, infrared, strict=True):
         if which.any() != which.all():
             raise UserError(
@@ -111,18 +116,19 @@ def load_features(
     if infrared[0][0] == infrared[1][0]:
         raise UserError(
             f"{source}: query and gallery are both {'infrared' if infrared[0][0] else 'visible'};"
-            f" {TITLES[dataset]} searches across modalities (give --data.dataset if it is another)"
+            f" {dataset.title} searches across modalities (give --data.dataset if it is another)"
         )
-    if dataset == "sysu_mm01" and not infrared[0][0]:
+    side = "infrared" if infrared[0][0] else "visible"
+    if not any(direction.startswith(side) for direction in dataset.directions):
         raise UserError(
-            f"{source}: the query side is visible; SYSU-MM01's queries are cameras 3 and 6: swap"
-            " the sides"
+            f"{source}: the query side is {side}; {dataset.title} has queries of the other modality"
+            " only: swap the sides"
         )
     images = Images(
-        np.concatenate([asking.identities, answering.identities]),
-        np.concatenate([asking.cameras, answering.cameras]),
+        np.concatenate([query_images.identities, gallery_images.identities]),
+        np.concatenate([query_images.cameras, gallery_images.cameras]),
         np.concatenate(infrared),
-        [*asking.names, *answering.names],
+        [*query_images.names, *gallery_images.names],
     )
     return np.concatenate([queries, gallery]), images
 
@@ -142,7 +148,7 @@ def _read(source: epath.Path) -> dict[str, np.ndarray]:
                     f"{source}: has no {', '.join(missing)}; it needs"
                     " {query,gallery}_{features,ids,cameras,names}"
                 )
-            # What a packed file unpacks to, before any of it is: a bomb is small.
+            # The unpacked size, before anything is unpacked: a small file can unpack to a huge one.
             unpacked = sum(entry.file_size for entry in zipfile.ZipFile(file).infolist())
             if unpacked > _LONGEST:
                 raise UserError(f"{source}: unpacks to {unpacked:,} bytes, too many for features")
@@ -151,7 +157,7 @@ def _read(source: epath.Path) -> dict[str, np.ndarray]:
         raise
     except FileNotFoundError:
         raise UserError(f"{source}: no such file") from None
-    except Exception as error:  # damaged or hostile bytes make the parsers raise anything
+    except Exception as error:  # the parsers raise any exception on damaged or hostile bytes
         raise UserError(
             f"{source}: cannot be read as a NumPy archive ({error}); write it again with np.savez,"
             " text as text and not as objects"
@@ -182,7 +188,9 @@ def _check_side(
     try:
         names = names.astype(str) if names.dtype.kind == "U" else np.char.decode(names, "utf-8")
     except UnicodeDecodeError:
-        raise UserError(f"{source}: {side}_names are no text in UTF-8") from None
+        raise UserError(
+            f"{source}: {side}_names are not text in UTF-8; write them as such"
+        ) from None
     length = np.linalg.norm(features, axis=1, keepdims=True)
     broken = ~np.isfinite(length[:, 0]) | (length[:, 0] == 0)
     if broken.any():
@@ -197,40 +205,24 @@ def _check_side(
             f"{source}: {side} holds image {twice[2]} of identity {twice[0]}, camera {twice[1]}"
             " twice; give each image once"
         )
+    # Features of this package keep their bits, and so their ties.
+    length[np.abs(length - 1) < 1e-6] = 1
     side_images = Images(
         ids.astype(np.int64), cameras.astype(np.int64), np.zeros(len(ids), bool), names.tolist()
     )
     return features / length, side_images
 
 
-_WORDS = {
-    "regdb": (re.compile(r"visible", re.I), re.compile(r"thermal", re.I)),
-    "llcm": (re.compile(r"(test_)?vis|.*_vis", re.I), re.compile(r"(test_)?nir|.*_nir", re.I)),
-}
-"""What a part of a name is, in either modality."""
-
-
 def _infrared(source: epath.Path, dataset: Dataset, side: Images) -> Bool[np.ndarray, " n"]:
-    """The modality by camera (SYSU-MM01) or by name (the others, whose cameras do not tell)."""
-    if dataset == "sysu_mm01":
-        strange = ~np.isin(side.cameras, range(1, 7))
-        if strange.any():
-            raise UserError(
-                f"{source}: {side.names[int(strange.argmax())]} is of camera"
-                f" {side.cameras[strange.argmax()]}; SYSU-MM01 has cameras 1 to 6"
-            )
-        return np.isin(side.cameras, QUERY_CAMERAS)
-    visible, infrared = _WORDS[dataset]
+    """Find the modality of each image."""
+    assert dataset.is_infrared is not None
     found: list[bool] = []
-    for name in side.names:
-        path = PurePosixPath(name.replace("\\", "/"))
-        parts = [*path.parts[:-1], path.stem]
-        kinds = {False for p in parts if visible.fullmatch(p)}
-        kinds |= {True for p in parts if infrared.fullmatch(p)}
-        if len(kinds) != 1:
+    for name, camera in zip(side.names, side.cameras.tolist(), strict=True):
+        infrared = dataset.is_infrared(name, camera)
+        if infrared is None:
             raise UserError(
-                f"{source}: the name {name!r} does not say its modality; {TITLES[dataset]}'s names"
-                " do, by their folder (Visible or Thermal; vis, nir, test_vis or test_nir)"
+                f"{source}: image {name!r} of camera {camera} does not show its modality;"
+                f" {dataset.title} shows it by {dataset.modality_shown_by}"
             )
-        found += kinds
+        found.append(infrared)
     return np.array(found, dtype=bool)

@@ -27,6 +27,9 @@ from etils import epath
 from ddag_jax.config import Config, DataConfig, differences
 from ddag_jax.data.loader import ImageSource, evaluation_split, training_split
 from ddag_jax.data.sampler import IdentitySampler
+from ddag_jax.datasets.dataset import check_settings
+from ddag_jax.datasets.find import DATASETS as PUBLISHED
+from ddag_jax.datasets.find import find_dataset
 from ddag_jax.errors import UserError
 from ddag_jax.evaluation.protocols import Images, Record, searches
 from ddag_jax.experiments.rows import Experiment, Row
@@ -45,10 +48,11 @@ from ddag_jax.runs.checkpoint import (
 from ddag_jax.runs.evaluate import evaluate
 from ddag_jax.runs.train import train
 
-DATASETS = ("sysu_mm01", "regdb", "llcm", "people")
-"""Each with a configuration of its name."""
+PEOPLE = "people"
+"""The rendered people, whose configuration is of this name."""
+DATASETS = (*PUBLISHED, PEOPLE)
+"""Names of datasets, each with a configuration of its name."""
 
-_TRIALS = range(1, 11)
 _LONGEST = 2**30
 
 
@@ -120,22 +124,23 @@ def plan(
     for field in differences(load_config(dataset), given):
         if field in owned:
             raise UserError(f"--{field.replace('_', '-')}: {owned[field]}; leave it out")
-    if trials and given.data.dataset != "regdb":
-        raise UserError(f"--trials: only regdb has trials, not {dataset}; leave it out")
+    own = find_dataset(given.data.dataset)
+    if trials and not own.splits:
+        raise UserError(f"--trials: {dataset} has no trials, only regdb; leave it out")
     if init is not None:
         find_checkpoint(init)
-    halves = (trials or _TRIALS) if given.data.dataset == "regdb" else (None,)
+    splits = (trials or range(1, own.splits + 1)) if own.splits else (None,)
     runs = []
-    for seed, row, trial in itertools.product(seeds, experiment.rows, halves):
+    for seed, row, trial in itertools.product(seeds, experiment.rows, splits):
         fixed: dict[str, Any] = {**changes[row.name], "training.seed": seed}
         if trial is not None:
             fixed["data.trial"] = trial
         config = _with(given, fixed, row.name)
         images = _checked(config.data, config)
-        if dataset == "people" and not images.rendered:
+        if dataset == PEOPLE and not images.rendered:
             raise UserError(
-                f"{images.folder}: holds SYSU-MM01's images, not rendered people; give --dataset"
-                " sysu_mm01, or the people's --data.dir"
+                f"{images.folder}: holds images of {own.title}, not rendered people; give --dataset"
+                f" {own.name}, or the people's --data.dir"
             )
         name = f"{row.name}_seed{seed}" + (f"_trial{trial}" if trial is not None else "")
         runs.append(
@@ -181,6 +186,7 @@ def _with(config: Config, fields: Mapping[str, Any], where: str) -> Config:
 
 def _checked(data: DataConfig, config: Config) -> ImageSource:
     """Return the training images; raise what training and evaluation would raise about the data."""
+    check_settings(find_dataset(data.dataset), data, config.evaluation)
     images = _training_images(data, config.training.seed)
     IdentitySampler(
         images.labels,
@@ -191,7 +197,7 @@ def _checked(data: DataConfig, config: Config) -> ImageSource:
     )
     judged = _evaluation_images(dataclasses.replace(data, label_noise=0.0))
     known = Images(judged.identities, judged.cameras, judged.infrared, judged.names)
-    searches(data.dataset, known, config.evaluation, judged.draws)
+    searches(find_dataset(data.dataset), known, config.evaluation, judged.draws)
     return images
 
 

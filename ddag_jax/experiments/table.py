@@ -8,8 +8,9 @@ from typing import Any, cast
 
 import numpy as np
 
-from ddag_jax.config import Config
-from ddag_jax.evaluation.protocols import FIGURES, Record, average, label, published_directions
+from ddag_jax.datasets.dataset import label
+from ddag_jax.datasets.find import find_dataset
+from ddag_jax.evaluation.protocols import FIGURES, Record, average
 from ddag_jax.experiments.rows import Experiment
 from ddag_jax.experiments.runs import Result, Run
 from ddag_jax.methods.build import build_method
@@ -48,7 +49,9 @@ def lines(experiment: Experiment, runs: Sequence[Run], results: Mapping[str, Res
         results: of the finished runs, by the name of their folder.
     """
     found = []
-    for direction, mode in _searches(runs[0].config):
+    config = runs[0].config
+    dataset = find_dataset(config.data.dataset)
+    for direction, mode in dataset.searches(config.evaluation):
         for row in experiment.rows:
             own = [run for run in runs if run.row.name == row.name]
             seeds = sorted({run.seed for run in own})
@@ -60,7 +63,7 @@ def lines(experiment: Experiment, runs: Sequence[Run], results: Mapping[str, Res
             figures = {name: [cast(Mapping[str, Any], r)[name] for r in scored] for name in FIGURES}
             timed = [results[run.folder.name].minutes for run in own if run.folder.name in results]
             minutes = [value for value in timed if value is not None]
-            published = row.published.get((runs[0].config.data.dataset, mode or direction), {})
+            published = row.published.get((dataset.name, mode or direction), {})
             found.append(
                 Line(
                     label(direction, mode),
@@ -75,20 +78,6 @@ def lines(experiment: Experiment, runs: Sequence[Run], results: Mapping[str, Res
                 )
             )
     return found
-
-
-def _searches(config: Config) -> list[tuple[Any, Any]]:
-    """Return direction and mode of each search, as `protocols.searches` orders them."""
-    data, settings = config.data, config.evaluation
-    directions = (
-        published_directions(data.dataset)
-        if settings.direction == "published"
-        else (settings.direction,)
-    )
-    modes: tuple[str | None, ...] = (None,)
-    if data.dataset == "sysu_mm01":
-        modes = ("all", "indoor") if settings.mode == "both" else (settings.mode,)
-    return [(direction, mode) for direction in directions for mode in modes]
 
 
 def _record(
@@ -111,9 +100,9 @@ def _record(
 def caption(experiment: Experiment, runs: Sequence[Run]) -> list[str]:
     """Return the table's heading, then sentences that say how the figures were made."""
     config = runs[0].config
-    data, settings = config.data, config.evaluation
-    dataset = {"sysu_mm01": "SYSU-MM01", "regdb": "RegDB", "llcm": "LLCM"}[data.dataset]
-    where = f"{dataset}'s layout, rendered people" if runs[0].rendered else dataset
+    dataset, settings = find_dataset(config.data.dataset), config.evaluation
+    title = dataset.title
+    where = f"{title}'s layout, rendered people" if runs[0].rendered else title
     seeds = sorted({run.seed for run in runs})
     said = [f"{experiment.title}; {where}"]
     over = "mean ± sample deviation (n - 1) over the seeds " if len(seeds) > 1 else "seed "
@@ -122,11 +111,11 @@ def caption(experiment: Experiment, runs: Sequence[Run]) -> list[str]:
         said.append("Feature: part where P is on, else global.")
     else:
         said.append(f"Feature: {settings.feature}.")
-    if data.dataset == "regdb":
+    if dataset.splits:
         trials = sorted({run.config.data.trial for run in runs})
-        said.append(f"Each seed: mean of RegDB's trials {', '.join(map(str, trials))}.")
-    else:
-        shots = f"{settings.shots}-shot, " if data.dataset == "sysu_mm01" else ""
+        said.append(f"Each seed: mean of {title}'s trials {', '.join(map(str, trials))}.")
+    if dataset.drawn:
+        shots = f"{settings.shots}-shot, " if len(dataset.drawn) > 1 else ""
         said.append(f"Each run: {shots}mean of {settings.trials} {settings.draw} gallery draws.")
     plus = [name for name in ("flip", "rerank") if getattr(settings, name)]
     if plus:

@@ -7,15 +7,10 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int
 
+from ddag_jax.datasets.dataset import label
 from ddag_jax.evaluation.embed import ReadImages
-from ddag_jax.evaluation.protocols import (
-    Images,
-    Record,
-    Search,
-    describe,
-    label,
-    rank_trials,
-)
+from ddag_jax.evaluation.protocols import Images, Record, Search, rank_draws
+from ddag_jax.evaluation.table import describe
 from ddag_jax.methods.base import HasBatchAttention, HasFeatureMap, Method, Modality
 from ddag_jax.report import figures
 from ddag_jax.report.attention import (
@@ -104,7 +99,7 @@ def cmc_curves(run: Judged, search: Search) -> dict[str, Float[np.ndarray, " 20"
     """The mean curve of each feature over a search's trials, the untrained network's below."""
     return {
         prefix + name: np.mean(
-            [trial.cmc for trial in rank_trials(feature, run.images, search, run.reranked)], axis=0
+            [trial.cmc for trial in rank_draws(feature, run.images, search, run.reranked)], axis=0
         )
         for prefix, features in (("", run.judged), ("untrained ", run.untrained))
         for name, feature in features.items()
@@ -119,7 +114,7 @@ def _curves(run: Judged) -> tuple[list[Figure], list[np.ndarray]]:
         name = f"cmc_{search.mode or search.direction}"
         title = label(search.direction, search.mode)
         charts.append(figures.cmc(name, title, cmc_curves(run, search)))
-        (first, *_) = rank_trials(
+        (first, *_) = rank_draws(
             run.reported_feature,
             run.images,
             search._replace(galleries=search.galleries[:1]),

@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ddag_jax.evaluation.protocols import label
+from ddag_jax.datasets.dataset import label
 
 Series = dict[str, tuple[list[float], list[float]]]
 """By name: epochs and values."""

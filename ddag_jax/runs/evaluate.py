@@ -16,11 +16,14 @@ from etils import epath
 
 from ddag_jax.config import Config, DataConfig, EvaluationConfig, differences
 from ddag_jax.data.loader import ImageSource, evaluation_split
+from ddag_jax.datasets.dataset import check_settings
+from ddag_jax.datasets.find import find_dataset
 from ddag_jax.datasets.rand_perm_cam import read_permutations
 from ddag_jax.errors import UserError
 from ddag_jax.evaluation import protocols, stored_features
 from ddag_jax.evaluation.evaluator import Evaluator, pick
-from ddag_jax.evaluation.protocols import Record, format_table
+from ddag_jax.evaluation.protocols import Record
+from ddag_jax.evaluation.table import format_table
 from ddag_jax.io.files import whole_file, write_text
 from ddag_jax.methods.base import Method
 from ddag_jax.methods.build import build_method
@@ -203,6 +206,8 @@ def evaluate_features(
     except ValueError as error:
         raise UserError(str(error)) from None
     data, settings = config.data, config.evaluation
+    dataset = find_dataset(data.dataset)
+    check_settings(dataset, data, settings)
     if settings.feature != "both" or settings.flip:
         raise UserError(
             "stored features are evaluated as they are: leave out evaluation.feature (--feature)"
@@ -212,14 +217,14 @@ def evaluate_features(
     what = protocols.kind(settings)
     found = []
     for file in map(epath.Path, files):
-        features, images = stored_features.load_features(file, data.dataset)
-        records = protocols.evaluate(
+        features, images = stored_features.load_features(file, dataset)
+        records = protocols.score(
             {"stored": features},
             images,
-            protocols.searches(data.dataset, images, settings, draws),
-            data.dataset,
+            protocols.searches(dataset, images, settings, draws),
+            dataset,
             settings,
-            half=data.trial if data.dataset == "regdb" and len(files) == 1 else None,
+            split=data.trial if dataset.splits and len(files) == 1 else None,
         )
         if not quiet:
             print(format_table(records, os.fspath(file)))
@@ -345,15 +350,16 @@ def _check_alike(networks: Sequence[Trained]) -> None:
                     f"{first.name} and {one.name}: {field} is {values[0]} and {values[1]}; only"
                     " runs that are evaluated alike have an average: evaluate them one by one"
                 )
-    if first.config.data.dataset == "regdb":
+    dataset = find_dataset(first.config.data.dataset)
+    if dataset.splits:
         trials: dict[int, str] = {}
         for one in networks:
             trial = one.config.data.trial
             other = trials.setdefault(trial, one.name)
             if other != one.name:
                 raise UserError(
-                    f"{other} and {one.name}: both are of trial {trial}; RegDB's average is over"
-                    " different ones"
+                    f"{other} and {one.name}: both are of trial {trial}; the average of"
+                    f" {dataset.title} is over different ones"
                 )
 
 

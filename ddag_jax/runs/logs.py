@@ -41,8 +41,8 @@ import numpy as np
 from etils import epath
 from jaxtyping import UInt8
 
+from ddag_jax.datasets.dataset import label
 from ddag_jax.errors import UserError
-from ddag_jax.evaluation.protocols import label
 from ddag_jax.io.files import parse_json, read_bytes, write_text
 from ddag_jax.io.progress import EveryMinute, Progress, interval, say
 

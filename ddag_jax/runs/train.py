@@ -2,8 +2,8 @@
 
 The order is fixed. After a step, log it if due. At the end of an epoch, log the epoch, save a
 checkpoint and evaluate if due. Then, if a stop was requested, save and stop; otherwise take the
-next batch. The log is therefore complete up to every checkpoint, and a resumed run first performs the
-evaluation that is missing for the epoch of its last checkpoint.
+next batch. The log is therefore complete up to every checkpoint, and a resumed run first performs
+the evaluation that is missing for the epoch of its last checkpoint.
 """
 
 import contextlib
@@ -22,6 +22,8 @@ from jaxtyping import Array
 from ddag_jax.config import Config, to_dict
 from ddag_jax.data.loader import ImageSource, evaluation_split, training_batches, training_split
 from ddag_jax.data.sampler import IdentitySampler, steps_per_epoch
+from ddag_jax.datasets.dataset import check_settings
+from ddag_jax.datasets.find import find_dataset
 from ddag_jax.errors import UserError
 from ddag_jax.evaluation.embed import Interrupted
 from ddag_jax.evaluation.evaluator import Evaluator, while_training
@@ -123,6 +125,7 @@ def train(
             cannot be divided among the devices; fewer steps remain than `profile` needs; a loss or
             gradient is not finite; a file cannot be written.
     """
+    check_settings(find_dataset(config.data.dataset), config.data, config.evaluation)
     folder = epath.Path(workdir)
     _check_workdir(folder, resume, overwrite)
     mesh = device_mesh()

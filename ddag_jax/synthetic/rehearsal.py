@@ -15,8 +15,20 @@ from etils import epath
 from jaxtyping import UInt8
 
 from ddag_jax.datasets import llcm, regdb, sysu_mm01
-from ddag_jax.datasets.checks import RENDERED, count, examples, raise_faults, read_identities
+from ddag_jax.datasets.checks import (
+    REHEARSAL,
+    RENDERED,
+    count,
+    examples,
+    raise_faults,
+    read_identities,
+)
+from ddag_jax.datasets.dataset import Dataset
+from ddag_jax.datasets.find import find_dataset
+from ddag_jax.datasets.llcm import LLCM
 from ddag_jax.datasets.rand_perm_cam import read_permutations
+from ddag_jax.datasets.regdb import REGDB
+from ddag_jax.datasets.sysu_mm01 import SYSU_MM01
 from ddag_jax.errors import UserError
 from ddag_jax.io.files import new_folder
 from ddag_jax.io.progress import Progress
@@ -26,22 +38,60 @@ from ddag_jax.synthetic.image import People, render
 
 @dataclasses.dataclass(frozen=True)
 class Tree:
-    """The files of a dataset's folder."""
+    """The files of a folder."""
 
     images: list[tuple[str, int, int]]
-    """Path in the folder, identity, and the number of the camera in `camera.py` that renders it."""
+    """Name below the folder, identity, and the camera in `camera.py` that renders it."""
     lists: Mapping[str, bytes]
-    """Content of all other files, by path in the folder."""
+    """All other files, by name."""
+    note: str
+    """Content of rendered.txt."""
+
+
+def rehearsal_tree(dataset: str, *, exp: str | None, scale: float, seed: int) -> Tree:
+    """Return the files of a rehearsal of a published dataset.
+
+    Args:
+      dataset: its name.
+      exp: SYSU-MM01 only: a folder with the dataset's own lists and `rand_perm_cam.mat`.
+      scale: LLCM only: share of its identities and images, 0.01 to 1.
+      seed: of what is drawn.
+
+    Raises:
+      UserError: the dataset has no rehearsal, an argument is missing, out of range or another
+        dataset's.
+    """
+    chosen = find_dataset(dataset)
+    if (exp is None) == (chosen is SYSU_MM01):
+        raise UserError(
+            "--exp: sysu_mm01 needs the folder of its published lists and rand_perm_cam.mat;"
+            " other datasets have none"
+        )
+    if scale != 1 and chosen is not LLCM:
+        raise UserError(f"--scale: only llcm can be scaled, not {dataset}; leave it out")
+    if not 0.01 <= scale <= 1:
+        raise UserError(f"--scale {scale}: must be from 0.01 to 1")
+    if seed < 0:
+        raise UserError(f"--seed {seed}: must be 0 or more")
+    if exp is not None:
+        return sysu_mm01_tree(exp)
+    return regdb_tree(seed) if chosen is REGDB else llcm_tree(seed, scale)
+
+
+def _note(dataset: Dataset, scale: float = 1.0) -> str:
+    if scale != 1:
+        return f"Rendered by ddag_jax: a share of {scale} of {dataset.name}'s counts\n"
+    return f"{REHEARSAL} of {dataset.name}, rendered by ddag_jax: a few people stand for all\n"
 
 
 def sysu_mm01_tree(exp: epath.PathLike) -> Tree:
-    """Return the files of SYSU-MM01: every folder of its permutations, listed identities or not.
+    """Return SYSU-MM01's tree: every folder of its permutations, also of unlisted identities.
 
     Args:
-        exp: folder with the dataset's own lists and `rand_perm_cam.mat`, which are copied.
+      exp: a folder with the dataset's own lists and `rand_perm_cam.mat`, which are copied.
 
     Raises:
-        UserError: one of these is missing or damaged, or they are of different releases.
+      UserError: one of these is missing or damaged, or they are of different releases.
     """
     exp = epath.Path(exp)
     if not exp.is_dir():
@@ -59,42 +109,41 @@ def sysu_mm01_tree(exp: epath.PathLike) -> Tree:
     for folder, files in folders.items():
         camera, identity = (int(part) for part in folder.removeprefix("cam").split("/"))
         images += [(f"{folder}/{n:04d}.jpg", identity, camera) for n in range(1, files + 1)]
-    if absent := listed - {identity for _, identity, _ in images}:
+    if missing := listed - {identity for _, identity, _ in images}:
         raise UserError(
-            f"{exp}: {count(absent, 'listed identity has', 'listed identities have')} no image"
-            f" in rand_perm_cam.mat ({examples(absent)}); take all from the same release"
+            f"{exp}: {count(missing, 'listed identity has', 'listed identities have')} no image"
+            f" in rand_perm_cam.mat ({examples(missing)}); take all from the same release"
         )
-    return Tree(
-        images, {f"exp/{name}": (exp / name).read_bytes() for name in (*names, "rand_perm_cam.mat")}
-    )
+    lists = {f"exp/{name}": (exp / name).read_bytes() for name in (*names, "rand_perm_cam.mat")}
+    return Tree(images, lists, _note(SYSU_MM01))
 
 
 def regdb_tree(seed: int) -> Tree:
     """Return the files of RegDB, with random halves of its identities as its ten splits."""
     rng = np.random.default_rng(seed)
-    published = regdb.PUBLISHED["train_1"].identities + regdb.PUBLISHED["test_1"].identities
+    published = REGDB.counts["train_1"].identities + REGDB.counts["test_1"].identities
     identities = range(1, published + 1)
     images = []
     lines: dict[tuple[str, int], list[str]] = {}
     for identity in identities:
-        who = "_".join([rng.choice(["male", "female"]), rng.choice(["front", "back"])])
+        person = "_".join([rng.choice(["male", "female"]), rng.choice(["front", "back"])])
         for modality, top, camera in (("visible", "Visible", 1), ("thermal", "Thermal", 3)):
             for number in range(10 * identity, 10 * identity + 10):
-                name = f"{top}/{identity}/{who}_{modality[0]}_{number:05d}_{identity}.bmp"
+                name = f"{top}/{identity}/{person}_{modality[0]}_{number:05d}_{identity}.bmp"
                 images.append((name, identity, camera))
                 lines.setdefault((modality, identity), []).append(name)
     lists = {}
-    for trial in regdb.TRIALS:
+    for number in regdb.SPLITS:
         order = rng.permutation(identities).tolist()
         half = len(order) // 2
         for split, members in (("train", order[:half]), ("test", order[half:])):
             for modality in ("visible", "thermal"):
-                lists[f"idx/{split}_{modality}_{trial}.txt"] = "".join(
+                lists[f"idx/{split}_{modality}_{number}.txt"] = "".join(
                     f"{name} {label}\n"
                     for label, identity in enumerate(members)
                     for name in lines[modality, identity]
                 ).encode()
-    return Tree(images, lists)
+    return Tree(images, lists, _note(REGDB))
 
 
 def llcm_tree(seed: int, scale: float) -> Tree:
@@ -105,7 +154,7 @@ def llcm_tree(seed: int, scale: float) -> Tree:
         scale: share of the dataset's identities and images.
     """
     rng = np.random.default_rng(seed)
-    sizes = {split: round(scale * counts.identities) for split, counts in llcm.PUBLISHED.items()}
+    sizes = {split: round(scale * counts.identities) for split, counts in LLCM.counts.items()}
     order = (1 + rng.permutation(sum(sizes.values()))).tolist()
     splits = {
         "train": sorted(order[: sizes["train"]]),
@@ -114,7 +163,7 @@ def llcm_tree(seed: int, scale: float) -> Tree:
     images = []
     lists = {"idx/test_id.txt": (",".join(map(str, splits["test"])) + "\n").encode()}
     for split, members in splits.items():
-        published = llcm.PUBLISHED[split]
+        published = LLCM.counts[split]
         for kind, cameras, drawn_as, total in (
             ("vis", llcm.CAMERAS["test_vis"], VISIBLE, published.visible),
             ("nir", llcm.CAMERAS["test_nir"], INFRARED, published.infrared),
@@ -137,7 +186,7 @@ def llcm_tree(seed: int, scale: float) -> Tree:
                         lines.append(f"{place}/{file} {label}\n")
             if split == "train":
                 lists[f"idx/train_{kind}.txt"] = "".join(lines).encode()
-    return Tree(images, lists)
+    return Tree(images, lists, _note(LLCM, scale))
 
 
 def _shares(total: int, parts: int) -> list[int]:
@@ -152,7 +201,6 @@ def write_tree(
     distinct: int,
     heights: Sequence[int],
     seed: int,
-    note: str,
     linked: bool = True,
     progress: bool = True,
 ) -> None:
@@ -169,7 +217,6 @@ def write_tree(
         heights: of the images in pixels. Each person has one image of each height per camera; the
             names take them in turn.
         seed: of the people.
-        note: content of rendered.txt.
         linked: whether to use hard links.
         progress: show a progress bar on standard error.
 
@@ -208,7 +255,7 @@ def write_tree(
         for name, content in tree.lists.items():
             (partial / name).parent.mkdir(exist_ok=True)
             (partial / name).write_bytes(content)
-        (partial / RENDERED).write_text(note)
+        (partial / RENDERED).write_text(tree.note)
 
 
 def _link(before: pathlib.Path, path: pathlib.Path) -> bool:

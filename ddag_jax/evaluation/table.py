@@ -1,0 +1,66 @@
+"""The figures of an evaluation as a table of text."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ddag_jax.datasets.dataset import DIRECTIONS, label
+from ddag_jax.evaluation.protocols import FIGURES, Record
+
+
+def format_table(records: Sequence[Record], title: str, untrained: Sequence[Record] = ()) -> str:
+    """Return the records as a table like the paper's: a block a search, a row a feature.
+
+    Args:
+        records: of one protocol, which the heading describes.
+        title: of the run, for the heading.
+        untrained: records of the network before training, for rows below.
+    """
+    first = records[0]
+    several = first["runs"] > 1 or first["trials"] > 1
+    over = "runs" if first["runs"] > 1 else "trials"
+    lines = [
+        f"{title}: " + ", ".join(describe(first)),
+        "per cent" + f"; mean ± deviation over the {over}" * several,
+    ]
+    blocks = dict.fromkeys((r["direction"], r["mode"]) for r in records)
+    for direction, mode in blocks:
+        rows = [("", r) for r in records if (r["direction"], r["mode"]) == (direction, mode)]
+        rows += [
+            ("untrained ", r) for r in untrained if (r["direction"], r["mode"]) == (direction, mode)
+        ]
+        counts = f"{rows[0][1]['queries']:,} queries, {rows[0][1]['gallery']:,} gallery images"
+        lines += ["", f"{label(direction, mode)} ({counts})"]
+        heads = ("r1", "r5", "r10", "r20", "mAP", "mINP")
+        lines.append(f"{'feature':<18}" + "".join(f"{head:>15}" for head in heads))
+        for prefix, record in rows:
+            values: Mapping[str, Any] = record
+            cells = (
+                f"{values[name]:.2f}" + f" ± {values[name + '_std']:.2f}" * several
+                for name in FIGURES
+            )
+            lines.append(f"{prefix + record['feature']:<18}" + "".join(f"{c:>15}" for c in cells))
+    return "\n".join(lines)
+
+
+def describe(record: Record) -> list[str]:
+    """Return the settings of an evaluation in words, for the heading of its table."""
+    said = [record["dataset_title"] + "'s layout, rendered people" * record["rendered"]]
+    if record["mode"]:
+        said.append(DIRECTIONS[record["direction"]])
+    if record["shots"]:
+        said.append(f"{record['shots']}-shot")
+    if record["draw"]:
+        said += [
+            f"{record['draw']} draw",
+            f"{record['trials']} trial{'s' * (record['trials'] > 1)}",
+        ]
+    if record["halves"]:
+        several = len(record["halves"]) > 1
+        said.append(f"trial{'s' * several} {', '.join(map(str, record['halves']))}")
+    if record["runs"] > 1:
+        said.append(f"mean of {record['runs']} runs")
+    if record["flip"]:
+        said.append("averaged with mirror images")
+    if record["rerank"]:
+        said.append("k-reciprocal re-ranking (k1 20, k2 6, λ 0.3)")
+    return said
