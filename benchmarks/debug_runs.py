@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[1]
 
 def prepared_people(folder: Path) -> Path:
     """Draws a few people below `folder` and prepares them at `debug`'s size: its `--data.dir`."""
-    from ddag_jax.datasets.prepare import check, prepare
+    from ddag_jax.datasets.prepare import prepare
     from ddag_jax.synthetic.people import People, write_people
 
     people = People(
@@ -25,7 +25,7 @@ def prepared_people(folder: Path) -> Path:
         height=64,
     )
     write_people(people, folder / "people", workers=1, progress=False)
-    prepare("sysu_mm01", check("sysu_mm01", folder / "people"), folder / "data", 32, 16)
+    prepare("sysu_mm01", folder / "people", folder / "data", 32, 16)
     return folder / "data"
 
 

@@ -44,7 +44,7 @@ BOTH = (LOOP, BARE)
 
 def write_people(config: Config, folder: Path) -> Path:
     """Prepares rendered people; gives the folder to train from."""
-    from ddag_jax.datasets.prepare import check, prepare
+    from ddag_jax.datasets.prepare import prepare
     from ddag_jax.synthetic.people import People, write_people
 
     height, width = config.data.image_height, config.data.image_width
@@ -55,7 +55,7 @@ def write_people(config: Config, folder: Path) -> Path:
         height=height,
     )
     write_people(people, folder / "people", progress=False)
-    prepare("sysu_mm01", check("sysu_mm01", folder / "people"), folder / "data", height, width)
+    prepare("sysu_mm01", folder / "people", folder / "data", height, width)
     return folder / "data"
 
 

@@ -358,8 +358,8 @@ def average(runs: Sequence[Sequence[Record]], names: Sequence[str]) -> list[Reco
         first = [{k: v for k, v in record.items() if k not in varying} for record in runs[0]]
         if kept != first:
             raise UserError(
-                f"{names[0]} and {name} were evaluated differently ({_difference(first, kept)}); only"
-                " runs of one protocol have an average"
+                f"{names[0]} and {name} were evaluated differently ({_difference(first, kept)});"
+                " average runs of one protocol only"
             )
     splits = [split for run in runs for split in run[0]["halves"]]
     if len(set(splits)) != len(splits):
@@ -402,8 +402,8 @@ def kind(settings: EvaluationConfig) -> str:
 
 
 def selection_figure(records: Sequence[Record], feature: str) -> float:
-    """Return rank-1 + mAP of a feature, mean over the searches: the best checkpoint has the highest.
+    """Return rank-1 + mAP of a feature, mean over the searches, in per cent: 0 to 200.
 
-    In per cent, 0 to 200.
+    The best checkpoint is the one with the highest figure.
     """
     return float(np.mean([r["rank1"] + r["mAP"] for r in records if r["feature"] == feature]))
