@@ -45,7 +45,7 @@ BOTH = (LOOP, BARE)
 
 def write_people(config: Config, folder: Path) -> Path:
     """Prepare rendered people; return the folder of the prepared dataset."""
-    from ddag_jax.datasets.prepare import check, prepare
+    from ddag_jax.datasets.prepare import prepare
     from ddag_jax.synthetic.files import write_people
     from ddag_jax.synthetic.image import People
 
@@ -57,7 +57,7 @@ def write_people(config: Config, folder: Path) -> Path:
         height=height,
     )
     write_people(people, folder / "people", progress=False)
-    prepare("sysu_mm01", check("sysu_mm01", folder / "people"), folder / "data", height, width)
+    prepare("sysu_mm01", folder / "people", folder / "data", height, width)
     return folder / "data"
 
 

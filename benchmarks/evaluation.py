@@ -24,6 +24,7 @@ from jaxtyping import Float, Int
 
 from benchmarks import measure
 from ddag_jax.config import EvaluationConfig
+from ddag_jax.datasets.sysu_mm01 import INFRARED_CAMERAS, SYSU_MM01
 from ddag_jax.evaluation import protocols
 from ddag_jax.evaluation.protocols import Images
 from ddag_jax.evaluation.reranking import rerank
@@ -87,7 +88,7 @@ def listed(folders: Mapping[tuple[int, int], int], people: int) -> Images:
         if identity in kept
     ]
     identities, cameras, names = zip(*rows, strict=True)
-    infrared = np.isin(cameras, protocols.QUERY_CAMERAS)
+    infrared = np.isin(cameras, INFRARED_CAMERAS)
     return Images(np.array(identities), np.array(cameras), infrared, names)
 
 
@@ -106,8 +107,8 @@ def ours(
     features: Mapping[str, np.ndarray], images: Images, settings: EvaluationConfig
 ) -> list[dict[str, float]]:
     """Return the figures of each search and feature, in per cent."""
-    found = protocols.searches("sysu_mm01", images, settings)
-    records = protocols.evaluate(features, images, found, "sysu_mm01", settings)
+    found = protocols.searches(SYSU_MM01, images, settings)
+    records = protocols.score(features, images, found, SYSU_MM01, settings)
     figures = (*protocols.FIGURES, *(f"{name}_std" for name in protocols.FIGURES))
     return [{name: dict[str, Any](record)[name] for name in figures} for record in records]
 
@@ -117,7 +118,7 @@ def plain(
 ) -> list[dict[str, float]]:
     """Return the same figures, computed draw by draw and query by query, on the same galleries."""
     records = []
-    for search in protocols.searches("sysu_mm01", images, settings):
+    for search in protocols.searches(SYSU_MM01, images, settings):
         for feature in features.values():
             trials = [
                 plain_ranking(
@@ -203,7 +204,7 @@ def main(arguments: Sequence[str] | None = None, folder: Path = measure.RESULTS)
     rows, results, galleries = [], {}, {}
     for shots in ("single", "multi"):
         settings = EvaluationConfig(shots=shots, trials=size.trials)
-        found = protocols.searches("sysu_mm01", images, settings)
+        found = protocols.searches(SYSU_MM01, images, settings)
         galleries[shots] = {str(search.mode): len(search.galleries[0]) for search in found}
         for features in ({"part": both["part"]}, both):
             name = f"{shots}-shot, {len(features)} feature{'s' * (len(features) > 1)}"

@@ -72,7 +72,7 @@ def configuration(data_dir: Path) -> Config:
 
 def write_images(size: Size, folder: Path) -> Path:
     """Prepare as many test images as SYSU-MM01 has; return the folder of the prepared dataset."""
-    from ddag_jax.datasets.prepare import prepare, read_layout
+    from ddag_jax.datasets.prepare import prepare
     from ddag_jax.synthetic.rehearsal import Tree, write_tree
 
     counts = {key: n for key, n in images_alike().items() if key[0] <= size.people}
@@ -87,13 +87,12 @@ def write_images(size: Size, folder: Path) -> Path:
         images += [(f"cam{camera}/{identity:04d}/0001.jpg", identity, camera) for camera in (1, 3)]
     lists = {split: str(identity) for split, identity in others.items()}
     lists["test"] = ",".join(map(str, sorted({identity for identity, _ in counts})))
-    tree = Tree(images, {f"exp/{split}_id.txt": who.encode() for split, who in lists.items()})
+    files = {f"exp/{split}_id.txt": who.encode() for split, who in lists.items()}
+    tree = Tree(images, files, note="benchmark")
     height, width = IMAGE
     source = folder / "people"
-    write_tree(
-        tree, source, distinct=DISTINCT, heights=(height,), seed=0, note="benchmark", progress=False
-    )
-    prepare("sysu_mm01", read_layout("sysu_mm01", source), folder / "data", height, width)
+    write_tree(tree, source, distinct=DISTINCT, heights=(height,), seed=0, progress=False)
+    prepare("sysu_mm01", source, folder / "data", height, width)
     return folder / "data"
 
 
@@ -133,7 +132,8 @@ class Evaluation:
         return self._trial_by_trial("as the reference", lambda trial: trial == 0)
 
     def _trial_by_trial(self, way: str, asks_anew: Callable[[int], bool]) -> Records:
-        from ddag_jax.evaluation.protocols import evaluate
+        from ddag_jax.datasets.sysu_mm01 import SYSU_MM01
+        from ddag_jax.evaluation.protocols import score
 
         evaluator, self.embedded[way] = self.evaluator, 0
         means: Records = []
@@ -150,9 +150,7 @@ class Evaluation:
                 this = [search._replace(galleries=[gallery])]
                 trials.append(
                     figures(
-                        evaluate(
-                            features, evaluator.images, this, "sysu_mm01", self.config.evaluation
-                        )
+                        score(features, evaluator.images, this, SYSU_MM01, self.config.evaluation)
                     )
                 )
             means += [

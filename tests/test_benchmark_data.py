@@ -9,7 +9,7 @@ import pytest
 
 from benchmarks import data
 from ddag_jax.datasets.checks import Counts
-from ddag_jax.datasets.prepare import read_layout
+from ddag_jax.datasets.prepare import read_folder
 from ddag_jax.synthetic.rehearsal import write_tree
 
 
@@ -32,8 +32,8 @@ def test_the_least_tree_can_be_sampled() -> None:
 
 def test_the_tree_is_a_sound_dataset(tmp_path: Path) -> None:
     tree = data.tree(data.QUICK)
-    write_tree(tree, tmp_path / "tree", distinct=1, heights=(32,), seed=0, note="", progress=False)
-    layout = read_layout("sysu_mm01", tmp_path / "tree")
+    write_tree(tree, tmp_path / "tree", distinct=1, heights=(32,), seed=0, progress=False)
+    layout = read_folder("sysu_mm01", tmp_path / "tree")
     assert Counts.of(layout.split("train+val")) == Counts(12, 167, 89)
     assert Counts.of(layout.split("test")) == Counts(1, 4, 2)
 

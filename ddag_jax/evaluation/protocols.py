@@ -402,8 +402,8 @@ def kind(settings: EvaluationConfig) -> str:
 
 
 def selection_figure(records: Sequence[Record], feature: str) -> float:
-    """Return rank-1 + mAP of a feature, mean over the searches, to choose a checkpoint by.
+    """Return rank-1 + mAP of a feature, mean over the searches, in per cent: 0 to 200.
 
-    In per cent, 0 to 200.
+    The best checkpoint is the one with the highest figure.
     """
     return float(np.mean([r["rank1"] + r["mAP"] for r in records if r["feature"] == feature]))

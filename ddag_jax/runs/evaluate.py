@@ -159,6 +159,9 @@ def evaluate_trained(
         page.check_target(report)
     if save_features is not None:
         stored_features.check_target(save_features)
+    for one in networks:
+        data = one.config.data
+        check_settings(find_dataset(data.dataset), data, one.config.evaluation)
     _check_alike(networks)
     what = protocols.kind(networks[0].config.evaluation)
     found = []

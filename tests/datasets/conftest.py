@@ -7,7 +7,7 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from ddag_jax.datasets.prepare import prepare, read_layout
+from ddag_jax.datasets.prepare import prepare
 
 LISTS = {"train": (1, 2, 3, 16), "val": (4, 5), "test": (6, 7)}
 UNLISTED = 9
@@ -50,5 +50,5 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def data_dir(tree: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tree, prepared at 32 x 16 pixels; to read only."""
     folder = tmp_path_factory.mktemp("data")
-    prepare("sysu_mm01", read_layout("sysu_mm01", tree), folder, *SIZE)
+    prepare("sysu_mm01", tree, folder, *SIZE)
     return folder

@@ -14,9 +14,9 @@ import tensorflow_datasets as tfds
 from ddag_jax.config import DataConfig
 from ddag_jax.data.loader import evaluation_split, open_split, training_batches, training_split
 from ddag_jax.data.sampler import IdentitySampler
-from ddag_jax.datasets.builder import VERSION, ImageSize
+from ddag_jax.datasets.builder import VERSION, ImageSize, builder_class
 from ddag_jax.datasets.checks import RENDERED
-from ddag_jax.datasets.llcm import Llcm, inspect
+from ddag_jax.datasets.llcm import LLCM, inspect
 from tests.datasets.commands import call, call_prepare, fails
 
 TRAIN = (1, 4, 20, 713)
@@ -195,7 +195,7 @@ def test_identities_can_be_held_out(data_dir: Path) -> None:
 
 def test_tfds_knows_it(data_dir: Path) -> None:
     builder = tfds.builder("llcm", data_dir=data_dir, config=ImageSize.of(*SIZE))
-    assert isinstance(builder, Llcm)
+    assert isinstance(builder, builder_class(LLCM))
     assert builder.is_prepared()
     example = builder.as_data_source("train")[0]
     assert example["name"].decode() == training_names("nir", 1)[0]
@@ -312,7 +312,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], list[str]]] = {
     ),
     "words among the test identities": (
         lambda root: (root / "idx" / "test_id.txt").write_text("3,9,x,1064"),
-        ["idx/test_id.txt: 1 entry is no whole number ('x'); list identities like 1,2,3"],
+        ["idx/test_id.txt: 1 entry is not a whole number ('x'); list identities like 1,2,3"],
     ),
     "a test identity twice": (
         lambda root: (root / "idx" / "test_id.txt").write_text("3,9,1064,9"),
@@ -320,7 +320,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], list[str]]] = {
     ),
     "a line without label": (
         add("nir", IMAGE),
-        [f"1 line is no path and label (idx/train_nir.txt line 9: '{IMAGE}')" + LIKE],
+        [f"1 line is not a path and a label (idx/train_nir.txt line 9: '{IMAGE}')" + LIKE],
     ),
     "a path that leaves the folder": (
         add("nir", "nir/../../outside.jpg 0"),
@@ -410,7 +410,14 @@ def test_all_faults_at_once(source: Path, tmp_path: Path) -> None:
     remove(source, "test_nir/cam8")
     first, *rest = fails("llcm", source, tmp_path / "data").split("\n  ")
     assert first == "error: 6 faults:"
-    told = ("no path", "out of the", "listed image is not", "whole number", "1 folder is", "empty")
+    told = (
+        "not a path",
+        "out of the",
+        "listed image is not",
+        "whole number",
+        "1 folder is",
+        "empty",
+    )
     for fault, part in zip(rest, told, strict=True):
         assert part in fault
 

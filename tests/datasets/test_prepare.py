@@ -15,11 +15,11 @@ from etils import epath
 
 from ddag_jax.cli.main import run
 from ddag_jax.data.loader import open_split
-from ddag_jax.datasets.builder import VERSION, ImageSize
+from ddag_jax.datasets.builder import VERSION, ImageSize, builder_class
 from ddag_jax.datasets.checks import RENDERED, Counts
 from ddag_jax.datasets.images import read_image
 from ddag_jax.datasets.prepare import check
-from ddag_jax.datasets.sysu_mm01 import SysuMm01
+from ddag_jax.datasets.sysu_mm01 import SYSU_MM01
 from ddag_jax.errors import UserError
 from tests.datasets.commands import call, call_prepare, fails
 
@@ -63,15 +63,11 @@ def test_counts_are_compared_with_the_published_ones(tree: Path) -> None:
     ]
 
 
-def test_counts_that_are_the_published_ones(
-    tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_counts_that_are_the_published_ones(tree: Path) -> None:
     own = {"train": Counts(4, 32, 16), "train+val": Counts(6, 48, 24)}
-    monkeypatch.setattr("ddag_jax.datasets.sysu_mm01.PUBLISHED", own)
-    code, out, _ = call_prepare("sysu_mm01", tree, tmp_path)
-    assert code == 0
-    assert "warning" not in out
-    assert "\ncounts are the published ones\n" in out
+    summary = check("sysu_mm01", tree).summary(own)
+    assert "warning" not in summary
+    assert summary.endswith("\ncounts are the published ones")
 
 
 @pytest.mark.parametrize(
@@ -154,7 +150,7 @@ def test_another_source_is_refused_then_replaced(
 def test_tfds_knows_it(data_dir: Path, tree: Path) -> None:
     """The dataset is an ordinary one of tensorflow-datasets, without TensorFlow."""
     builder = tfds.builder("sysu_mm01", data_dir=data_dir, config=ImageSize.of(32, 16))
-    assert isinstance(builder, SysuMm01)
+    assert isinstance(builder, builder_class(SYSU_MM01))
     assert builder.is_prepared()
     examples = builder.as_data_source("val")
     index = builder.info.metadata["index"]["val"]
@@ -228,7 +224,7 @@ def truncate(path: Path) -> None:
 
 DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "empty": (lambda path: path.write_bytes(b""), r"is empty \(0 bytes\); copy it again"),
-    "text": (lambda path: path.write_text("404 not found"), "is no image; copy it again"),
+    "text": (lambda path: path.write_text("404 not found"), "is not an image; copy it again"),
     "truncated jpeg": (
         lambda path: (save(path, "RGB", "jpeg"), truncate(path)),
         "cannot be read as an image .*truncated",
@@ -351,7 +347,7 @@ def test_list_with_words(make_tree: MakeTree, tmp_path: Path) -> None:
     source = make_tree()
     (source / "exp" / "train_id.txt").write_text("1,two,3.5,16\n")
     error = fails("sysu_mm01", source, tmp_path / "data")
-    assert "train_id.txt: 2 entries are no whole number ('3.5', 'two')" in error
+    assert "train_id.txt: 2 entries are not a whole number ('3.5', 'two')" in error
 
 
 def test_list_with_spaces_and_trailing_comma(make_tree: MakeTree) -> None:
@@ -376,7 +372,7 @@ def test_list_saved_on_windows(make_tree: MakeTree) -> None:
 def test_list_in_another_encoding(make_tree: MakeTree, tmp_path: Path) -> None:
     source = make_tree()
     (source / "exp" / "train_id.txt").write_text("1,2,3,16\n", encoding="utf-16")
-    assert "train_id.txt: is no text in UTF-8" in fails("sysu_mm01", source, tmp_path / "data")
+    assert "train_id.txt: is not text in UTF-8" in fails("sysu_mm01", source, tmp_path / "data")
 
 
 def test_identity_with_two_folders(make_tree: MakeTree, tmp_path: Path) -> None:
@@ -428,7 +424,7 @@ def test_all_faults_at_once(make_tree: MakeTree, tmp_path: Path) -> None:
     first, *rest = str(caught.value).split("\n  ")
     assert first == "14 faults:"
     assert len(rest) == 14
-    assert rest[0].endswith("1 entry is no whole number ('x'); list identities like 1,2,3")
+    assert rest[0].endswith("1 entry is not a whole number ('x'); list identities like 1,2,3")
     assert "in both train_id.txt and test_id.txt (6)" in rest[1]
     assert "exp/train_id.txt: 4 identities without any image (20, 21, 22, ...)" in rest[2]
     assert all("0001.jpg: is empty" in fault for fault in rest[3:13])

@@ -182,7 +182,7 @@ def test_no_permutation(tmp_path: Path, row: list[float]) -> None:
     matrix = np.tile(np.array([1, 2], np.array(row).dtype), (10, 1))
     matrix[3] = row
     write(tmp_path / "rand_perm_cam.mat", one_cell(matrix))
-    with pytest.raises(UserError, match=r"cam1/0006: a row is no permutation of 1 \.\.\. 2"):
+    with pytest.raises(UserError, match=r"cam1/0006: a row is not a permutation of 1 \.\.\. 2"):
         read_permutations(tmp_path / "rand_perm_cam.mat")
 
 

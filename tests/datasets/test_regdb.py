@@ -12,9 +12,9 @@ import tensorflow_datasets as tfds
 from ddag_jax.config import DataConfig
 from ddag_jax.data.loader import evaluation_split, open_split, training_batches, training_split
 from ddag_jax.data.sampler import IdentitySampler
-from ddag_jax.datasets.builder import VERSION, ImageSize
+from ddag_jax.datasets.builder import VERSION, ImageSize, builder_class
 from ddag_jax.datasets.checks import RENDERED
-from ddag_jax.datasets.regdb import Regdb, inspect
+from ddag_jax.datasets.regdb import REGDB, inspect
 from ddag_jax.errors import UserError
 from tests.datasets.commands import call, call_prepare, fails
 
@@ -196,7 +196,7 @@ def test_identities_of_a_trial_can_be_held_out(data_dir: Path) -> None:
 
 def test_tfds_knows_it(data_dir: Path) -> None:
     builder = tfds.builder("regdb", data_dir=data_dir, config=ImageSize.of(*SIZE))
-    assert isinstance(builder, Regdb)
+    assert isinstance(builder, builder_class(REGDB))
     assert builder.is_prepared()
     example = builder.as_data_source("everyone")[0]
     assert example["name"].decode() == names("visible", 3)[0]
@@ -319,7 +319,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], list[str]]] = {
     ),
     "a list of bytes": (
         lambda root: (root / "idx" / "test_thermal_2.txt").write_bytes(b"\xff\xfe\x00V" * 9),
-        ["idx/test_thermal_2.txt: is no text in UTF-8; save it as such"],
+        ["idx/test_thermal_2.txt: is not text in UTF-8; save it as UTF-8"],
     ),
     "a folder in a list's place": (
         lambda root: (
@@ -338,7 +338,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], list[str]]] = {
     "lines without a label": (
         add("train_visible_3", VISIBLE[0], "nonsense", VISIBLE[1] + " one", VISIBLE[1] + " -1"),
         [
-            f"4 lines are no path and label (idx/train_visible_3.txt line 7: '{VISIBLE[0]}',"
+            f"4 lines are not a path and a label (idx/train_visible_3.txt line 7: '{VISIBLE[0]}',"
             " idx/train_visible_3.txt line 8: 'nonsense',"
             f" idx/train_visible_3.txt line 9: '{VISIBLE[1]} one', ...)" + LIKE
         ],
@@ -467,7 +467,14 @@ def test_all_faults_at_once(source: Path, tmp_path: Path) -> None:
     drop_line(source / "idx" / "test_visible_9.txt", 0)
     first, *rest = fails("regdb", source, tmp_path / "data").split("\n  ")
     assert first == "error: 6 faults:"
-    told = ("not there", "no path", "out of the folder", "listed image is not", "without", "empty")
+    told = (
+        "not there",
+        "not a path",
+        "out of the folder",
+        "listed image is not",
+        "without",
+        "empty",
+    )
     for fault, part in zip(rest, told, strict=True):
         assert part in fault
 

@@ -10,7 +10,7 @@ import pytest
 
 from ddag_jax.data.loader import open_split
 from ddag_jax.datasets.images import read_image
-from ddag_jax.datasets.prepare import check, read_layout
+from ddag_jax.datasets.prepare import check, read_folder
 from ddag_jax.errors import UserError
 from tests.datasets.commands import call, call_prepare, fails
 
@@ -115,7 +115,7 @@ def test_other_arrays_are_another_source(source: Path, tmp_path: Path, what: str
 
 
 def test_the_images_stay_on_disk(source: Path) -> None:
-    layout = read_layout("sysu_mm01", source, train_arrays=True)
+    layout = read_folder("sysu_mm01", source, train_arrays=True)
     for image in layout.arrays.values():
         assert isinstance(image, np.memmap)
         assert image._mmap is not None  # a copy in memory has none
@@ -253,6 +253,6 @@ def test_no_flipped_byte_of_a_header_makes_a_traceback(source: Path) -> None:
         spoilt[place] ^= 1 << int(rng.integers(8))
         path.write_bytes(spoilt)
         try:
-            read_layout("sysu_mm01", source, train_arrays=True)
+            read_folder("sysu_mm01", source, train_arrays=True)
         except UserError as error:
             assert "\n" not in str(error)  # noqa: PT017

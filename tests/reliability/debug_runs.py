@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[2]
 
 def prepared_people(folder: Path) -> Path:
     """Render a few people, prepare them at the size of `debug`, return the prepared folder."""
-    from ddag_jax.datasets.prepare import check, prepare
+    from ddag_jax.datasets.prepare import prepare
     from ddag_jax.synthetic.files import write_people
     from ddag_jax.synthetic.image import People
 
@@ -25,7 +25,7 @@ def prepared_people(folder: Path) -> Path:
         height=64,
     )
     write_people(people, folder / "people", workers=1, progress=False)
-    prepare("sysu_mm01", check("sysu_mm01", folder / "people"), folder / "data", 32, 16)
+    prepare("sysu_mm01", folder / "people", folder / "data", 32, 16)
     return folder / "data"
 
 

@@ -38,6 +38,7 @@ from ddag_jax.config import Config
 from ddag_jax.datasets.checks import read_identities, read_image_lists
 from ddag_jax.datasets.images import read_image
 from ddag_jax.datasets.rand_perm_cam import read_permutations
+from ddag_jax.datasets.sysu_mm01 import SYSU_MM01
 from ddag_jax.datasets.training_arrays import read_training_arrays
 from ddag_jax.errors import UserError
 from ddag_jax.evaluation.stored_features import load_features
@@ -169,7 +170,7 @@ def _feature_samples() -> list[bytes]:
 
 def _read_features(folder: Path, content: bytes) -> object:
     (folder / "features.npz").write_bytes(content)
-    return load_features(folder / "features.npz", "sysu_mm01")
+    return load_features(folder / "features.npz", SYSU_MM01)
 
 
 def _weight_readers() -> dict[str, Reader]:

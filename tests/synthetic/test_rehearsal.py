@@ -11,10 +11,11 @@ import scipy.io
 from ddag_jax.config import DataConfig, EvaluationConfig
 from ddag_jax.data.loader import ImageSource, evaluation_split, training_split
 from ddag_jax.data.sampler import steps_per_epoch
-from ddag_jax.datasets import llcm
 from ddag_jax.datasets.checks import RENDERED, Counts
-from ddag_jax.datasets.prepare import read_layout
-from ddag_jax.evaluation.protocols import Dataset, Images, Search, evaluate, searches
+from ddag_jax.datasets.find import find_dataset
+from ddag_jax.datasets.llcm import LLCM
+from ddag_jax.datasets.prepare import read_folder
+from ddag_jax.evaluation.protocols import Images, Search, score, searches
 from ddag_jax.synthetic.rehearsal import llcm_tree
 from tests.datasets.commands import call, call_prepare
 from tests.datasets.test_rand_perm_cam import cells
@@ -22,7 +23,7 @@ from tests.datasets.test_rand_perm_cam import cells
 AS_PUBLISHED = "counts are the published ones"
 
 
-def config(dataset: Dataset, data_dir: Path, trial: int = 1) -> DataConfig:
+def config(dataset: str, data_dir: Path, trial: int = 1) -> DataConfig:
     return DataConfig(
         dataset=dataset, dir=str(data_dir), image_height=32, image_width=16, trial=trial
     )
@@ -42,11 +43,16 @@ def sizes(found: list[Search]) -> list[tuple[int, list[int]]]:
     return [(len(s.query), sorted({len(gallery) for gallery in s.galleries})) for s in found]
 
 
-def valid_queries(source: ImageSource, found: list[Search], dataset: Dataset) -> list[int]:
+def valid_queries(source: ImageSource, found: list[Search], dataset: str) -> list[int]:
     """Of each search, by random features: who counts does not depend on them."""
     features = np.random.default_rng(0).standard_normal((len(source), 4), np.float32)
-    records = evaluate(
-        {"any": features}, images(source), found, dataset, EvaluationConfig(), rendered=True
+    records = score(
+        {"any": features},
+        images(source),
+        found,
+        find_dataset(dataset),
+        EvaluationConfig(),
+        rendered=True,
     )
     return [record["queries"] for record in records]
 
@@ -78,11 +84,11 @@ def test_sysu_mm01(split_dir: Path, tmp_path: Path) -> None:
     source = evaluation_split(config("sysu_mm01", tmp_path))
     assert counts(source) == Counts(96, 6_775, 3_803)
     assert source.rendered
-    single = searches("sysu_mm01", images(source), EvaluationConfig())
+    single = searches(find_dataset("sysu_mm01"), images(source), EvaluationConfig())
     assert [search.mode for search in single] == ["all", "indoor"]
     assert sizes(single) == [(3_803, [301]), (3_803, [112])]
     assert valid_queries(source, single, "sysu_mm01") == [3_803, 2_208]
-    multi = searches("sysu_mm01", images(source), EvaluationConfig(shots="multi"))
+    multi = searches(find_dataset("sysu_mm01"), images(source), EvaluationConfig(shots="multi"))
     assert sizes(multi) == [(3_803, [3_010]), (3_803, [1_120])]
 
     # The authors' permutations came along: 1-based positions among a folder's files.
@@ -112,7 +118,7 @@ def test_regdb(tmp_path: Path) -> None:
         assert not learnt & judged
         everyone |= learnt | judged
         halves.append(frozenset(learnt))
-        found = searches("regdb", images(source), EvaluationConfig())
+        found = searches(find_dataset("regdb"), images(source), EvaluationConfig())
         assert [search.direction for search in found] == [
             "visible_to_infrared",
             "infrared_to_visible",
@@ -134,7 +140,7 @@ def test_llcm_at_a_twentieth(tmp_path: Path) -> None:
     assert not set(training.identities.tolist()) & set(source.identities.tolist())
     assert set(training.cameras[~training.infrared]) == set(range(1, 10))
     assert set(training.cameras[training.infrared]) == {1, 2, 4, 5, 6, 7, 8, 9}
-    found = searches("llcm", images(source), EvaluationConfig())
+    found = searches(find_dataset("llcm"), images(source), EvaluationConfig())
     folders = Counter(
         infrared
         for _, _, infrared in set(
@@ -159,7 +165,7 @@ def test_llcm_has_the_published_counts() -> None:
         ("test_nir/", "test", True),
     ):
         drawn = [(name, who) for name, who, _ in tree.images if name.startswith(top)]
-        published = llcm.PUBLISHED[split]
+        published = LLCM.counts[split]
         assert len(drawn) == (published.infrared if infrared else published.visible)
         assert len({who for _, who in drawn}) == published.identities
         assert len({name for name, _ in drawn}) == len(drawn)
@@ -212,7 +218,7 @@ def test_folders_hold_what_the_permutations_say(exp: Path) -> None:
     lists = {f"exp/{split}_id.txt" for split in ("train", "val", "test")}
     assert found == drawn | lists | {"exp/rand_perm_cam.mat", RENDERED}
     assert (tree / RENDERED).read_text().startswith("rehearsal of sysu_mm01, ")
-    assert read_layout("sysu_mm01", tree).rendered
+    assert read_folder("sysu_mm01", tree).rendered
     # Not the real counts, which it is to have: said aloud.
     assert "warning: train: 1 identities, 12 visible and 9 infrared images; published are" in out
 
@@ -303,7 +309,7 @@ def test_bad_lists(exp: Path) -> None:
     assert code == 2
     assert error.startswith("error: 3 faults:\n")
     assert "val_id.txt: no such file" in error
-    assert "train_id.txt: 1 entry is no whole number" in error
+    assert "train_id.txt: 1 entry is not a whole number" in error
     assert "rand_perm_cam.mat: cannot be read" in error
     assert list(exp.parent.iterdir()) == [exp]
 
