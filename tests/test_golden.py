@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ddag_jax.config import BaselineConfig, DDAGConfig
-from ddag_jax.evaluation.protocols import sysu_gallery, sysu_query
-from ddag_jax.evaluation.ranking import rank
+from ddag_jax.config import BaselineConfig, DDAGConfig, EvaluationConfig
+from ddag_jax.datasets.find import DATASETS
+from ddag_jax.evaluation.protocols import Images, Search, rank_draws, searches
 from ddag_jax.methods.base import Method, View
 from ddag_jax.methods.baseline import Baseline
 from ddag_jax.methods.ddag.method import DDAG
@@ -213,7 +213,21 @@ def test_metrics(metrics_group: tuple[Path, str]) -> None:
             key.split("/")[1]: archive[key] for key in archive if key.startswith(f"{group}/")
         }
     expected = {key: recorded.pop(key) for key in ("cmc", "mAP", "mINP")}
-    metrics = rank(**recorded, camera_rule="sysu" if group.startswith("sysu") else "none")
+    query, gallery = len(recorded["query_ids"]), len(recorded["gallery_ids"])
+    features, identities, cameras = (
+        np.concatenate([recorded[f"query_{name}"], recorded[f"gallery_{name}"]])
+        for name in ("features", "ids", "cameras")
+    )
+    is_query = np.arange(query + gallery) < query
+    search = Search(
+        "infrared_to_visible",
+        None,
+        np.flatnonzero(is_query),
+        [np.flatnonzero(~is_query)],
+        DATASETS["sysu_mm01" if group.startswith("sysu") else "regdb"].camera_rule,
+    )
+    images = Images(identities, cameras, is_query, [""] * len(identities))
+    (metrics,) = rank_draws(features, images, search, reranked=False)
     for key, value in expected.items():
         np.testing.assert_allclose(getattr(metrics, key), value, rtol=0, atol=1e-6, err_msg=key)
 
@@ -229,13 +243,15 @@ def test_gallery(gallery_file: Path) -> None:
         for number in range(1, count + 1)
     ]
     identities, cameras, names = (np.array(column) for column in zip(*listed, strict=True))
-    assert names[sysu_query(identities, cameras, names)].tolist() == recorded["query"]
+    images = Images(identities, cameras, np.isin(cameras, (3, 6)), names.tolist())
+    found = {
+        search.mode: search
+        for search in searches(DATASETS["sysu_mm01"], images, EvaluationConfig(trials=10))
+    }
     for key, gallery in recorded["trials"].items():
-        mode, trial = key.split("/")
-        drawn = sysu_gallery(
-            identities, cameras, names, mode=mode, shots="single", trial=int(trial)
-        )
-        assert names[drawn].tolist() == gallery, key
+        mode, draw = key.split("/")
+        assert names[found[mode].query].tolist() == recorded["query"]
+        assert names[found[mode].galleries[int(draw)]].tolist() == gallery, key
 
 
 @pytest.mark.slow  # compiles ResNet-50, forwards and backwards

@@ -474,7 +474,7 @@ def test_prepare_names_faults_of_lists_and_images_together(
         ("", "give one of people, prepare, check, rehearse"),
         ("prepar", "prepar: unexpected argument; did you mean prepare?"),
         ("prepare", "DATASET, --from: missing; python -m ddag_jax.data prepare --help"),
-        ("prepare sysu --from x", "DATASET sysu: must be one of sysu_mm01, regdb, llcm"),
+        ("prepare sysu --from x", "sysu: not a published dataset (sysu_mm01, regdb, llcm)"),
         ("check sysu_mm01 --frm x", "--frm: no such option; did you mean --from?"),
         ("prepare sysu_mm01 --from x --image-size 3", "--image-size: needs a value (INT INT)"),
         ("people --to x --train-identties 4", "did you mean --train-identities?"),
@@ -493,6 +493,14 @@ def test_a_mistyped_option_is_one_line(arguments: str, told: str) -> None:
     assert "\n" not in error
     assert not any(mark in error for mark in "│╭─")
     assert "tyro" not in error
+
+
+def test_an_unknown_dataset_names_the_known() -> None:
+    for command in ("prepare sysu --from x", "check sysu --from x", "rehearse sysu --to x"):
+        code, out, error = call(*command.split())
+        assert (code, out) == (2, "")
+        assert "sysu: not a published dataset; give sysu_mm01, regdb, llcm" in error
+        assert "\n" not in error
 
 
 # --- Killed, or nowhere to write --------------------------------------------------------------
