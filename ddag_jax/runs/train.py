@@ -2,8 +2,8 @@
 
 The order is fixed. After a step, log it if due. At the end of an epoch, log the epoch, save a
 checkpoint and evaluate if due. Then, if a stop was requested, save and stop; otherwise take the
-next batch. The log is therefore complete up to every checkpoint, and a resumed run first performs the
-evaluation that is missing for the epoch of its last checkpoint.
+next batch. The log is therefore complete up to every checkpoint, and a resumed run first performs
+the evaluation that is missing for the epoch of its last checkpoint.
 """
 
 import contextlib
@@ -418,7 +418,7 @@ def _last_whole_state(folder: epath.Path, meta: Meta, like: TrainState) -> _Foun
 def _take_workdir(
     folder: epath.Path, overwrite: bool, damaged: Sequence[int], stack: contextlib.ExitStack
 ) -> list[str]:
-    """Lock the folder for this run, and move files of an earlier run out of the way.
+    """Create and lock the folder, remove an overwritten run, set damaged checkpoints aside.
 
     Returns:
         Notes for the log.
