@@ -1,4 +1,4 @@
-"""What the network looks at: the parts, the places in an image, the other images of a batch."""
+"""Compute the attention between parts and between images, and Grad-CAM of a similarity."""
 
 import functools
 from collections.abc import Mapping
@@ -15,15 +15,15 @@ from ddag_jax.models.pooling import stripe_matrix
 
 
 class Looks(NamedTuple):
-    """What the network made of some images, in evaluation mode."""
+    """Attention of the network on some images, in evaluation mode."""
 
     activation: Float[np.ndarray, "b h w"]
-    """Of each cell of the last feature map, 0 to 1: Grad-CAM (Selvaraju et al. 2017) of the
-    similarity to another image."""
+    """Grad-CAM (Selvaraju et al. 2017) of the similarity to another image, for each cell of the
+    last feature map, in [0, 1]."""
     parts: Float[np.ndarray, "b p p"] | None
-    """How part i attends to part j, rows of sum 1; None without part attention."""
+    """Attention of part i to part j, rows of sum 1; None without part attention."""
     part_weights: Float[np.ndarray, " p"] | None
-    """The learned weight of each part, of sum 1; None where parts are not weighted."""
+    """Learned weights of the parts, of sum 1; None if parts are not weighted."""
 
 
 def look_at(
@@ -33,15 +33,15 @@ def look_at(
     modality: Modality,
     others: dict[str, Float[np.ndarray, "b _"]],
 ) -> Looks:
-    """Return which cells make each image like another one, and the attention between its parts.
+    """Return Grad-CAM of each image's similarity to another one, and its part attention.
 
     Args:
-        method: without a device axis.
+        method: a method without a device axis.
         variables: {"params", "batch_stats"}, on this host.
-        images: all of one modality.
-        modality: theirs.
-        others: features of the image to compare each with, by name; the similarity is the mean
-            over the names.
+        images: images of one modality.
+        modality: the modality of `images`.
+        others: by name, the features of the image that each one is compared with; the similarity
+            is the mean over the features.
     """
     activation, attention = _look_at(method, variables, images, modality, others)
     parts, weights = attention.get("part_attention"), attention.get("part_weights")
@@ -65,7 +65,7 @@ def _look_at(
     def similarity(cells: Array) -> tuple[Array, Mapping[str, Array]]:
         features, attention = method.embed_feature_map(variables, cells)
         products = [jnp.sum(features[name] * other) for name, other in others.items()]
-        # Each image's similarity depends on its own cells only, so one gradient serves all.
+        # Each similarity depends on the cells of its own image only: one gradient for the batch.
         return jnp.stack(products).mean(), attention
 
     gradient, attention = jax.grad(similarity, has_aux=True)(cells)
@@ -77,7 +77,7 @@ def _look_at(
 
 
 def stripes(height: int, parts: int) -> list[tuple[float, float]]:
-    """Where each part starts and ends, as shares of the height, for a map of `height` rows.
+    """Return start and end of each part as fractions of the height of a map with `height` rows.
 
     >>> stripes(3, 2)
     [(0.0, 0.6666666666666666), (0.3333333333333333, 1.0)]
@@ -91,13 +91,14 @@ def _true(row: list[bool]) -> list[int]:
 
 
 class GraphBatch(NamedTuple):
-    """Images for one batch of the graph, as training has them."""
+    """Indices of the images of one batch, arranged as in training."""
 
     visible: Int[np.ndarray, "n m"]
-    """Numbers of images, all of the slot's identity."""
+    """Indices of visible images; row i has the images of identity i."""
     infrared: Int[np.ndarray, "n m"]
+    """Indices of infrared images, likewise."""
     identities: list[int]
-    """Of the slots, rising."""
+    """Identities of the rows, in ascending order."""
 
 
 def choose_batch(
@@ -106,8 +107,17 @@ def choose_batch(
     people: int,
     images_per_identity: int,
 ) -> GraphBatch | None:
-    """People, spread evenly over those seen in both modalities, with as many images in each (of
-    somebody with fewer, some are there twice). None where nobody is."""
+    """Choose a batch for `batch_attention`.
+
+    Args:
+        identities: identity of each image.
+        infrared: whether each image is infrared.
+        people: maximum number of identities, evenly spaced over those with both modalities.
+        images_per_identity: images per identity and modality; repeated if there are fewer.
+
+    Returns:
+        The batch; None if no identity has images in both modalities.
+    """
     both = np.intersect1d(identities[infrared], identities[~infrared])
     if not len(both):
         return None
@@ -130,11 +140,11 @@ def batch_attention(
     visible: UInt8[np.ndarray, "n m h w 3"],
     infrared: UInt8[np.ndarray, "n m h w 3"],
 ) -> Float[np.ndarray, "k k"] | None:
-    """Return how each image of a batch attends to each other one, without augmentation.
+    """Return the graph attention between the images of a batch, without augmentation.
 
     Returns:
-        Rows of sum 1, by identity; of each, the visible images before the infrared ones. None for
-        a method that has no such attention.
+        Rows of sum 1, ordered by identity, then visible before infrared. None if the method has no
+        such attention.
     """
     n, m = visible.shape[:2]
     labels = np.repeat(np.arange(n), m)
@@ -143,7 +153,7 @@ def batch_attention(
     if found is None:
         return None
     attention = np.asarray(found)
-    order = np.argsort(np.tile(labels, 2), kind="stable")  # visible first, so they stay first
+    order = np.argsort(np.tile(labels, 2), kind="stable")  # stable: visible images stay first
     return attention[order][:, order]
 
 

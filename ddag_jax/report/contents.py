@@ -1,4 +1,4 @@
-"""From an evaluated network to the report: what is in it, and in which order."""
+"""Compute the contents of the report of an evaluated run."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -27,46 +27,46 @@ from ddag_jax.report.thumbnails import thumbnails
 from ddag_jax.report.training_curves import training_curves
 
 QUERIES = 96
-"""Ranked lists in a report, over all searches."""
+"""Number of ranked lists in a report, over all searches."""
 _PEOPLE_MAPPED, _IMAGES_MAPPED = 12, 480
 _LOOKED_AT, _EXAMPLES = 32, 6
 _IMAGES_OF_A_PERSON = 24
-_BATCH = 8, 4  # the most people, and images of each and modality, in the graph's batch
+_BATCH = 8, 4  # maximum identities, and images per identity and modality, of the graph's batch
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Judged:
-    """A run that was evaluated, and everything the report is made of."""
+class EvaluatedRun:
+    """An evaluated run: the input of the report."""
 
     title: str
-    """Of the run."""
+    """Title of the page: the run."""
     images: Images
     read_images: ReadImages
     searches: Sequence[Search]
     features: Mapping[str, Float[np.ndarray, "N _"]]
-    """All that the network gives, by name."""
-    judged: Mapping[str, Float[np.ndarray, "N _"]]
-    """Those in the table."""
+    """All features of the network, by name."""
+    evaluated: Mapping[str, Float[np.ndarray, "N _"]]
+    """The features in the table."""
     reported: str
     """Name of the feature in the ranked lists, the histogram and the map."""
     reported_feature: Float[np.ndarray, "N _"]
     untrained: Mapping[str, Float[np.ndarray, "N _"]]
-    """The table's features of the network before training."""
+    """The features in the table, of the network before training."""
     records: Sequence[Record]
     untrained_records: Sequence[Record]
     reranked: bool
     method: Method
-    """Without a device axis."""
+    """The method, without a device axis."""
     variables: Any
-    """Of the trained network, {"params", "batch_stats"}, on this host."""
+    """{"params", "batch_stats"} of the trained network, on this host."""
     batch: tuple[int, int]
-    """Identities, and images of each in each modality, of a training batch."""
+    """Identities, and images per identity and modality, of a training batch."""
     log: Sequence[Mapping[str, Any]]
-    """Lines of the run's log; none where there is no log."""
+    """Lines of the run's log; empty if it has no log."""
 
 
-def gather(run: Judged) -> Page:
-    """Everything that the page shows."""
+def page_contents(run: EvaluatedRun) -> Page:
+    """Return the contents of the page."""
     charts, precisions = _curves(run)
     return Page(
         title=run.title,
@@ -81,8 +81,8 @@ def gather(run: Judged) -> Page:
     )
 
 
-def _blocks(run: Judged) -> list[Block]:
-    """The table: a block a search, a row a feature, the untrained network's below."""
+def _blocks(run: EvaluatedRun) -> list[Block]:
+    """Return the table: a block per search and a row per feature, the untrained network last."""
     blocks = []
     for search in run.searches:
         rows = [
@@ -95,20 +95,22 @@ def _blocks(run: Judged) -> list[Block]:
     return blocks
 
 
-def cmc_curves(run: Judged, search: Search) -> dict[str, Float[np.ndarray, " 20"]]:
-    """The mean curve of each feature over a search's trials, the untrained network's below."""
+def cmc_curves(run: EvaluatedRun, search: Search) -> dict[str, Float[np.ndarray, " 20"]]:
+    """Return the CMC curve of each feature, averaged over the draws of a search.
+
+    The curves of the untrained network are named "untrained FEATURE".
+    """
     return {
         prefix + name: np.mean(
             [trial.cmc for trial in rank_draws(feature, run.images, search, run.reranked)], axis=0
         )
-        for prefix, features in (("", run.judged), ("untrained ", run.untrained))
+        for prefix, features in (("", run.evaluated), ("untrained ", run.untrained))
         for name, feature in features.items()
     }
 
 
-def _curves(run: Judged) -> tuple[list[Figure], list[np.ndarray]]:
-    """The charts of CMC curves, and of each search the average precision of each query in the
-    first trial."""
+def _curves(run: EvaluatedRun) -> tuple[list[Figure], list[np.ndarray]]:
+    """Return the CMC charts, and each query's average precision in the first draw by search."""
     charts, precisions = [], []
     for search in run.searches:
         name = f"cmc_{search.mode or search.direction}"
@@ -124,8 +126,8 @@ def _curves(run: Judged) -> tuple[list[Figure], list[np.ndarray]]:
     return charts, precisions
 
 
-def _lists(run: Judged, precisions: Sequence[np.ndarray]) -> dict[str, Any]:
-    """The ranked lists, and the images of everybody who is in one, ready for JSON."""
+def _lists(run: EvaluatedRun, precisions: Sequence[np.ndarray]) -> dict[str, Any]:
+    """Return the ranked lists, and the images of all identities in them, as JSON values."""
     identities, cameras = run.images.identities, run.images.cameras
     searches: list[dict[str, Any]] = []
     shown: list[int] = []
@@ -150,7 +152,7 @@ def _lists(run: Judged, precisions: Sequence[np.ndarray]) -> dict[str, Any]:
         name = label(search.direction, search.mode)
         searches.append({"label": name, "hardest": hardest, "queries": rows})
     people = {who: _images_of(run, who) for who in np.unique(identities[shown]).tolist()}
-    # By turns, so that where there is no room for all, everybody has some.
+    # One image of each identity in turn, so that a limit on the size leaves some of each.
     turns = [
         images[turn]
         for turn in range(_IMAGES_OF_A_PERSON)
@@ -179,16 +181,16 @@ def _lists(run: Judged, precisions: Sequence[np.ndarray]) -> dict[str, Any]:
     }
 
 
-def _images_of(run: Judged, identity: int) -> list[int]:
-    """Numbers of a person's images, by camera and name, spread where there are too many."""
+def _images_of(run: EvaluatedRun, identity: int) -> list[int]:
+    """Return indices of a person's images by camera and name, evenly spaced if there are many."""
     mine = np.flatnonzero(run.images.identities == identity)
     names = np.asarray(run.images.names)[mine]
     mine = mine[np.lexsort((names, run.images.cameras[mine]))]
     return mine[spread(len(mine), _IMAGES_OF_A_PERSON)].tolist()
 
 
-def _embeddings(run: Judged) -> list[Figure]:
-    """The map of some people, the histogram of all pairs."""
+def _embeddings(run: EvaluatedRun) -> list[Figure]:
+    """Return the t-SNE map of some identities and the histogram of all similarities."""
     from sklearn.manifold import TSNE
 
     identities, infrared = run.images.identities, run.images.infrared
@@ -213,16 +215,16 @@ def _embeddings(run: Judged) -> list[Figure]:
     return charts
 
 
-def _attention(run: Judged) -> list[Figure]:
-    """The parts, the cells, the graph: what the method can show of them."""
+def _attention(run: EvaluatedRun) -> list[Figure]:
+    """Return the attention figures that the method supports: parts, Grad-CAM, graph."""
     return [
         *(_examples(run, run.method) if isinstance(run.method, HasFeatureMap) else ()),
         *(_graph(run, run.method) if isinstance(run.method, HasBatchAttention) else ()),
     ]
 
 
-def _examples(run: Judged, method: HasFeatureMap) -> list[Figure]:
-    """The attention between the parts, and pairs of images with the cells that make them alike."""
+def _examples(run: EvaluatedRun, method: HasFeatureMap) -> list[Figure]:
+    """Return the part attention, and pairs of images with Grad-CAM of their similarity."""
     search = run.searches[0]
     asked = search.query[spread(len(search.query), _LOOKED_AT)]
     nearest = nearest_images(run.reported_feature, run.images, search, asked)
@@ -257,7 +259,7 @@ def _examples(run: Judged, method: HasFeatureMap) -> list[Figure]:
         alt = (
             f"Identity {identity[0]} seen by camera {camera[0]}, and the image found first:"
             f" identity {identity[1]}, camera {camera[1]}, {'right' if right else 'wrong'},"
-            f" similarity {similarity[row]:.2f}; over each the cells that make them alike."
+            f" similarity {similarity[row]:.2f}; over each the Grad-CAM of the similarity."
         )
         query, answer = run.read_images(both)
         shown = figures.Example(
@@ -273,8 +275,8 @@ def _examples(run: Judged, method: HasFeatureMap) -> list[Figure]:
     return charts
 
 
-def _graph(run: Judged, method: HasBatchAttention) -> list[Figure]:
-    """How the images of a batch attend to each other."""
+def _graph(run: EvaluatedRun, method: HasBatchAttention) -> list[Figure]:
+    """Return the graph attention between the images of a batch; empty if there is none."""
     batch = choose_batch(
         run.images.identities,
         run.images.infrared,
@@ -295,7 +297,7 @@ def _graph(run: Judged, method: HasBatchAttention) -> list[Figure]:
 
 
 def _training(lines: Sequence[Mapping[str, Any]]) -> list[Figure]:
-    """Curves of what the log has of each step and evaluation."""
+    """Return the training curves of a log."""
     titles = {
         "losses": ("Loss terms", "loss"),
         "learning_rate": ("Learning rate", "learning rate"),

@@ -1,4 +1,4 @@
-"""Curves over the epochs, from a run's log."""
+"""Extract training curves over epochs from a run's log."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -7,24 +7,25 @@ from typing import Any
 from ddag_jax.datasets.dataset import label
 
 Series = dict[str, tuple[list[float], list[float]]]
-"""By name: epochs and values."""
+"""Epochs and values of each curve, by name."""
 
 _NOT_TERMS = {
     "kind", "step", "epoch", "time", "learning_rate", "images_per_second", "skipped_in_row",
 }  # fmt: skip
-"""Fields of a training line that are not terms of the method's loss."""
+"""Fields of a `train` line that are not loss terms."""
 
 
 def training_curves(lines: Sequence[Mapping[str, Any]]) -> dict[str, Series]:
-    """Return the curves of a training.
+    """Return the training curves of a log.
 
     Args:
-        lines: of `log.jsonl`; runs/logs.py describes them.
+        lines: lines of `log.jsonl`; see runs/logs.py.
 
     Returns:
-        "losses" (all terms of the loss but coefficients), "learning_rate", each coefficient (a term
-        called NAME_weight), "rank1" and "mAP" (by search and feature), over epochs: 1.5 is the
-        middle of the second. What the log does not have, or has as 0 only, is left out.
+        Curves by chart: "losses" (all loss terms except coefficients), "learning_rate", each
+        coefficient (a term named NAME_weight), "rank1" and "mAP" (by search and feature). The unit
+        of the x-axis is epochs; 1.5 is the middle of the second one. Curves that are missing in the
+        log or always 0 are omitted.
     """
     per_epoch = _steps_per_epoch(lines)
     trained = [line for line in lines if line["kind"] == "train"]
@@ -51,18 +52,18 @@ def training_curves(lines: Sequence[Mapping[str, Any]]) -> dict[str, Series]:
         found[name] = {}
         for line in lines:
             for record in line["records"] if line["kind"] == "evaluation" else ():
-                who = f"{label(record['direction'], record['mode'])}, {record['feature']}"
-                epochs, values = found[name].setdefault(who, ([], []))
+                curve = f"{label(record['direction'], record['mode'])}, {record['feature']}"
+                epochs, values = found[name].setdefault(curve, ([], []))
                 epochs.append(line["step"] / per_epoch)
                 values.append(float(record[name]))
     return {
         name: present
         for name, each in found.items()
-        if (present := {who: both for who, both in each.items() if both[0]})
+        if (present := {curve: both for curve, both in each.items() if both[0]})
     }
 
 
 def _steps_per_epoch(lines: Sequence[Mapping[str, Any]]) -> float:
-    """Read off the log, which says after which step an epoch ended."""
+    """Return the number of steps per epoch, from the last steps of the logged epochs."""
     ends = [line["step"] / (line["epoch"] + 1) for line in lines if line["kind"] == "epoch"]
     return ends[0] if ends else max([line["step"] for line in lines], default=math.inf)

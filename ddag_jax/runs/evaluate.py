@@ -29,7 +29,7 @@ from ddag_jax.methods.base import Method
 from ddag_jax.methods.build import build_method
 from ddag_jax.parallel import Mesh, device_mesh, is_first_process, on_all_devices, replicated_shapes
 from ddag_jax.report import page
-from ddag_jax.report.contents import Judged, gather
+from ddag_jax.report.contents import EvaluatedRun, page_contents
 from ddag_jax.report.ranked_lists import ranked_lists
 from ddag_jax.runs.checkpoint import find_checkpoint, read_meta, restore_variables
 from ddag_jax.runs.logs import read_log
@@ -171,7 +171,7 @@ def evaluate_trained(
         if is_first_process():
             _show(result, what, save_features, quiet)
             if report is not None:
-                print(f"report: {page.write_page(report, gather(_judged(result)))}")
+                print(f"report: {page.write_page(report, page_contents(_evaluated_run(result)))}")
     return _average(names, found, what, json, quiet, writes=is_first_process())
 
 
@@ -301,17 +301,17 @@ def _show(result: _Result, what: str, save_features: epath.PathLike | None, quie
         picture.save(file, "png")
 
 
-def _judged(result: _Result) -> Judged:
-    """Return what a report is made of."""
+def _evaluated_run(result: _Result) -> EvaluatedRun:
+    """Return the input of the report."""
     network, evaluator = result.network, result.evaluator
     training = network.config.training
-    return Judged(
+    return EvaluatedRun(
         title=f"{epath.Path(network.name).name}, checkpoint {network.checkpoint.name}",
         images=evaluator.images,
         read_images=result.source.images,
         searches=evaluator.searches,
         features=result.features,
-        judged=evaluator.judged(result.features),
+        evaluated=evaluator.judged(result.features),
         reported=result.reported,
         reported_feature=result.reported_feature,
         untrained=evaluator.judged(result.untrained),

@@ -421,7 +421,7 @@ def _last_whole_state(folder: epath.Path, meta: Meta, like: TrainState) -> _Foun
 def _take_workdir(
     folder: epath.Path, overwrite: bool, damaged: Sequence[int], stack: contextlib.ExitStack
 ) -> list[str]:
-    """Lock the folder for this run, and move files of an earlier run out of the way.
+    """Create and lock the folder, remove an overwritten run, set damaged checkpoints aside.
 
     Returns:
         Notes for the log.

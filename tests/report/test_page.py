@@ -20,7 +20,7 @@ from ddag_jax.errors import UserError
 from ddag_jax.evaluation.protocols import Images, searches
 from ddag_jax.evaluation.protocols import evaluate as evaluate_all
 from ddag_jax.report import figures
-from ddag_jax.report.contents import QUERIES, Judged, cmc_curves, gather
+from ddag_jax.report.contents import QUERIES, EvaluatedRun, cmc_curves, page_contents
 from ddag_jax.report.page import LIMIT, Page, check_target, write_page
 from ddag_jax.runs.checkpoint import find_checkpoint, read_meta
 from tests.models import tiny
@@ -31,8 +31,8 @@ pytestmark = pytest.mark.slow  # trains and compiles a network
 
 
 @pytest.fixture(scope="module")
-def baseline() -> Judged:
-    """A network without attention and without a log, judged both ways on RegDB's layout."""
+def baseline() -> EvaluatedRun:
+    """A network without attention and without a log, evaluated both ways on RegDB's layout."""
     random = np.random.default_rng(0)
     identities = np.repeat(np.arange(1, 21), 8)
     infrared = np.tile([False, True], 80)
@@ -48,13 +48,13 @@ def baseline() -> Judged:
     trained, untrained = features(0.25), features(0.4)
     method = tiny.method(part_attention=False, graph_attention=False)
     pixels = random.integers(0, 256, (160, HEIGHT, WIDTH, 3), np.uint8)
-    return Judged(
+    return EvaluatedRun(
         title="baseline",
         images=images,
         read_images=lambda numbers: pixels[numbers],
         searches=found,
         features={"global": trained},
-        judged={"global": trained},
+        evaluated={"global": trained},
         reported="global",
         reported_feature=trained,
         untrained={"global": untrained},
@@ -71,8 +71,8 @@ def baseline() -> Judged:
 
 
 @pytest.fixture(scope="module")
-def baseline_page(baseline: Judged) -> Page:
-    return gather(baseline)
+def baseline_page(baseline: EvaluatedRun) -> Page:
+    return page_contents(baseline)
 
 
 CHARTS = {
@@ -136,7 +136,7 @@ def test_the_table_and_the_curves_are_the_evaluations(report: Report) -> None:
                     assert float(ends[2]) == pytest.approx(record["rank20"], abs=0.06)
 
 
-def test_cmc_points_are_the_evaluators(baseline: Judged) -> None:
+def test_cmc_points_are_the_evaluators(baseline: EvaluatedRun) -> None:
     """At each rank that the table has, in both directions."""
     for search in baseline.searches:
         curves = cmc_curves(baseline, search)
