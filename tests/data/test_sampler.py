@@ -86,7 +86,7 @@ PINNED = ([6, 7, 1, 5], [58, 46, 105], [32, 118, 29])
 
 def test_too_few_identities() -> None:
     assert make_sampler(identities=10).sample(0, 0).labels.shape == (10,)
-    with pytest.raises(UserError, match=r"training\.identities_per_batch: 11 .* only 10 "):
+    with pytest.raises(UserError, match=r"training\.identities_per_batch: 11, .* only 10 "):
         make_sampler(identities=11)
 
 

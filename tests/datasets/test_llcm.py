@@ -211,7 +211,7 @@ def test_names_that_say_no_camera(source: Path, tmp_path: Path) -> None:
     path.write_text(path.read_text().replace(name, "vis/0004/a.png"))
     code, out, _ = call_prepare("llcm", source, tmp_path / "data")
     assert code == 0
-    assert "(1 training image says no camera in the name: taken for camera 0)" in out
+    assert "(1 training image has no camera in the name: taken for camera 0)" in out
     stored = open_split(tmp_path / "data", "llcm", SIZE, "train")
     assert stored.cameras[stored.names.index("vis/0004/a.png")] == 0
 
@@ -410,7 +410,14 @@ def test_all_faults_at_once(source: Path, tmp_path: Path) -> None:
     remove(source, "test_nir/cam8")
     first, *rest = fails("llcm", source, tmp_path / "data").split("\n  ")
     assert first == "error: 6 faults:"
-    told = ("not a path", "out of the", "listed image is not", "whole number", "1 folder is", "empty")
+    told = (
+        "not a path",
+        "out of the",
+        "listed image is not",
+        "whole number",
+        "1 folder is",
+        "empty",
+    )
     for fault, part in zip(rest, told, strict=True):
         assert part in fault
 

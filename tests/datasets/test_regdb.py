@@ -467,7 +467,14 @@ def test_all_faults_at_once(source: Path, tmp_path: Path) -> None:
     drop_line(source / "idx" / "test_visible_9.txt", 0)
     first, *rest = fails("regdb", source, tmp_path / "data").split("\n  ")
     assert first == "error: 6 faults:"
-    told = ("not there", "not a path", "out of the folder", "listed image is not", "without", "empty")
+    told = (
+        "not there",
+        "not a path",
+        "out of the folder",
+        "listed image is not",
+        "without",
+        "empty",
+    )
     for fault, part in zip(rest, told, strict=True):
         assert part in fault
 

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from ddag_jax.datasets.dataset import CameraRule
 from ddag_jax.errors import UserError
 from ddag_jax.evaluation import ranking, reranking
 from ddag_jax.evaluation.reranking import rerank
@@ -134,8 +135,10 @@ def test_ranks_better_where_images_of_an_identity_support_each_other():
     features /= np.linalg.norm(features, axis=1, keepdims=True)
     query, gallery = features[:100], features[100:]
     who = query_ids, gallery_ids, np.ones(100, int), np.ones(60, int)
-    before = ranking.rank(query, gallery, *who, camera_rule="none")
-    after = ranking.rank_distances(rerank(query, gallery), *who, camera_rule="none")
+    before = ranking.rank_distances(
+        ranking.distances(query, gallery), *who, camera_rule=CameraRule()
+    )
+    after = ranking.rank_distances(rerank(query, gallery), *who, camera_rule=CameraRule())
     assert after.mAP > before.mAP + 0.05
 
 

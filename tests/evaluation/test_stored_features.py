@@ -1,4 +1,4 @@
-"""Files of features: what is written is what is judged, and what is wrong with a stranger's."""
+"""Files of features: evaluated as the features themselves are, or refused with the reason."""
 
 from pathlib import Path
 
@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from ddag_jax.config import EvaluationConfig
+from ddag_jax.datasets.find import DATASETS
 from ddag_jax.errors import UserError
-from ddag_jax.evaluation.protocols import Images, evaluate, searches
+from ddag_jax.evaluation.protocols import Images, score, searches
 from ddag_jax.evaluation.stored_features import load_features, save_features
 
 NAMES = {
@@ -37,9 +38,10 @@ def people(dataset: str) -> tuple[np.ndarray, Images]:
 @pytest.mark.parametrize("dataset", NAMES)
 def test_a_file_is_judged_as_its_features_are(dataset: str, tmp_path: Path) -> None:
     features, images = people(dataset)
+    features[:10] = features[10:20]  # ties
     settings = EvaluationConfig(trials=3)
-    found = searches(dataset, images, settings)
-    expected = evaluate({"stored": features}, images, found, dataset, settings)
+    found = searches(DATASETS[dataset], images, settings)
+    expected = score({"stored": features}, images, found, DATASETS[dataset], settings)
     file = tmp_path / "features.npz"
     save_features(file, features, images, found[0])
     assert [path.name for path in tmp_path.iterdir()] == ["features.npz"]
@@ -50,15 +52,15 @@ def test_a_file_is_judged_as_its_features_are(dataset: str, tmp_path: Path) -> N
         for column in ("features", "ids", "cameras", "names")
     )
     assert len(stored["query_ids"]) == len(stored["gallery_ids"]) == 20
-    loaded, again = load_features(file, dataset)
-    found = searches(dataset, again, settings)
-    assert evaluate({"stored": loaded}, again, found, dataset, settings) == expected
+    loaded, again = load_features(file, DATASETS[dataset])
+    found = searches(DATASETS[dataset], again, settings)
+    assert score({"stored": loaded}, again, found, DATASETS[dataset], settings) == expected
 
 
 def test_rows_of_any_length_and_names_as_bytes(tmp_path: Path) -> None:
     features, images = people("sysu_mm01")
     settings = EvaluationConfig(trials=3)
-    found = searches("sysu_mm01", images, settings)
+    found = searches(DATASETS["sysu_mm01"], images, settings)
     file, other = tmp_path / "a.npz", tmp_path / "b.npz"
     save_features(file, features, images, found[0])
     arrays = dict(np.load(file))
@@ -66,7 +68,9 @@ def test_rows_of_any_length_and_names_as_bytes(tmp_path: Path) -> None:
         arrays[f"{side}_features"] = arrays[f"{side}_features"].astype(np.float64) * 7
         arrays[f"{side}_names"] = arrays[f"{side}_names"].astype("S")
     np.savez(other, **arrays)
-    (one, first), (two, second) = (load_features(path, "sysu_mm01") for path in (file, other))
+    (one, first), (two, second) = (
+        load_features(path, DATASETS["sysu_mm01"]) for path in (file, other)
+    )
     np.testing.assert_allclose(one, two, rtol=1e-6)
     assert first.names == second.names
 
@@ -96,7 +100,7 @@ FAULTS = {
     "swapped": (swap, "swap the sides"),
     "same modality": (lambda a: {**a, **{k: a["query" + k[7:]] for k in a if k[0] == "g"}}, "both"),
     "mixed": (broken("query_cameras", lambda a: np.where(a == 3, 1, a)), "one modality"),
-    "camera 7": (broken("query_cameras", lambda a: a * 0 + 7), "cameras 1 to 6"),
+    "camera 7": (broken("query_cameras", lambda a: a * 0 + 7), "the camera, 1 to 6"),
     "an image twice": (broken("gallery_names", lambda a: a[[0] * 20]), "twice"),
 }
 
@@ -105,13 +109,13 @@ FAULTS = {
 @pytest.mark.parametrize("fault", FAULTS)
 def test_what_is_wrong_is_named(fault: str, tmp_path: Path) -> None:
     features, images = people("sysu_mm01")
-    found = searches("sysu_mm01", images, EvaluationConfig())
+    found = searches(DATASETS["sysu_mm01"], images, EvaluationConfig())
     save_features(tmp_path / "good.npz", features, images, found[0])
     change, message = FAULTS[fault]
     bad = tmp_path / "bad.npz"
     np.savez(bad, **change(dict(np.load(tmp_path / "good.npz"))))
     with pytest.raises(UserError, match=message) as caught:
-        load_features(bad, "sysu_mm01")
+        load_features(bad, DATASETS["sysu_mm01"])
     assert str(caught.value).startswith(str(bad))
 
 
@@ -120,27 +124,27 @@ def test_a_file_that_is_none(content: bytes, tmp_path: Path) -> None:
     file = tmp_path / "x.npz"
     file.write_bytes(content)
     with pytest.raises(UserError, match="cannot be read"):
-        load_features(file, "regdb")
+        load_features(file, DATASETS["regdb"])
     np.save(tmp_path / "x.npy", np.zeros(3))
     with pytest.raises(UserError, match="single array"):
-        load_features(tmp_path / "x.npy", "regdb")
+        load_features(tmp_path / "x.npy", DATASETS["regdb"])
     with pytest.raises(UserError, match="no such file"):
-        load_features(tmp_path / "y.npz", "regdb")
+        load_features(tmp_path / "y.npz", DATASETS["regdb"])
 
 
 @pytest.mark.parametrize("dataset", ["regdb", "llcm"])
-def test_names_must_tell_the_modality(dataset: str, tmp_path: Path) -> None:
+def test_names_must_show_the_modality(dataset: str, tmp_path: Path) -> None:
     features, images = people(dataset)
-    found = searches(dataset, images, EvaluationConfig())
+    found = searches(DATASETS[dataset], images, EvaluationConfig())
     images = images._replace(names=[f"{n}.png" for n in range(40)])
     save_features(tmp_path / "x.npz", features, images, found[0])
-    with pytest.raises(UserError, match="does not say its modality"):
-        load_features(tmp_path / "x.npz", dataset)
+    with pytest.raises(UserError, match="does not show its modality"):
+        load_features(tmp_path / "x.npz", DATASETS[dataset])
 
 
 def test_nothing_is_overwritten(tmp_path: Path) -> None:
     features, images = people("regdb")
-    search = searches("regdb", images, EvaluationConfig())[0]
+    search = searches(DATASETS["regdb"], images, EvaluationConfig())[0]
     file = tmp_path / "x.npz"
     file.write_text("mine")
     for target, message in (
