@@ -72,7 +72,7 @@ REFUSED = [
         "sysu_mm01",
         {},
         {"direction": "visible_to_infrared"},
-        "evaluation.direction: .* SYSU-MM01 searches infrared → visible only",
+        "evaluation.direction: .* SYSU-MM01 searches infrared to visible only",
     ),
     ("sysu_mm01", {}, {"mode": "outdoor"}, "evaluation.mode: .*; give both or all or indoor"),
     ("regdb", {}, {"mode": "all"}, "evaluation.mode: regdb has no mode all; leave it out"),
