@@ -105,7 +105,12 @@ def test_settings_of_its_own(name: str, data: dict, evaluation: dict) -> None:
 
 
 def test_unknown_datasets_are_refused() -> None:
-    with pytest.raises(UserError, match="sysu: not a published dataset; give sysu_mm01, regdb"):
+    for command in ("prepare sysu --from x", "check sysu --from x", "rehearse sysu --to x"):
+        code, out, error = call(*command.split())
+        assert (code, out) == (2, "")
+        assert "sysu: not a published dataset" in error
+        assert "\n" not in error
+    with pytest.raises(UserError, match="sysu: not a published dataset.*sysu_mm01, regdb, llcm"):
         find_dataset("sysu")
 
     class Other:

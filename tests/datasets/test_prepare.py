@@ -476,7 +476,8 @@ def test_prepare_names_faults_of_lists_and_images_together(
     [
         ("", "Expected one of {people, "),
         ("prepar", "Unrecognized options: prepar; Available subcommands: people, "),
-        ("prepare", "STR --from STR"),
+        ("prepare", "{sysu_mm01,regdb,llcm} --from STR"),
+        ("prepare sysu --from x", "invalid choice 'sysu'"),
         ("check sysu_mm01 --frm x", "--from STR; Unrecognized options: --frm x"),
         ("prepare sysu_mm01 --from x --image-size 3", "'--image-size'. Expected 2 values"),
         ("people --to x --train-identties 4", "Perhaps you meant: --train-identities"),
@@ -493,14 +494,6 @@ def test_a_mistyped_option_is_one_line(arguments: str, told: str) -> None:
     assert "\n" not in error
     assert not any(mark in error for mark in "│╭─")
     assert "tyro" not in error
-
-
-def test_an_unknown_dataset_names_the_known() -> None:
-    for command in ("prepare sysu --from x", "check sysu --from x", "rehearse sysu --to x"):
-        code, out, error = call(*command.split())
-        assert (code, out) == (2, "")
-        assert "sysu: not a published dataset; give sysu_mm01, regdb, llcm" in error
-        assert "\n" not in error
 
 
 # --- Killed, or nowhere to write --------------------------------------------------------------

@@ -8,12 +8,9 @@ import pytest
 import scipy.io
 
 from ddag_jax.config import EvaluationConfig
-from ddag_jax.datasets.find import find_dataset
 from ddag_jax.datasets.rand_perm_cam import read_permutations
-from ddag_jax.datasets.sysu_mm01 import SYSU_MM01
 from ddag_jax.errors import UserError
 from ddag_jax.evaluation import protocols, ranking
-from ddag_jax.evaluation.table import format_table
 
 
 def images(images_per_folder, test_ids):
@@ -56,44 +53,24 @@ def sysu_images(split_dir):
     return images(folders, map(int, (split_dir / "test_id.txt").read_text().split(",")))
 
 
-def as_images(columns):
-    identities, cameras, names = columns
-    return protocols.Images(identities, cameras, np.isin(cameras, (3, 6)), names.tolist())
-
-
-def judge(features, columns, dataset="sysu_mm01", split=None, **settings):
-    images = columns if isinstance(columns, protocols.Images) else as_images(columns)
-    settings, dataset = EvaluationConfig(**settings), find_dataset(dataset)
-    found = protocols.searches(dataset, images, settings)
-    return protocols.score(features, images, found, dataset, settings, split=split)
-
-
-def drawn(columns, mode, **settings):
-    """The galleries of a mode of SYSU-MM01, by draw."""
-    (search,) = protocols.searches(
-        SYSU_MM01, as_images(columns), EvaluationConfig(mode=mode, **settings)
-    )
-    return search.galleries
-
-
 def test_file_names_alone_draw_the_same(recorded, recorded_images):
     identities, cameras, names = recorded_images
-    short = np.array([name.rsplit("/", 1)[1] for name in names])
-    gallery = drawn((identities, cameras, short), "all")[4]
-    assert names[gallery].tolist() == recorded["trials"]["all/4"]
+    short = [name.rsplit("/", 1)[1] for name in names]
+    drawn = protocols.sysu_gallery(identities, cameras, short, mode="all", shots="single", trial=4)
+    assert names[drawn].tolist() == recorded["trials"]["all/4"]
 
 
 def test_multi_shot_draws_ten_of_each_folder_or_all(recorded, recorded_images):
     identities, cameras, _ = recorded_images
-    gallery = drawn(recorded_images, "indoor", shots="multi")[0]
-    assert len(set(gallery.tolist())) == len(gallery)
+    drawn = protocols.sysu_gallery(*recorded_images, mode="indoor", shots="multi", trial=0)
+    assert len(set(drawn.tolist())) == len(drawn)
     expected = {
         folder: min(10, count)
         for folder, count in recorded["images_per_folder"].items()
         if folder[:4] in ("cam1", "cam2")
     }
     assert min(expected.values()) < 10
-    found = [f"cam{cameras[i]}/{identities[i]:04d}" for i in gallery]
+    found = [f"cam{cameras[i]}/{identities[i]:04d}" for i in drawn]
     assert {folder: found.count(folder) for folder in found} == expected
 
 
@@ -107,12 +84,25 @@ def test_multi_shot_draws_ten_of_each_folder_or_all(recorded, recorded_images):
     ],
 )
 def test_counts_of_sysu_mm01(sysu_images, mode, shots, size):
-    settings = EvaluationConfig(mode=mode, shots=shots, trials=2)
-    (search,) = protocols.searches(SYSU_MM01, as_images(sysu_images), settings)
-    assert len(search.query) == 3803
-    first, second = search.galleries
+    assert len(protocols.sysu_query(*sysu_images)) == 3803
+    first, second = (
+        protocols.sysu_gallery(*sysu_images, mode=mode, shots=shots, trial=trial)
+        for trial in (0, 1)
+    )
     assert len(first) == len(second) == size
     assert first.tolist() != second.tolist()
+
+
+def as_images(columns):
+    identities, cameras, names = columns
+    return protocols.Images(identities, cameras, np.isin(cameras, (3, 6)), names.tolist())
+
+
+def judge(features, columns, dataset="sysu_mm01", draws=None, half=None, **settings):
+    images = columns if isinstance(columns, protocols.Images) else as_images(columns)
+    settings = EvaluationConfig(**settings)
+    found = protocols.searches(dataset, images, settings, draws)
+    return protocols.evaluate(features, images, found, dataset, settings, half=half)
 
 
 def test_evaluation_at_sysu_mm01_s_shape(sysu_images):
@@ -134,7 +124,6 @@ def test_evaluation_at_sysu_mm01_s_shape(sysu_images):
         assert json.loads(json.dumps(record)) == record
         said = {
             "dataset": "sysu_mm01",
-            "dataset_title": "SYSU-MM01",
             "rendered": False,
             "direction": "infrared_to_visible",
             "shots": "single",
@@ -147,20 +136,22 @@ def test_evaluation_at_sysu_mm01_s_shape(sysu_images):
         }
         assert {key: record[key] for key in said} == said
 
-        settings = EvaluationConfig(mode=record["mode"], trials=2)
-        (search,) = protocols.searches(SYSU_MM01, as_images(sysu_images), settings)
-        query = search.query
+        query = protocols.sysu_query(*sysu_images)
         trials = []
-        for gallery in search.galleries:
+        for trial in range(2):
+            gallery = protocols.sysu_gallery(
+                *sysu_images, mode=record["mode"], shots="single", trial=trial
+            )
             feature = features[record["feature"]]
             trials.append(
-                ranking.rank_distances(
-                    -feature[query] @ feature[gallery].T,
+                ranking.rank(
+                    feature[query],
+                    feature[gallery],
                     identities[query],
                     identities[gallery],
                     cameras[query],
                     cameras[gallery],
-                    camera_rule=SYSU_MM01.camera_rule,
+                    camera_rule="sysu",
                 )
             )
         for name, values in {
@@ -215,7 +206,7 @@ def plain_permuted(cells, columns, mode, shots, trial):
     identities, cameras, names = columns
     chosen = []
     for identity in sorted(set(identities.tolist())):
-        for camera in SYSU_MM01.modes[mode]:
+        for camera in protocols.GALLERY_CAMERAS[mode]:
             files = sorted(names[(identities == identity) & (cameras == camera)])
             if files:
                 row = cells[camera - 1, 0][identity - 1, 0][trial]
@@ -231,7 +222,7 @@ def test_the_authors_draw(split_dir, sysu_images):
     images = as_images(sysu_images)
     for shots, sizes in (("single", (301, 112)), ("multi", (3010, 1120))):
         settings = EvaluationConfig(shots=shots, draw="rand_perm_cam")
-        found = protocols.searches(SYSU_MM01, images, settings, draws)
+        found = protocols.searches("sysu_mm01", images, settings, draws)
         for search, size in zip(found, sizes, strict=True):
             assert len(search.galleries) == 10
             for trial in (0, 1, 9):
@@ -244,13 +235,13 @@ def test_draws_that_are_missing_or_do_not_fit(split_dir, sysu_images):
     settings = EvaluationConfig(draw="rand_perm_cam")
     draws = read_permutations(split_dir / "rand_perm_cam.mat").draws()
     with pytest.raises(UserError, match=r"there is no rand_perm_cam\.mat"):
-        protocols.searches(SYSU_MM01, as_images(sysu_images), settings, {})
+        protocols.searches("sysu_mm01", as_images(sysu_images), settings, {})
     test = sysu_images[0].min()
     few = ~((sysu_images[0] == test) & (sysu_images[1] == 1))
     few[np.flatnonzero(~few)[:2]] = True  # two images of many are left
     with pytest.raises(UserError, match=f"does not fit cam1/{test:04d} with its 2 images"):
         protocols.searches(
-            SYSU_MM01, as_images([column[few] for column in sysu_images]), settings, draws
+            "sysu_mm01", as_images([column[few] for column in sysu_images]), settings, draws
         )
 
 
@@ -267,10 +258,10 @@ def regdb_images(identities=12, each=4):
     return protocols.Images(ids, np.where(infrared, 2, 1), infrared, names)
 
 
-def test_regdb_searches_all_images_in_both_directions():
+def test_regdb_is_everyone_in_both_directions():
     images = regdb_images()
     features = {"part": random_features(images.identities)}
-    records = judge(features, images, dataset="regdb", split=3)
+    records = judge(features, images, dataset="regdb", half=3)
     assert [r["direction"] for r in records] == ["visible_to_infrared", "infrared_to_visible"]
     for record, asks in zip(records, (~images.infrared, images.infrared), strict=True):
         said = (record["mode"], record["shots"], record["draw"], record["trials"])
@@ -278,13 +269,14 @@ def test_regdb_searches_all_images_in_both_directions():
         assert record["halves"] == [3]
         assert (record["queries"], record["gallery"]) == (48, 48)
         ids, feature = images.identities, features["part"]
-        expected = ranking.rank_distances(
-            -feature[asks] @ feature[~asks].T,
+        expected = ranking.rank(
+            feature[asks],
+            feature[~asks],
             ids[asks],
             ids[~asks],
             images.cameras[asks],
             images.cameras[~asks],
-            camera_rule=find_dataset("regdb").camera_rule,
+            camera_rule="none",
         )
         assert record["rank1"] == pytest.approx(100 * expected.cmc[0])
         assert record["mAP"] == pytest.approx(100 * expected.mAP)
@@ -293,7 +285,7 @@ def test_regdb_searches_all_images_in_both_directions():
     assert protocols.selection_figure(records, "part") == pytest.approx(mean)
     (one,) = judge(features, images, dataset="regdb", direction="infrared_to_visible")
     assert {**one, "halves": [3]} == records[1]
-    table = format_table(records, "runs/regdb_3")
+    table = protocols.format_table(records, "runs/regdb_3")
     assert table.splitlines()[0] == "runs/regdb_3: RegDB, trial 3"
     assert "\nvisible → infrared (48 queries, 48 gallery images)\n" in table
     assert "±" not in table
@@ -316,11 +308,11 @@ def test_llcm_draws_one_of_each_camera_and_skips_its_own():
         for i, c, k, ir in zip(ids, cameras, n, infrared, strict=True)
     ]
     images = protocols.Images(ids, cameras, infrared, names)
-    found = protocols.searches(find_dataset("llcm"), images, EvaluationConfig(trials=2))
+    found = protocols.searches("llcm", images, EvaluationConfig(trials=2))
     assert [s.direction for s in found] == ["visible_to_infrared", "infrared_to_visible"]
     for search in found:
         asks = infrared == (search.direction == "infrared_to_visible")
-        assert search.camera_rule.skips_own_camera
+        assert search.camera_rule == "llcm"
         assert sorted(search.query) == np.flatnonzero(asks).tolist()
         for trial, gallery in enumerate(search.galleries):
             draw = python_random.Random(trial)
@@ -334,7 +326,7 @@ def test_llcm_draws_one_of_each_camera_and_skips_its_own():
             assert [names[i] for i in gallery] == expected
     record = judge({"global": random_features(ids)}, images, dataset="llcm", trials=2)[0]
     assert (record["shots"], record["draw"], record["trials"]) == ("single", "seeded", 2)
-    title = format_table([record], "x").splitlines()[0]
+    title = protocols.format_table([record], "x").splitlines()[0]
     assert title == "x: LLCM, single-shot, seeded draw, 2 trials"
 
 
@@ -346,17 +338,17 @@ def test_reranking_is_used_and_said(recorded_images):
     )
     assert plain["mAP"] != reranked["mAP"]
     assert reranked["rerank"] is True
-    title = format_table([reranked], "x").splitlines()[0]
+    title = protocols.format_table([reranked], "x").splitlines()[0]
     assert title.endswith(", 1 trial, k-reciprocal re-ranking (k1 20, k2 6, λ 0.3)")
 
 
 # --- Averages over runs -----------------------------------------------------------------------
 
 
-def test_average_over_regdb_s_splits():
+def test_average_over_regdb_s_halves():
     images = regdb_images()
     runs = [
-        judge({"part": random_features(images.identities, seed=n)}, images, "regdb", split=n)
+        judge({"part": random_features(images.identities, seed=n)}, images, "regdb", half=n)
         for n in (2, 1, 7)
     ]
     averaged = protocols.average(runs, ["a", "b", "c"])
@@ -368,7 +360,7 @@ def test_average_over_regdb_s_splits():
             assert record[figure] == pytest.approx(np.mean(values))
             assert record[f"{figure}_std"] == pytest.approx(np.std(values))
             assert np.std(values) > 0
-    table = format_table(averaged, "runs/regdb_*").splitlines()
+    table = protocols.format_table(averaged, "runs/regdb_*").splitlines()
     assert table[0] == "runs/regdb_*: RegDB, trials 1, 2, 7, mean of 3 runs"
     assert table[1] == "per cent; mean ± deviation over the runs"
     with pytest.raises(UserError, match="a and d are all of trial 2"):
@@ -381,7 +373,7 @@ def test_no_average_over_different_protocols(recorded_images):
         judge(features, recorded_images, mode="all", trials=1, shots=shots)
         for shots in ("single", "multi")
     )
-    with pytest.raises(UserError, match=r"one and two were .* differently \(shots: single and"):
+    with pytest.raises(UserError, match=r"one and two were judged differently \(shots: single and"):
         protocols.average([single, multi], ["one", "two"])
     both = judge(features, recorded_images, trials=1)
     with pytest.raises(UserError, match="1 and 2 rows"):
@@ -394,7 +386,7 @@ def test_table_names_what_it_holds(recorded_images):
         judge({"global": random_features(identities, seed=seed)}, recorded_images, shots="multi")
         for seed in (1, 2)
     )
-    table = format_table(trained, "runs/demo", untrained)
+    table = protocols.format_table(trained, "runs/demo", untrained)
     heading, *lines = table.splitlines()
     said = "SYSU-MM01, infrared → visible, multi-shot, seeded draw, 10 trials"
     assert heading == f"runs/demo: {said}"
@@ -408,6 +400,6 @@ def test_table_names_what_it_holds(recorded_images):
         assert block[3].startswith("untrained global ")
         assert f"{other['mAP']:.2f} ± {other['mAP_std']:.2f}" in block[3]
     drawn = [{**record, "rendered": True, "flip": True} for record in trained]
-    title = format_table(drawn, "x").splitlines()[0]
+    title = protocols.format_table(drawn, "x").splitlines()[0]
     assert title.startswith("x: SYSU-MM01's layout, rendered people, ")
     assert title.endswith(", averaged with mirror images")
