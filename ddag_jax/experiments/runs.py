@@ -122,8 +122,7 @@ def plan(
             raise UserError(f"--{field.replace('_', '-')}: {owned[field]}; leave it out")
     own = find_dataset(given.data.dataset)
     if trials is not None and not own.splits:
-        known = " and ".join(one.name for one in PUBLISHED.values() if one.splits)
-        raise UserError(f"--trials: only {known} has trials, not {dataset}; leave it out")
+        raise UserError(f"--trials: {dataset} has no trials, only regdb; leave it out")
     if init is not None:
         find_checkpoint(init)
     splits = (trials or range(1, own.splits + 1)) if own.splits else (None,)

@@ -15,8 +15,9 @@ import numpy as np
 import PIL.Image
 import pytest
 import tensorflow_datasets as tfds
+from ddag_jax.io.config_file import load_config
 
-from ddag_jax.cli.options import load_config, override
+from ddag_jax.cli.options import override
 from ddag_jax.config import Config, DataConfig, EvaluationConfig, differences, to_dict
 from ddag_jax.data.loader import open_split
 from ddag_jax.datasets.builder import VERSION, ImageSize, builder_class
@@ -110,7 +111,7 @@ def test_unknown_datasets_are_refused() -> None:
         assert (code, out) == (2, "")
         assert "sysu: not a published dataset" in error
         assert "\n" not in error
-    with pytest.raises(UserError, match="sysu: not a published dataset.*sysu_mm01, regdb, llcm"):
+    with pytest.raises(UserError, match=r"sysu: not a published dataset.*sysu_mm01, regdb, llcm"):
         find_dataset("sysu")
 
     class Other:
@@ -132,7 +133,7 @@ from etils import epath
 from ddag_jax.config import Config, DataConfig
 from ddag_jax.datasets.checks import FolderContent, ImageEntry, check_folder, fingerprint
 from ddag_jax.datasets.dataset import CameraRule, Dataset
-from ddag_jax.cli.options import load_config
+from ddag_jax.io.config_file import load_config
 
 FOLDER = "the folder that holds train and test"
 
