@@ -169,7 +169,7 @@ def check_settings(dataset: Dataset, data: DataConfig, evaluation: EvaluationCon
     _check(
         evaluation.direction in ("published", *dataset.directions),
         f"evaluation.direction: the protocol of {title} searches"
-        f" {' and '.join(DIRECTIONS[one] for one in dataset.directions)} only; leave it out",
+        f" {' and '.join(one.replace('_', ' ') for one in dataset.directions)} only; leave it out",
     )
     _check(
         evaluation.mode == "both" or evaluation.mode in dataset.modes,

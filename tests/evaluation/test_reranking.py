@@ -156,3 +156,19 @@ def test_options_out_of_range(options):
     (name, value), *_ = options.items()
     with pytest.raises(UserError, match=f"{name}={value}"):
         rerank(*random_case(0), **options)
+
+
+@pytest.mark.parametrize("shape", [(3, 21, 16), (17, 40, 33), (30, 101, 64)])
+def test_equal_rows_are_at_equal_distances(shape):
+    """A duplicate among the queries sees the gallery exactly as the original does."""
+    for seed in range(3):
+        random = np.random.default_rng(seed)
+        queries, gallery, channels = shape
+        rows = random.standard_normal((queries + gallery, channels)).astype(np.float32)
+        rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+        twice = random.permutation(np.repeat(np.arange(queries + gallery), 2))
+        products = reranking._products(rows[twice])
+        for one in range(queries + gallery):
+            same = products[twice == one]
+            assert (same == same[:1]).all()
+        np.testing.assert_allclose(products, rows[twice] @ rows[twice].T, atol=1e-5)
