@@ -75,7 +75,7 @@ def test_it_prints_and_writes_what_it_says(
 
 
 def test_the_other_ways_read_the_same_images(tmp_path: Path) -> None:
-    write_tree(data.tree(data.QUICK), tmp_path / "tree", distinct=2, heights=(32,), seed=0, note="")
+    write_tree(data.tree(data.QUICK), tmp_path / "tree", distinct=2, heights=(32,), seed=0)
     data.prepare_timed(tmp_path / "tree", tmp_path, (32, 16), tmp_path / "seconds.json")
     assert set(json.loads((tmp_path / "seconds.json").read_text())) == {
         "listing_s",

@@ -12,6 +12,7 @@ import pytest
 
 from benchmarks import evaluation, measure
 from ddag_jax.config import EvaluationConfig
+from ddag_jax.datasets.sysu_mm01 import SYSU_MM01
 from ddag_jax.evaluation import protocols
 
 
@@ -114,7 +115,7 @@ def test_images_alike_have_the_published_counts():
     sizes = {}
     for shots in ("single", "multi"):
         settings = EvaluationConfig(shots=shots, trials=1)
-        for search in protocols.searches("sysu_mm01", images, settings):
+        for search in protocols.searches(SYSU_MM01, images, settings):
             assert len(search.query) == 3803
             sizes[shots, search.mode] = len(search.galleries[0])
     assert sizes == {

@@ -169,6 +169,8 @@ def test_a_documented_command_line_is_understood(program: str, words: str) -> No
 
 
 def by_name(options: train_module.Options) -> Config:
+    if options.config.startswith("my_"):  # a file of the reader's; test_extending.py runs those
+        return Config()
     return load_config(options.config)
 
 
@@ -236,7 +238,7 @@ def test_the_fields_of_ones_own_method_are_options() -> None:
     [
         ("train.py --help", ["--resume", "--model.graph-heads", "Attention heads (L).", "0.1"]),
         ("train.py debug --help", ["--overwrite", "--model.graph-heads", "(default: 2)"]),
-        ("evaluate.py --help", ["--report", "--shots", "1 or 10", "--coordinator"]),
+        ("evaluate.py --help", ["--report", "--shots", "--coordinator"]),
         ("convert_weights.py reference --help", ["--image-size", "288 144"]),
         ("-m ddag_jax.experiments --help", ["--dry-run", "table1", "--optimizer.momentum"]),
         ("evaluate.py --shot multi", ["error: --shot: no such option; did you mean --shots?"]),

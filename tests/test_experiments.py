@@ -174,7 +174,7 @@ def kill_this_process() -> None:
         (["--training.seed", "3"], "--training.seed: --seeds sets it"),
         (["--model.graph-attention", "False"], "the rows differ in it"),
         (["--data.label-noise", "0.1"], "the rows differ in it"),
-        (["--trials", "1"], "only regdb has trials"),
+        (["--trials", "1"], "has no trials, only regdb"),
         (["--init", "nowhere"], "nowhere: neither a run"),
         (["--training.identities-per-batch", "64"], "there are only 20 identities"),
         (["--training.epochz", "64"], "did you mean --training.epochs?"),

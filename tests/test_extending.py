@@ -89,7 +89,7 @@ def test_an_augmentation(tmp_path: Path, debug_data: Path) -> None:
 def test_a_dataset(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file, folder = write("my_dataset.py", tmp_path), tmp_path / "corridor"
     random = np.random.default_rng(0)
-    for split, people in (("train", range(6)), ("test", range(6, 10))):
+    for split, people in (("train", range(9)), ("test", range(9, 13))):
         for kind in ("visible", "infrared"):
             for identity in people:
                 place = folder / split / kind / str(identity)

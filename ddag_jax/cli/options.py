@@ -14,7 +14,7 @@ import tyro
 # Its only way to a parse error as data; private, so pyproject.toml bounds the version.
 from tyro import _errors
 
-from ddag_jax.config import Config, DDAGConfig
+from ddag_jax.config import Config, DDAGConfig, NamedDataset
 from ddag_jax.errors import UserError
 
 _FORMER_LOSS = ("margin", "graph_reduction", "graph_weight")
@@ -25,17 +25,17 @@ _REGISTRY = tyro.constructors.ConstructorRegistry()
 
 @_REGISTRY.primitive_rule
 def _by_name(info: tyro.constructors.PrimitiveTypeInfo) -> Any:
-    """Let a field of `str` or some dataclass take text, the name; tyro would make subcommands."""
+    """Let the field of a dataset's name or value take the name."""
     kinds: tuple[Any, ...] = ()
     if typing.get_origin(info.type) in (typing.Union, types.UnionType):
         kinds = typing.get_args(info.type)
-    if str not in kinds or not any(map(dataclasses.is_dataclass, kinds)):
+    if str not in kinds or NamedDataset not in kinds:
         return None
     return tyro.constructors.PrimitiveConstructorSpec(
         nargs=1,
         metavar="STR",
         instance_from_str=lambda words: words[0],
-        is_instance=lambda value: isinstance(value, str) or dataclasses.is_dataclass(value),
+        is_instance=lambda value: isinstance(value, str | NamedDataset),
         str_from_instance=lambda value: [str(getattr(value, "name", value))],
     )
 

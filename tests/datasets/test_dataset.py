@@ -15,7 +15,6 @@ import numpy as np
 import PIL.Image
 import pytest
 import tensorflow_datasets as tfds
-from ddag_jax.io.config_file import load_config
 
 from ddag_jax.cli.options import override
 from ddag_jax.config import Config, DataConfig, EvaluationConfig, differences, to_dict
@@ -25,6 +24,7 @@ from ddag_jax.datasets.dataset import Dataset, check_settings
 from ddag_jax.datasets.find import DATASETS, find_dataset
 from ddag_jax.datasets.prepare import prepare
 from ddag_jax.errors import UserError
+from ddag_jax.io.config_file import load_config
 from tests.conftest import ROOT
 from tests.datasets.commands import call, call_prepare
 

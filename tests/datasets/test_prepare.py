@@ -499,7 +499,7 @@ def test_an_unknown_dataset_names_the_known() -> None:
     for command in ("prepare sysu --from x", "check sysu --from x", "rehearse sysu --to x"):
         code, out, error = call(*command.split())
         assert (code, out) == (2, "")
-        assert "sysu: not a published dataset; give sysu_mm01, regdb, llcm" in error
+        assert "sysu: not a published dataset (sysu_mm01, regdb, llcm)" in error
         assert "\n" not in error
 
 

@@ -16,9 +16,9 @@ from PIL import Image
 
 from ddag_jax.config import EvaluationConfig
 from ddag_jax.data.loader import evaluation_split
+from ddag_jax.datasets.regdb import REGDB
 from ddag_jax.errors import UserError
-from ddag_jax.evaluation.protocols import Images, searches
-from ddag_jax.evaluation.protocols import evaluate as evaluate_all
+from ddag_jax.evaluation.protocols import Images, score, searches
 from ddag_jax.report import figures
 from ddag_jax.report.contents import QUERIES, EvaluatedRun, cmc_curves, page_contents
 from ddag_jax.report.page import LIMIT, Page, check_target, write_page
@@ -39,7 +39,7 @@ def baseline() -> EvaluatedRun:
     names = [f"{number:04d}.bmp" for number in range(160)]
     images = Images(identities, 1 + infrared, infrared, names)
     settings = EvaluationConfig()
-    found = searches("regdb", images, settings)
+    found = searches(REGDB, images, settings)
 
     def features(noise: float) -> np.ndarray:
         rows = np.eye(64)[identities] + random.normal(0, noise, (160, 64))
@@ -58,10 +58,8 @@ def baseline() -> EvaluatedRun:
         reported="global",
         reported_feature=trained,
         untrained={"global": untrained},
-        records=evaluate_all({"global": trained}, images, found, "regdb", settings, half=1),
-        untrained_records=evaluate_all(
-            {"global": untrained}, images, found, "regdb", settings, half=1
-        ),
+        records=score({"global": trained}, images, found, REGDB, settings, split=1),
+        untrained_records=score({"global": untrained}, images, found, REGDB, settings, split=1),
         reranked=False,
         method=method,
         variables=tiny.random_variables(method),

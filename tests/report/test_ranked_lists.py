@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from ddag_jax.config import EvaluationConfig
+from ddag_jax.datasets.sysu_mm01 import SYSU_MM01
 from ddag_jax.evaluation.protocols import Images, searches
 from ddag_jax.report.ranked_lists import choose_queries, nearest_images, ranked_lists
 
@@ -21,7 +22,7 @@ def people() -> dict:
     settings = EvaluationConfig(mode="all", trials=1)
     return {
         "images": images,
-        "search": searches("sysu_mm01", images, settings)[0],
+        "search": searches(SYSU_MM01, images, settings)[0],
         "read_images": lambda numbers: np.repeat(
             np.repeat((20 * numbers[:, None, None, None]).astype(np.uint8), 8, axis=1), 4, axis=2
         ).repeat(3, axis=3),

@@ -310,7 +310,7 @@ def test_a_checkpoint_that_is_none_is_refused(
     (tmp_path / "meta").mkdir()
     (tmp_path / "meta" / "metadata").write_text('{"config": {"model": 3}}')
     assert evaluate([str(tmp_path)]) == 2
-    assert "no checkpoint that this version" in capsys.readouterr().err
+    assert "a checkpoint that this version" in capsys.readouterr().err
 
 
 def test_profile_records_steps(run_debug: Callable[..., int], tmp_path: Path) -> None:
