@@ -17,6 +17,7 @@ from etils import epath
 from ddag_jax.config import Config, DDAGConfig, from_dict, to_dict
 from ddag_jax.datasets.images import read_image
 from ddag_jax.datasets.rand_perm_cam import read_permutations
+from ddag_jax.datasets.sysu_mm01 import SYSU_MM01
 from ddag_jax.datasets.training_arrays import _load
 from ddag_jax.errors import UserError
 from ddag_jax.evaluation.stored_features import load_features
@@ -91,7 +92,7 @@ READERS: dict[str, Callable[[Path], object]] = {
     "image": lambda path: read_image(epath.Path(path), 8, 8),
     "array": lambda path: _load(epath.Path(path)),
     "permutations": read_permutations,
-    "features": lambda path: load_features(path, "sysu_mm01"),
+    "features": lambda path: load_features(path, SYSU_MM01),
 }
 
 

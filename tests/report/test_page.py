@@ -260,7 +260,7 @@ def test_what_has_no_report_is_refused(
 ) -> None:
     for words, message in (
         (["--features", "x.npz"], "stored features have no network"),
-        ([report.run, tmp_path], "shows one run"),
+        ([report.run, find_checkpoint(report.run)], "are of one run"),
     ):
         assert evaluate(*words, "--report", tmp_path / "report") == 2
         assert message in capsys.readouterr().err
