@@ -122,22 +122,24 @@ def meta_from_json(where: epath.PathLike, stored: Any, own: Config | None = None
     """
     try:
         version, number = str(stored["version"]), int(stored.get("format", 1))
+        written = f"{where}: was written by ddag_jax {version[:20]}"
+        if number > FORMAT:  # before the rest, which may be anything
+            raise UserError(
+                f"{written} in format {number}; this version ({ddag_jax.__version__}) reads formats"
+                f" up to {FORMAT}: update it"
+            )
         classes, data = int(stored["classes"]), str(stored["data"])
         values = {name: dict(section) for name, section in stored["config"].items()}
         if number == 1:  # of 0.1.0: DDAG alone, its losses in a section of their own
             values["model"] |= values.pop("loss")
         method = "ddag" if number == 1 else str(stored["method"])
+    except UserError:
+        raise
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         raise Damaged(
             f"{where}: not a description of a checkpoint that this version"
             f" ({ddag_jax.__version__}) can read: {error!r}"
         ) from None
-    written = f"{where}: was written by ddag_jax {version[:20]}"
-    if number > FORMAT:
-        raise UserError(
-            f"{written} in format {number}; this version ({ddag_jax.__version__}) reads formats"
-            f" up to {FORMAT}: update it"
-        )
     model = METHODS.get(method)
     if model is None and own is not None and method_name(own.model) == method:
         model = type(own.model)
