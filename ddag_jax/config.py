@@ -280,7 +280,7 @@ class EvaluationConfig:
     mode: str = "both"
     """SYSU-MM01: gallery of cameras 1, 2, 4, 5 (`all`), of 1, 2 (`indoor`), or `both`."""
     shots: Literal["single", "multi"] = "single"
-    """SYSU-MM01: gallery images of each identity and camera, 1 or 10."""
+    """SYSU-MM01: 1 or 10 gallery images of each identity and camera."""
     draw: Literal["seeded", "rand_perm_cam"] = "seeded"
     """SYSU-MM01: how the gallery is drawn: by the reference's generator, seeded with the draw's
     number, or by the authors' published permutations, exp/rand_perm_cam.mat. LLCM: seeded."""
