@@ -32,6 +32,7 @@ jaxtyping.install_import_hook(
         "ddag_jax.evaluation",
         "ddag_jax.runs.logs",
         "ddag_jax.losses",
+        "ddag_jax.methods",
         "ddag_jax.models",
         "ddag_jax.training.optimizer",
         "ddag_jax.report",
@@ -81,6 +82,12 @@ def _forget_programs() -> Iterator[None]:
     import jax
 
     jax.clear_caches()
+
+
+@pytest.fixture(autouse=True)
+def _not_silenced(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A command with --quiet silences its process, and here many share one."""
+    monkeypatch.setattr("ddag_jax.io.progress._quiet", False)
 
 
 @pytest.fixture(scope="session")

@@ -4,6 +4,7 @@ from typing import Any
 
 import chex
 import jax
+import jax.numpy as jnp
 import pytest
 
 from ddag_jax.config import BaselineConfig
@@ -18,9 +19,9 @@ STEPS = 2
 
 def views(seed: int) -> tuple[View, View]:
     batch = tiny.batch(seed=seed)
-    labels = batch.labels.repeat(2)
+    labels = jnp.asarray(batch.labels.repeat(2))
     images = (x.reshape(-1, *x.shape[2:]) / 255.0 for x in (batch.visible, batch.infrared))
-    visible, infrared = (x.astype("float32") for x in images)
+    visible, infrared = (jnp.asarray(x, jnp.float32) for x in images)
     return View("visible", visible, labels), View("infrared", infrared, labels)
 
 

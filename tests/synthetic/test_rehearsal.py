@@ -93,7 +93,10 @@ def test_sysu_mm01(split_dir: Path, tmp_path: Path) -> None:
 
     # The authors' permutations came along: 1-based positions among a folder's files.
     permuted = searches(
-        "sysu_mm01", images(source), EvaluationConfig(draw="rand_perm_cam"), source.draws
+        find_dataset("sysu_mm01"),
+        images(source),
+        EvaluationConfig(draw="rand_perm_cam"),
+        source.draws,
     )
     assert sizes(permuted) == sizes(single)
     raw = scipy.io.loadmat(split_dir / "rand_perm_cam.mat")["rand_perm_cam"]

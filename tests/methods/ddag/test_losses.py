@@ -38,7 +38,7 @@ def output(part: bool, graph: bool) -> TrainingOutput:
         normal(0, 8, 6),
         normal(1, 8, 5),
         normal(2, 8, 5) if part else None,
-        log_probs if graph else None,
+        jnp.array(log_probs) if graph else None,
     )
 
 
@@ -46,8 +46,8 @@ def output(part: bool, graph: bool) -> TrainingOutput:
 @pytest.mark.parametrize("graph", [True, False], ids=["G", "no G"])
 def test_total(part: bool, graph: bool) -> None:
     """Eq. 10 and 11: what is left out counts nothing, and L_P is then L_b."""
-    given = output(part, graph)
     with jax.enable_x64(True):
+        given = output(part, graph)
         labels = jnp.array(LABELS)
         total, terms = loss_terms(given, labels, jnp.array(0.4), margin=0.3, graph_reduction="mean")
         identity = cross_entropy(given.global_logits, labels)
