@@ -53,7 +53,7 @@ class Training:
         self.state: TrainState = replicate(state, mesh)
 
     def __call__(self, steps: int = 1) -> dict[str, jax.Array]:
-        """Take so many steps; return the terms of the last one's loss when all is done."""
+        """Take `steps` steps, wait for them, and return the last one's loss terms."""
         for _ in range(steps):
             self.state, outcome = self.step(self.state, self.batch)
         jax.block_until_ready((self.state, outcome))

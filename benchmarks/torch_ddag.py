@@ -349,8 +349,8 @@ def _own_name(key: str) -> str:
 
 
 def variables(network: Network) -> dict[str, Any]:
-    """The network's weights as our network has them, copied."""
-    from ddag_jax.pytorch.keys import reference_mappings, to_variables  # brings jax
+    """Return a copy of the network's weights as variables of ddag_jax's network."""
+    from ddag_jax.pytorch.keys import reference_mappings, to_variables  # imports jax
 
     mappings = reference_mappings(len(network.heads))
     state = network.state_dict()

@@ -123,7 +123,7 @@ class Evaluation:
 
     def once(self) -> Records:
         self.embedded["once"] = len(self.source)
-        return figures(self.evaluator.judge(self.evaluator.embed(self.variables)))
+        return figures(self.evaluator.score(self.evaluator.embed(self.variables)))
 
     def pass_per_trial(self) -> Records:
         return self._trial_by_trial("pass per trial", lambda trial: True)
@@ -160,7 +160,7 @@ class Evaluation:
         return means
 
     def _embed(self, numbers: Int[np.ndarray, " n"], features: dict[str, np.ndarray]) -> None:
-        """Puts the features of these images into their rows; rows of no image so far are zero."""
+        """Write the features of these images to their rows; the other rows are zero at first."""
         from ddag_jax.evaluation.embed import embed_images
         from ddag_jax.parallel import shard
 

@@ -358,7 +358,7 @@ def _is_of(value: Any, kind: Any) -> bool:
 
 
 def method_name(model: Any) -> str:
-    """Return the name that a checkpoint has for a method: `ddag`, or the class of somebody's own.
+    """Return the name that a checkpoint stores for a method: `ddag`, or the name of a custom class.
 
     >>> method_name(DDAGConfig())
     'ddag'
@@ -372,7 +372,7 @@ def method_name(model: Any) -> str:
 def to_dict(config: Config) -> dict[str, Any]:
     """Return the configuration as plain values, {section: {field: value}}, to store as JSON.
 
-    A dataset of somebody's own is stored by its name.
+    A custom dataset is stored by its name.
     """
     sections = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
     return {

@@ -45,7 +45,7 @@ class PeopleCommand(Command):
         if self.sheet is not None:
             folder = epath.Path(self.sheet).parent
             if not folder.is_dir() and folder not in epath.Path(self.to).parents:  # made with `to`
-                raise UserError(f"--sheet {self.sheet}: its folder does not exist; make it first")
+                raise UserError(f"--sheet {self.sheet}: its folder does not exist; create it first")
         write_people(self.people, self.to, self.workers)
         print(f"wrote {self.to}")
         if self.sheet is not None:

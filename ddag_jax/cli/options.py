@@ -145,7 +145,7 @@ def parse_with_config(
 def override(config: Config, arguments: Sequence[str], program: str) -> Config:
     """Return `config` with the fields that are given: `--optimizer.learning-rate 0.05`.
 
-    The fields of `model` are those of its own class, whoever wrote it.
+    The fields of `model` are those of its own class, also if that is a custom one.
 
     Raises:
         UserError: that of `parse`; the fields do not make a valid configuration.

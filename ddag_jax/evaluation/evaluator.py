@@ -64,16 +64,16 @@ class Evaluator:
         )
         return {name: found[name] for name in self._features}
 
-    def judged(self, features: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Return those of the features that the configuration has ranked, by name."""
+    def selected(self, features: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Return the features that `evaluation.feature` selects, by name."""
         chosen = self._config.evaluation.feature
         return dict(features) if chosen == "both" else {chosen: pick(features, chosen)}
 
-    def judge(self, features: Mapping[str, np.ndarray]) -> list[Record]:
-        """Return the protocol's records of what `embed` returned."""
+    def score(self, features: Mapping[str, np.ndarray]) -> list[Record]:
+        """Return the protocol's records for the features that `embed` returned."""
         data, settings = self._config.data, self._config.evaluation
         return score(
-            self.judged(features),
+            self.selected(features),
             self.images,
             self.searches,
             self._dataset,

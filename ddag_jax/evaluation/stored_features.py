@@ -73,7 +73,7 @@ def check_target(path: epath.PathLike) -> epath.Path:
     if target.exists():
         raise UserError(f"{target}: exists already; name another file, or remove it")
     if not target.parent.is_dir():
-        raise UserError(f"{target}: its folder does not exist; make it first")
+        raise UserError(f"{target}: its folder does not exist; create it first")
     return target
 
 

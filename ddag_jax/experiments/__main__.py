@@ -22,9 +22,9 @@ class Options:
     """Run the rows of one of the paper's tables or figures, one after another.
 
     After every run the table is written: WORKDIR/EXPERIMENT.md, .csv and .tex, for curves .png and
-    .svg too. Stopped, the same command goes on; finished runs are never run again. Any field of the
-    configuration follows as --section.field value and holds for all rows, for example
-    --training.epochs 5. docs/experiments.md says more.
+    .svg too. The same command continues a stopped experiment; finished runs are never run again.
+    Any field of the configuration follows as --section.field value and holds for all rows, for
+    example --training.epochs 5. docs/experiments.md says more.
     """
 
     experiment: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="EXPERIMENT")]

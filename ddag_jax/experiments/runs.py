@@ -195,9 +195,9 @@ def _checked(data: DataConfig, config: Config) -> ImageSource:
         images_per_identity=config.training.images_per_identity,
         seed=config.training.seed,
     )
-    judged = _evaluation_images(dataclasses.replace(data, label_noise=0.0))
-    known = Images(judged.identities, judged.cameras, judged.infrared, judged.names)
-    searches(find_dataset(data.dataset), known, config.evaluation, judged.draws)
+    evaluated = _evaluation_images(dataclasses.replace(data, label_noise=0.0))
+    known = Images(evaluated.identities, evaluated.cameras, evaluated.infrared, evaluated.names)
+    searches(find_dataset(data.dataset), known, config.evaluation, evaluated.draws)
     return images
 
 
@@ -279,7 +279,7 @@ def execute(run: Run, prepare: Callable[[], None], *, quiet: bool = False) -> Re
     return Result(records, minutes)
 
 
-_AGAIN = "the same command goes on, and leaves finished runs as they are"
+_AGAIN = "the same command continues, and leaves finished runs as they are"
 
 
 def in_own_process(

@@ -99,7 +99,7 @@ class HasFeatureMap(Protocol):
 
     def feature_map(
         self, variables: Variables, images: Float[Array, "b h w 3"], modality: Modality
-    ) -> Float[Array, "b h w c"]:
+    ) -> Float[Array, "b ho wo c"]:
         """Return the backbone's last feature map, in evaluation mode."""
 
     def embed_feature_map(

@@ -21,7 +21,7 @@ def build_method(config: Any, classes: int, axis_name: str | None = None) -> Met
         axis_name: the device axis that batch statistics and losses span; None for one device.
 
     Raises:
-        UserError: what a `build` of somebody's own returned lacks a member of `Method`.
+        UserError: the object that a custom `build` returned lacks a member of `Method`.
     """
     if hasattr(config, "build"):  # before the package's own, which it may be derived from
         method: Method = config.build(classes, axis_name)

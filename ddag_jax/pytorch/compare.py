@@ -1,21 +1,41 @@
 """`python -m ddag_jax.pytorch.compare --reference CHECKOUT`: compare with the PyTorch reference."""
 
-import argparse
+import dataclasses
 import sys
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import numpy as np
+import tyro
 
 from ddag_jax.cli import environment
 from ddag_jax.cli.main import run
+from ddag_jax.cli.options import parse
 from ddag_jax.errors import UserError
 
 if TYPE_CHECKING:
     from ddag_jax.pytorch.side_by_side import Difference
     from ddag_jax.types import Batch
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """Run one batch through the authors' PyTorch code and through ours: outputs, losses and
+    gradients in float64, then images a second in float32."""
+
+    reference: str
+    """A checkout of the authors' code."""
+    weights: str | None = None
+    """A checkpoint of the reference (see convert_weights.py to-reference); without it the network
+    keeps its random initialisation."""
+    images: Annotated[str, tyro.conf.arg(metavar="FOLDER")] = "random"
+    """Images in the layout of SYSU-MM01 (camC/IDENTITY/*.jpg), or random."""
+    image_size: Annotated[tuple[int, int], tyro.conf.arg(metavar="HEIGHT WIDTH")] = (288, 144)
+    """Of the images, pixels."""
+    batch: Annotated[tuple[int, int], tyro.conf.arg(metavar="N M")] = (4, 2)
+    """Identities, and images of each in each modality; published: 8 4."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -24,36 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _compare(arguments: Sequence[str] | None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m ddag_jax.pytorch.compare",
-        description="Run one batch through the authors' PyTorch code and through ours: outputs,"
-        " losses and gradients in float64, then images a second in float32.",
-        allow_abbrev=False,
-    )
-    parser.add_argument("--reference", required=True, help="a checkout of the authors' code")
-    parser.add_argument(
-        "--weights",
-        help="a checkpoint of the reference (see convert_weights.py to-reference); without it the"
-        " network keeps its random initialisation",
-    )
-    parser.add_argument(
-        "--images",
-        default="random",
-        metavar="FOLDER",
-        help="images in the layout of SYSU-MM01 (camC/IDENTITY/*.jpg), or random (default)",
-    )
-    parser.add_argument(
-        "--image-size", nargs=2, type=int, default=(288, 144), metavar=("HEIGHT", "WIDTH")
-    )
-    parser.add_argument(
-        "--batch",
-        nargs=2,
-        type=int,
-        default=(4, 2),
-        metavar=("N", "M"),
-        help="identities, and images of each in each modality (default: 4 2; published: 8 4)",
-    )
-    options = parser.parse_args(arguments)
+    options = parse(Options, arguments, "python -m ddag_jax.pytorch.compare")
     (n, m), (height, width) = options.batch, options.image_size
     if n < 2 or m < 1 or height < 32 or width < 16:
         raise UserError("--batch needs at least 2 1, --image-size at least 32 16")

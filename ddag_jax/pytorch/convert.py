@@ -261,7 +261,10 @@ def _new_checkpoint(destination: str, overwrite: bool) -> epath.Path:
 def _exists(destination: str, replaceable: bool) -> str:
     if replaceable:
         return f"{destination}: exists already; replace it with --overwrite, or name another output"
-    return f"{destination}: exists already and is no earlier conversion's output; name another"
+    return (
+        f"{destination}: exists already and is not the output of an earlier conversion; name"
+        " another output"
+    )
 
 
 def _write_checkpoint(output: epath.Path, variables: dict[str, Any], meta: dict[str, Any]) -> None:

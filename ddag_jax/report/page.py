@@ -62,7 +62,7 @@ def check_target(folder: str | os.PathLike[str]) -> Path:
     """
     target = Path(folder)
     if not target.absolute().parent.is_dir():
-        raise UserError(f"--report {target}: its folder does not exist; make it first")
+        raise UserError(f"--report {target}: its folder does not exist; create it first")
     if not os.path.lexists(target):
         return target
     if target.is_symlink() or not target.is_dir():

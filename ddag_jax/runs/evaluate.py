@@ -248,7 +248,7 @@ class _Result:
     features: dict[str, np.ndarray]
     records: list[Record]
     untrained: dict[str, np.ndarray]
-    """Features of the untrained network; empty where nobody asked for them."""
+    """Features of the untrained network; empty unless the report shows them."""
     untrained_records: list[Record]
 
     @property
@@ -279,9 +279,9 @@ def _embed_and_rank(network: Trained, *, untrained: bool) -> _Result:
         evaluator,
         source,
         features,
-        evaluator.judge(features),
+        evaluator.score(features),
         floor,
-        evaluator.judge(floor) if floor else [],
+        evaluator.score(floor) if floor else [],
     )
 
 
@@ -311,10 +311,10 @@ def _evaluated_run(result: _Result) -> EvaluatedRun:
         read_images=result.source.images,
         searches=evaluator.searches,
         features=result.features,
-        evaluated=evaluator.judged(result.features),
+        evaluated=evaluator.selected(result.features),
         reported=result.reported,
         reported_feature=result.reported_feature,
-        untrained=evaluator.judged(result.untrained),
+        untrained=evaluator.selected(result.untrained),
         records=result.records,
         untrained_records=result.untrained_records,
         reranked=network.config.evaluation.rerank,
@@ -336,7 +336,7 @@ def _check_target(names: Sequence[str], json: epath.PathLike | None) -> None:
     if target.exists():
         raise UserError(f"{target}: exists already; name another file, or remove it")
     if not target.parent.is_dir():
-        raise UserError(f"{target}: its folder does not exist; make it first")
+        raise UserError(f"{target}: its folder does not exist; create it first")
 
 
 def _check_alike(networks: Sequence[Trained]) -> None:

@@ -341,7 +341,7 @@ class _Run:
             )
         except Interrupted:
             return False
-        records = self.evaluator.judge(features)
+        records = self.evaluator.score(features)
         if self.split == "held_out":
             figure = selection_figure(records, self.method.features[-1])
             self.checkpoints.scored(number, as_first_process(figure), write=is_first_process())

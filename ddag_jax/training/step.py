@@ -66,7 +66,7 @@ def make_update(
         method: for the same `axis_name`.
         optimizer: of the parameters.
         axis_name: the device axis over which loss and gradients are averaged; None for one device.
-        steps_per_epoch: after which the method is told that the epoch ends.
+        steps_per_epoch: number of steps in an epoch.
         nonfinite_limit: consecutive steps that are not finite.
     """
 

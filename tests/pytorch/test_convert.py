@@ -330,7 +330,7 @@ def test_overwrite_replaces_nothing_but_a_conversion(resnet18, tmp_path, capsys,
         (tmp_path / "mine" / name).mkdir(parents=True)
     command = ["torchvision", str(resnet18.file), str(tmp_path / "mine"), "--overwrite"]
     assert main(command) == 2
-    assert "no earlier conversion's output" in capsys.readouterr().err
+    assert "is not the output of an earlier conversion" in capsys.readouterr().err
     assert {path.name for path in (tmp_path / "mine").iterdir()} == set(inside.split())
 
 

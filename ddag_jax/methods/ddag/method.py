@@ -133,7 +133,7 @@ class DDAG:
 
     def feature_map(
         self, variables: Variables, images: Float[Array, "b h w 3"], modality: Modality
-    ) -> Float[Array, "b h w c"]:
+    ) -> Float[Array, "b ho wo c"]:
         """Return the backbone's last feature map, in evaluation mode."""
         return cast(Array, self.network.apply(variables, images, modality, method="feature_map"))
 
