@@ -8,7 +8,7 @@ from PIL import Image, ImageDraw
 
 from ddag_jax.evaluation.embed import ReadImages
 from ddag_jax.evaluation.protocols import Images, Search
-from ddag_jax.evaluation.ranking import skipped
+from ddag_jax.evaluation.ranking import distances, skipped
 
 SHOWN = 10
 """Number of gallery images in a list."""
@@ -41,7 +41,7 @@ def nearest_images(
         query: indices of the queries.
     """
     gallery = search.galleries[0]
-    similarity = features[query] @ features[gallery].T
+    similarity = -distances(features[query], features[gallery])  # equal images keep their order
     unseen = skipped(
         search.camera_rule,
         images.identities[query],

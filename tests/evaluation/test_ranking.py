@@ -170,3 +170,21 @@ def test_features_that_cannot_be_ranked(given: dict, message: str) -> None:
     assert ranking.rank_features(**right).mAP == 1  # type: ignore[arg-type]
     with pytest.raises(UserError, match=message):
         ranking.rank_features(**{**right, **given})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("queries", [1, 2, 3, 50])
+@pytest.mark.parametrize("copies", [2, 3, 7])
+def test_equal_rows_are_at_exactly_equal_distances(copies: int, queries: int) -> None:
+    """A plain product rounds differently in different columns, so that chance breaks ties."""
+    random = np.random.default_rng(copies)
+    rows, query = (random.standard_normal((n, 512), dtype=np.float32) / 23 for n in (43, queries))
+    places = random.permutation(np.repeat(np.arange(43), copies))
+    found = ranking.distances(query, rows[places])
+    np.testing.assert_allclose(found, -query @ rows[places].T, atol=1e-6)
+    first = np.array([np.flatnonzero(places == place)[0] for place in places])
+    np.testing.assert_array_equal(found, found[:, first])
+    order = np.argsort(found, axis=1, kind="stable")
+    for row in order:  # the copies of a row follow each other in the gallery's order
+        groups = row.reshape(43, copies)
+        assert (np.diff(groups, axis=1) > 0).all()
+        assert (places[groups] == places[groups[:, :1]]).all()

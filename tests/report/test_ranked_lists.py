@@ -78,6 +78,20 @@ def test_what_the_camera_rule_hides_is_in_no_list(people: dict) -> None:
     assert nearest.similarity[:, :3].tolist() == [[1, 0, 0], [1, 0, 0], [1, 0, 0]]
 
 
+@pytest.mark.parametrize("seed", range(8))
+def test_equal_images_keep_the_order_of_the_gallery(seed: int) -> None:
+    """Two by two; where the products differ by rounding, their order is chance."""
+    identities, cameras = np.repeat(np.arange(5), 3), np.tile([1, 4, 3], 5)
+    images = Images(identities, cameras, cameras == 3, [""] * 15)
+    (search,) = searches(SYSU_MM01, images, EvaluationConfig(mode="all", trials=1))
+    features = np.random.default_rng(seed).standard_normal((15, 2048), dtype=np.float32) / 45
+    features[cameras == 4] = np.roll(features[cameras == 1], 2, axis=0)
+    nearest = nearest_images(features, images, search, search.query[:2])
+    first, second = nearest.images[:, ::2], nearest.images[:, 1::2]
+    np.testing.assert_array_equal(features[first], features[second])
+    assert (first < second).all()
+
+
 def test_half_of_the_chosen_queries_are_the_hardest() -> None:
     precision = np.array([0.9, 0.8, 0.1, 0.2, 0.3, np.nan, 0.7, 0.6, 0.5, 1.0])
     identities = np.array([1, 1, 2, 2, 2, 2, 3, 3, 3, 4])
