@@ -49,7 +49,7 @@ class Training:
         self.step: Any = map_train_step(step, mesh)
         self.batch = shard(Batch(*noise), mesh)
         memory = method.memory() | {"graph_weight": jnp.float32(GRAPH_WEIGHT)}
-        state = new_state(variables, optimizer, memory, seed=0)
+        state = new_state(variables, optimizer, memory, jax.random.key(0))
         self.state: TrainState = replicate(state, mesh)
 
     def __call__(self, steps: int = 1) -> dict[str, jax.Array]:

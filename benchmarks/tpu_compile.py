@@ -127,7 +127,7 @@ def abstract_state(config: Config, mesh: "Mesh") -> "TrainState":
     method = build_method(config.model, CLASSES, AXIS)
 
     def start() -> "TrainState":
-        return initial_state(config, method, build_optimizer(config, STEPS))
+        return initial_state(config, method, build_optimizer(config, STEPS), jax.random.key(0))
 
     state: TrainState = replicated_shapes(jax.eval_shape(start), mesh)
     return state

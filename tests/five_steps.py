@@ -39,7 +39,7 @@ def run(mesh: Mesh, dtype: type, mapping: str = "shard_map") -> Run:
     with jax.enable_x64(dtype is np.float64):
         method, optimizer = tiny.method(axis_name=AXIS), tiny.optimizer()
         variables = tiny.random_variables(method)
-        state = new_state(variables, optimizer, method.memory(), seed=0)
+        state = new_state(variables, optimizer, method.memory(), jax.random.key(0))
         step = make_train_step(
             method,
             optimizer,

@@ -157,7 +157,7 @@ class Run:
                 nonfinite_limit=1,
             )
         )
-        state = new_state(self.variables, optimizer, self.method.memory(), seed=0)
+        state = new_state(self.variables, optimizer, self.method.memory(), jax.random.key(0))
         names: tuple[str, ...] = ("identity", "triplet", "total")
         if "graph_weight" in recorded:
             names = ("identity", "triplet", "part", "graph", "without_graph", "total")

@@ -137,7 +137,7 @@ def _differences(
         views = View("visible", visible, half), View("infrared", infrared, half)
         return output, *update(state, views, None)
 
-    state = new_state(variables, optimizer, method.memory(), seed=0)
+    state = new_state(variables, optimizer, method.memory(), jax.random.key(0))
     output, state, outcome, gradients = our_step(state, visible, infrared)
     compare("training output", outputs, output._asdict())
     compare("loss", losses, {name: outcome.terms[name] for name in losses})
@@ -199,7 +199,7 @@ def speeds(reference: Reference, batch: Batch) -> list[Speed]:
     optimizer = build_optimizer(whole, steps_per_epoch=1)
     over_mesh = DDAG(config, reference.dimensions.classes, AXIS)
     our_step = map_train_step(build_train_step(whole, over_mesh, optimizer, 1, AXIS), mesh)
-    state = replicate(new_state(variables, optimizer, method.memory(), seed=0), mesh)
+    state = replicate(new_state(variables, optimizer, method.memory(), jax.random.key(0)), mesh)
 
     def our_training() -> None:
         nonlocal state

@@ -157,11 +157,14 @@ def train(
     )
     evaluator = Evaluator(while_training(config), method, mesh, watched)
 
-    def start(backbone: dict[str, Any]) -> TrainState:
-        return initial_state(config, method, optimizer, backbone)
+    def start(key_data: Any, backbone: dict[str, Any]) -> TrainState:
+        key = jax.random.wrap_key_data(key_data)
+        return initial_state(config, method, optimizer, key, backbone)
 
     start = on_all_devices(start, mesh)
-    like = replicated_shapes(jax.eval_shape(start, {}), mesh)
+    # An argument: every seed uses the same program.
+    key_data = np.asarray(jax.random.key_data(jax.random.key(settings.seed)))
+    like = replicated_shapes(jax.eval_shape(start, key_data, {}), mesh)
     meta = Meta(config, images.classes, images.fingerprint)
     state: TrainState | None = None
     found = _Found()
@@ -179,7 +182,7 @@ def train(
             f" {WARM_UP} are not recorded; reduce the number, or train for more epochs"
         )
     if state is None:
-        state = start(backbone)
+        state = start(key_data, backbone)
 
     wait_for_all("before the workdir is touched")  # all processes have validated it
     with contextlib.ExitStack() as stack:

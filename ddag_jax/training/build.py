@@ -4,8 +4,8 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-import jax
 import optax
+from jaxtyping import PRNGKeyArray
 
 from ddag_jax.config import Config
 from ddag_jax.errors import UserError
@@ -74,23 +74,24 @@ def initial_state(
     config: Config,
     method: Method,
     optimizer: optax.GradientTransformation,
+    key: PRNGKeyArray,
     backbone: Mapping[str, Any] | None = None,
 ) -> TrainState:
     """Return the state before the first step.
 
     Args:
-        config: its seed draws everything, its image size decides the shapes.
+        config: its image size decides the shapes.
         method: of the network.
         optimizer: of its parameters.
+        key: of the parameters, and of the steps' random numbers.
         backbone: parameters and statistics to start from in place of drawn ones, {"params":
             {"two_stream": ...}, "batch_stats": {"two_stream": ...}}.
     """
-    seed = config.training.seed
     size = (config.data.image_height, config.data.image_width)
-    variables = method.init(jax.random.key(seed), size)
+    variables = method.init(key, size)
     for name, given in (backbone or {}).items():
         variables[name] |= given
-    return new_state(variables, optimizer, method.memory(), seed=seed)
+    return new_state(variables, optimizer, method.memory(), key)
 
 
 def build_train_step(

@@ -6,7 +6,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Int, UInt32
+from jaxtyping import Array, Int, PRNGKeyArray, UInt32
 
 
 class TrainState(flax.struct.PyTreeNode):
@@ -29,8 +29,7 @@ def new_state(
     variables: dict[str, Any],
     optimizer: optax.GradientTransformation,
     memory: Any,
-    *,
-    seed: int,
+    key: PRNGKeyArray,
 ) -> TrainState:
     """Return the state before the first step.
 
@@ -38,7 +37,7 @@ def new_state(
         variables: {"params", "batch_stats"} of the network.
         optimizer: whose state starts with it.
         memory: of the method, as its `memory()` returns it.
-        seed: of augmentation and dropout.
+        key: of augmentation and dropout.
     """
     params = variables["params"]
     return TrainState(
@@ -49,5 +48,5 @@ def new_state(
         opt_state=jax.jit(optimizer.init)(params),
         memory=memory,
         skipped_in_row=jnp.zeros((), jnp.int32),
-        key=jax.random.key_data(jax.random.key(seed)),
+        key=jax.random.key_data(key),
     )

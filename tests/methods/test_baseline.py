@@ -33,7 +33,7 @@ def trained(method: Method) -> tuple[TrainState, list[Any]]:
     update = jax.jit(update)
     size = tiny.HEIGHT, tiny.WIDTH
     variables = jax.jit(method.init, static_argnums=1)(jax.random.key(3), size)
-    state, reported = new_state(variables, tiny.optimizer(), method.memory(), seed=0), []
+    state, reported = new_state(variables, tiny.optimizer(), method.memory(), jax.random.key(0)), []
     for seed in range(STEPS):
         state, outcome, gradients = update(state, views(seed), None)
         reported.append((outcome, gradients))

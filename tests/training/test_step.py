@@ -60,7 +60,7 @@ def linear(module: type[LinearNetwork] = LinearNetwork, **fields: Any) -> Linear
 def start(method: Linear, seed: int = 0) -> TrainState:
     kernel = 0.1 * np.random.default_rng(0).normal(size=(24, tiny.CLASSES)).astype(np.float32)
     variables = {"params": {"kernel": jnp.array(kernel)}, "batch_stats": {"mean": jnp.zeros(())}}
-    return new_state(variables, tiny.optimizer(), method.memory(), seed=seed)
+    return new_state(variables, tiny.optimizer(), method.memory(), jax.random.key(seed))
 
 
 def plain_step(method: Linear, **options: Any) -> TrainStep:

@@ -63,7 +63,7 @@ def test_the_step_has_no_more_operations_than_version_0_1_0_s() -> None:
 
     def start() -> TrainState:
         variables = method.init(jax.random.key(0), size)
-        return new_state(variables, optimizer, method.memory(), seed=0)
+        return new_state(variables, optimizer, method.memory(), jax.random.key(0))
 
     mesh = device_mesh(jax.devices()[:1])
     state = replicated_shapes(jax.eval_shape(start), mesh)
