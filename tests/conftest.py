@@ -42,6 +42,10 @@ jaxtyping.install_import_hook(
     "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))",
 )
 
+from tests import programs  # noqa: E402  (after the settings, since it imports jax)
+
+programs.share()
+
 
 GOLDEN = ROOT / "tests" / "golden"
 SYSU_SPLIT = ROOT.parent / "shared" / "data" / "sysu_mm01_split"
@@ -79,9 +83,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def _forget_programs() -> Iterator[None]:
     """No file uses another's compiled programs; together they are gigabytes."""
     yield
-    import jax
-
-    jax.clear_caches()
+    programs.forget()
 
 
 @pytest.fixture(autouse=True)

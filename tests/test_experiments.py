@@ -28,6 +28,7 @@ from ddag_jax.experiments.runs import Result, Run, plan
 from ddag_jax.io.config_file import load_config
 from ddag_jax.io.files import read_json
 from ddag_jax.runs.checkpoint import Meta
+from tests.processes import flags
 
 TINY = [
     *("--data.image-height", "32", "--data.image-width", "16", "--model.width", "8"),
@@ -50,7 +51,7 @@ def pair(monkeypatch: pytest.MonkeyPatch, debug_data: Path) -> Callable[..., int
     """`main` of an experiment of two rows on tiny people."""
     monkeypatch.setitem(EXPERIMENTS, "pair", PAIR)
     # The children need no more than one device, and share what they compile.
-    monkeypatch.setenv("XLA_FLAGS", "--xla_force_host_platform_device_count=1")
+    monkeypatch.setenv("XLA_FLAGS", flags(devices=1))
 
     def start(workdir: Path, *words: str) -> int:
         return main(
@@ -155,12 +156,12 @@ def test_a_row_that_fails_stops_the_table(
     *_, error = capfd.readouterr().err.splitlines()
     assert error.startswith("error: b_seed0: ")
     assert "holiday.jpg, which no run wrote" in error
-    assert "when that is fixed, the same command goes on" in error
+    assert "when that is fixed, the same command continues" in error
 
 
 def test_a_row_whose_process_is_killed_stops_the_table(tmp_path: Path) -> None:
     folder = epath.Path(tmp_path / "b_seed0")
-    with pytest.raises(UserError, match=r"was ended by signal 9; .* the same command goes on"):
+    with pytest.raises(UserError, match=r"was ended by signal 9; .* the same command continues"):
         runs_module.in_own_process(kill_this_process, folder, Config(), None, True)
 
 

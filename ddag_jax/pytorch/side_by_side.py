@@ -131,7 +131,7 @@ def _differences(
     def our_step(state: TrainState, visible: jax.Array, infrared: jax.Array) -> tuple[Any, ...]:
         variables = {"params": state.params, "batch_stats": state.batch_stats}
         output, _ = method.network.apply(
-            variables, visible, infrared, labels, None, mutable=["batch_stats"]
+            variables, visible, infrared, jnp.asarray(labels), None, mutable=["batch_stats"]
         )
         half = jnp.asarray(labels[: len(visible)])
         views = View("visible", visible, half), View("infrared", infrared, half)

@@ -78,7 +78,8 @@ def weights(tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_the_same_network_agrees_in_everything(weights, people, capsys):
+def test_the_same_network_agrees_in_everything(weights, people, capsys, monkeypatch):
+    monkeypatch.setattr("ddag_jax.pytorch.side_by_side._SECONDS", 0.0)
     command = ["--reference", str(STAND_IN), "--weights", str(weights), "--images", str(people)]
     assert main([*command, *SMALL]) == 0
     printed = capsys.readouterr().out

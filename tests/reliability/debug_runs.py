@@ -2,9 +2,11 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -106,3 +108,33 @@ def arrays(item: Path) -> dict[str, tuple[str, tuple[int, ...], bytes]]:
         for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
     }
     return {name: (str(a.dtype), a.shape, a.tobytes()) for name, a in leaves.items()}
+
+
+def steps(run: Path) -> list[int]:
+    """Return the steps in a run's log."""
+    return [line["step"] for line in log_lines(run) if line["kind"] == "train"]
+
+
+def notes(run: Path) -> list[str]:
+    """Return the notes in a run's log."""
+    return [line["text"] for line in log_lines(run) if line["kind"] == "note"]
+
+
+def copy(run: Path, to: Path, without: tuple[int, ...] = ()) -> Path:
+    """Copy a run as if it had been killed before it wrote the checkpoints `without`."""
+    shutil.copytree(run, to)
+    for step in without:
+        shutil.rmtree(to / "checkpoints" / str(step))
+    return to
+
+
+def wait_for(kind: str, run: Path) -> Callable[[list[subprocess.Popen]], None]:
+    """Return a function that waits until the run has logged such a line or a process ended."""
+
+    def wait(processes: list[subprocess.Popen]) -> None:
+        while all(process.poll() is None for process in processes):
+            if any(line["kind"] == kind for line in log_lines(run)):
+                return
+            time.sleep(0.002)
+
+    return wait

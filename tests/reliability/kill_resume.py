@@ -15,7 +15,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -27,7 +27,7 @@ from tests.reliability.debug_runs import (
     start_training,
 )
 
-EPOCHS, STEPS = 8, 25
+EPOCHS, STEPS = 10, 20  # an epoch as long as that of memory.py: the same program
 _WORDS = ("--training.epochs", str(EPOCHS), "--training.steps-per-epoch", str(STEPS))
 _WRITING = "of these while a checkpoint was being written"
 _HANGS = 1800.0
@@ -37,7 +37,9 @@ _HANGS = 1800.0
 _MOMENTS = {"start": (2, 6.0), "step": (5, 0.02), "writing": (3, 0.1), "evaluating": (3, 0.5)}
 
 
-def kill_and_resume(run: Path, data: Path, kills: int, seed: int) -> Counter[str]:
+def kill_and_resume(
+    run: Path, data: Path, kills: int, moments: Iterator[tuple[str, int, float]]
+) -> Counter[str]:
     """Start a run, kill and resume it up to `kills` times, then let it end.
 
     Returns:
@@ -46,13 +48,12 @@ def kill_and_resume(run: Path, data: Path, kills: int, seed: int) -> Counter[str
     Raises:
         RuntimeError: a process failed or hung.
     """
-    rng = random.Random(seed)
     fell: Counter[str] = Counter()
     while True:
         before = time.time()
         process = start_training(run, data, "--resume", *_WORDS)
-        event, steps, delay = _draw(rng)
         if _total(fell) < kills:
+            event, steps, delay = next(moments)
             _wait(lambda: _has_come(event, steps, run, before), process, run)  # noqa: B023
             time.sleep(delay)
         else:
@@ -72,11 +73,17 @@ def _total(fell: Counter[str]) -> int:
     return fell.total() - fell[_WRITING]
 
 
-def _draw(rng: random.Random) -> tuple[str, int, float]:
-    """Return the event, the number of steps that it needs, the delay in seconds."""
+def _moments(seed: int) -> Iterator[tuple[str, int, float]]:
+    """Draw events, the number of steps that each needs, and delays in seconds.
+
+    Each event is among the first four.
+    """
+    rng = random.Random(seed)
     weights = [weight for weight, _ in _MOMENTS.values()]
-    (event,) = rng.choices(list(_MOMENTS), weights)
-    return event, rng.randint(1, STEPS), rng.uniform(0, _MOMENTS[event][1])
+    first = rng.sample(list(_MOMENTS), len(_MOMENTS))
+    while True:
+        event = first.pop() if first else rng.choices(list(_MOMENTS), weights)[0]
+        yield event, rng.randint(1, STEPS), rng.uniform(0, _MOMENTS[event][1])
 
 
 def _has_come(event: str, steps: int, run: Path, since: float) -> bool:
@@ -116,9 +123,10 @@ def _lane(folder: Path, data: Path, kills: int, seed: int) -> tuple[list[Path], 
     folder.mkdir()
     fell: Counter[str] = Counter()
     runs: list[Path] = []
+    moments = _moments(seed)
     while _total(fell) < kills:
         runs.append(folder / f"run{len(runs)}")
-        fell += kill_and_resume(runs[-1], data, kills - _total(fell), seed * 1000 + len(runs) - 1)
+        fell += kill_and_resume(runs[-1], data, kills - _total(fell), moments)
     return runs, fell
 
 
@@ -136,7 +144,7 @@ def main() -> int:
         folder = Path(temporary)
         data = prepared_people(folder / "people")
         twin = folder / "twin"
-        kill_and_resume(twin, data, 0, 0)
+        kill_and_resume(twin, data, 0, _moments(0))
         with ThreadPoolExecutor(options.lanes) as pool:
             lanes = [
                 pool.submit(

@@ -90,7 +90,7 @@ def main() -> int:
         f" first evaluation, {own[1]:.0f} MiB at the end ({change:+.1%}), slope {slope:+.2f} MiB in"
         f" 100 steps ({len(samples)} samples); of files {files[0]:.0f} MiB, then {files[1]:.0f} MiB"
     )
-    return int(abs(change) > _FLAT or files[1] > files[0] * (1 + _FLAT))
+    return int(change > _FLAT or files[1] > files[0] * (1 + _FLAT))
 
 
 if __name__ == "__main__":

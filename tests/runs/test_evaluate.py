@@ -12,6 +12,8 @@ import ddag_jax
 from ddag_jax.cli.evaluate import main as evaluate
 from ddag_jax.config import EvaluationConfig
 from ddag_jax.errors import UserError
+from ddag_jax.runs.checkpoint import find_checkpoint, read_meta
+from tests.reliability.debug_runs import log_lines
 
 pytestmark = pytest.mark.slow  # trains and compiles a network
 
@@ -167,6 +169,11 @@ def regdb_runs(
 
 def test_regdb_s_halves_are_averaged(regdb_runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     runs = [str(regdb_runs / f"regdb_{trial}") for trial in (1, 2)]
+    for run in runs:  # nobody is held out: the test set is watched, and chooses no checkpoint
+        (line,) = [x for x in log_lines(Path(run)) if x["kind"] == "evaluation"]
+        assert line["split"] == "test"
+        assert not (find_checkpoint(run) / "metrics").exists()
+        assert read_meta(find_checkpoint(run)).classes == 206
     assert evaluate(runs) == 0
     printed = capsys.readouterr().out
     assert "RegDB's layout, rendered people, trials 1, 2, mean of 2 runs" in printed

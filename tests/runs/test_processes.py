@@ -1,6 +1,9 @@
 """Two processes of two devices each, joined over loopback: train, save, evaluate, resume."""
 
 import json
+import signal
+import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
@@ -9,15 +12,23 @@ import pytest
 
 from ddag_jax.runs.checkpoint import find_checkpoint, read_variables, saved_steps
 from tests.processes import together
+from tests.reliability.debug_runs import computed, copy, notes, steps, wait_for
 
 pytestmark = pytest.mark.slow  # starts processes that train and compile
 
 
-def train(processes: int, devices: int, run: Path, data: Path, *more: object) -> list:
+def train(
+    processes: int,
+    devices: int,
+    run: Path,
+    data: Path,
+    *more: object,
+    meanwhile: Callable[[list[subprocess.Popen]], None] | None = None,
+) -> list[subprocess.CompletedProcess]:
     """A run whose learning rate is low, so that rounding does not grow as in a real one's start."""
     words = ["train.py", "debug", "--workdir", run, "--data.dir", data]
     words += ["--optimizer.learning-rate", 0.001, *more]
-    return together(processes, devices, lambda where: words + named(where))
+    return together(processes, devices, lambda where: words + named(where), meanwhile)
 
 
 def named(where: list[object]) -> list[object]:
@@ -111,6 +122,45 @@ def test_a_run_goes_on_with_other_processes(
     assert result.returncode == 0, result.stderr[-3000:]
     assert [line["step"] for line in lines(run, "train")] == list(range(1, 13))
     assert difference(run, runs["one"]) < 5e-3
+
+
+def test_a_checkpoint_goes_on_with_other_devices(
+    runs: dict[str, Path], tmp_path: Path, debug_data: Path
+) -> None:
+    """Written by four devices."""
+    expected = [line for line in computed(runs["one"]) if line["kind"] == "train"]
+    copies = {n: copy(runs["one"], tmp_path / f"on{n}", without=(12,)) for n in (1, 8)}
+    for devices, run in copies.items():
+        (result,) = train(1, devices, run, debug_data, "--resume")
+        assert result.returncode == 0, result.stderr[-3000:]
+        assert "going on after step 8 of 12" in notes(run)
+        ours = [line for line in computed(run) if line["kind"] == "train"]
+        assert ours[:8] == expected[:8]
+        for mine, theirs in zip(ours, expected, strict=True):
+            for name in ("identity", "triplet", "part", "graph", "total", "graph_weight"):
+                assert mine[name] == pytest.approx(theirs[name], rel=2e-3), (mine["step"], name)
+
+
+def test_all_processes_save_the_same_step(
+    runs: dict[str, Path], tmp_path: Path, debug_data: Path
+) -> None:
+    """One of two is sent the signal. `runs` has compiled the programs."""
+    run = tmp_path / "run"
+    more = ["--training.epochs", 40, "--training.eval-every", 40]
+
+    def preempt(processes: list[subprocess.Popen]) -> None:
+        wait_for("train", run)(processes)
+        processes[1].send_signal(signal.SIGTERM)
+
+    for result in train(2, 2, run, debug_data, *more, meanwhile=preempt):
+        assert result.returncode == 0, result.stderr[-3000:]
+    last = steps(run)[-1]
+    assert last < 160
+    assert saved_steps(run)[-1] == last
+    assert notes(run)[-1] == f"stopped after step {last} of 160; go on with --resume"
+    for result in train(1, 4, run, debug_data, *more, "--resume"):
+        assert result.returncode == 0, result.stderr[-3000:]
+    assert steps(run) == list(range(1, 161))
 
 
 def test_a_fault_ends_both(tmp_path: Path, debug_data: Path) -> None:
