@@ -160,15 +160,16 @@ def map_train_step(train_step: Step, mesh: Mesh, mapping: str = "shard_map") -> 
         out_specs=(_REPLICATED, _REPLICATED),
         check_vma=False,
     )
-    return jax.jit(sharded, donate_argnums=0, compiler_options=_compiler_options(mesh))
+    return jax.jit(sharded, donate_argnums=0, compiler_options=compiler_options(mesh))
 
 
-def _compiler_options(mesh: Mesh) -> dict[str, str]:
+def compiler_options(mesh: Mesh) -> dict[str, str]:
     """Return the compiler options for CPUs; none for other platforms.
 
     The memory-optimised schedule halves the memory of a ResNet-50 step without slowing it down
     (XLA's default schedule maximises concurrency). Disabling the pass `cse_barrier_expander` keeps
-    optimisation barriers, which XLA otherwise removes before fusion.
+    optimisation barriers, which XLA otherwise removes before fusion: without that, an update of
+    ResNet-50 takes more than twice as long to compile.
     """
     if mesh.devices.flat[0].platform != "cpu":
         return {}
@@ -195,7 +196,7 @@ def map_embed(embed: Embed, mesh: Mesh) -> Embed:
         )(variables, images)
 
     everywhere = NamedSharding(mesh, _REPLICATED)
-    options = _compiler_options(mesh)
+    options = compiler_options(mesh)
     return jax.jit(over_mesh, static_argnums=2, out_shardings=everywhere, compiler_options=options)
 
 

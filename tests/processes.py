@@ -15,13 +15,9 @@ def flags(devices: int) -> str:
     """Return XLA_FLAGS for so many CPU devices.
 
     LLVM optimises at level 1: it compiles a train step in two thirds of the time, and the step of a
-    small network runs as fast. The pass that `ddag_jax.parallel` disables on CPUs is disabled in
-    what a test compiles itself, too: an update of ResNet-50 compiles in two fifths of the time.
+    small network runs as fast.
     """
-    return (
-        f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=1"
-        " --xla_disable_hlo_passes=cse_barrier_expander"
-    )
+    return f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=1"
 
 
 def together(

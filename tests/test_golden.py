@@ -14,6 +14,7 @@ from ddag_jax.evaluation.protocols import Images, Search, rank_draws, searches
 from ddag_jax.methods.base import Method, View
 from ddag_jax.methods.baseline import Baseline
 from ddag_jax.methods.ddag.method import DDAG
+from ddag_jax.parallel import compiler_options, device_mesh
 from ddag_jax.pytorch.keys import Dimensions, reference_table, to_state_dict, to_variables
 from ddag_jax.training.optimizer import sgd
 from ddag_jax.training.state import new_state
@@ -155,7 +156,8 @@ class Run:
                 axis_name=None,
                 steps_per_epoch=case["steps_per_epoch"],
                 nonfinite_limit=1,
-            )
+            ),
+            compiler_options=compiler_options(device_mesh()),
         )
         state = new_state(self.variables, optimizer, self.method.memory(), jax.random.key(0))
         names: tuple[str, ...] = ("identity", "triplet", "total")

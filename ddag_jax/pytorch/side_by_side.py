@@ -1,6 +1,7 @@
 """Run one batch through the reference and through our network; compare results and speed."""
 
 import dataclasses
+import functools
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -16,7 +17,15 @@ from ddag_jax.data.augment import normalise
 from ddag_jax.evaluation.embed import make_embed
 from ddag_jax.methods.base import View
 from ddag_jax.methods.ddag.method import DDAG
-from ddag_jax.parallel import AXIS, device_mesh, map_embed, map_train_step, replicate, shard
+from ddag_jax.parallel import (
+    AXIS,
+    compiler_options,
+    device_mesh,
+    map_embed,
+    map_train_step,
+    replicate,
+    shard,
+)
 from ddag_jax.pytorch.keys import KeyMapping, reference_mappings, to_state_dict, to_variables
 from ddag_jax.pytorch.reference import Reference, to_numpy
 from ddag_jax.training.build import build_optimizer, build_train_step
@@ -127,7 +136,7 @@ def _differences(
     optimizer = build_optimizer(Config(model=config), steps_per_epoch=1)
     update = make_update(method, optimizer, axis_name=None, steps_per_epoch=1, nonfinite_limit=1)
 
-    @jax.jit
+    @functools.partial(jax.jit, compiler_options=compiler_options(device_mesh()))
     def our_step(state: TrainState, visible: jax.Array, infrared: jax.Array) -> tuple[Any, ...]:
         variables = {"params": state.params, "batch_stats": state.batch_stats}
         output, _ = method.network.apply(

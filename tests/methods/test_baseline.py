@@ -10,6 +10,7 @@ import pytest
 from ddag_jax.config import BaselineConfig
 from ddag_jax.methods.base import Method, View
 from ddag_jax.methods.baseline import Baseline
+from ddag_jax.parallel import compiler_options, device_mesh
 from ddag_jax.training.state import TrainState, new_state
 from ddag_jax.training.step import make_update
 from tests.models import tiny
@@ -30,7 +31,7 @@ def trained(method: Method) -> tuple[TrainState, list[Any]]:
     update = make_update(
         method, tiny.optimizer(), axis_name=None, steps_per_epoch=STEPS, nonfinite_limit=1
     )
-    update = jax.jit(update)
+    update = jax.jit(update, compiler_options=compiler_options(device_mesh()))
     size = tiny.HEIGHT, tiny.WIDTH
     variables = jax.jit(method.init, static_argnums=1)(jax.random.key(3), size)
     state, reported = new_state(variables, tiny.optimizer(), method.memory(), jax.random.key(0)), []
