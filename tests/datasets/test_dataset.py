@@ -193,6 +193,7 @@ def hallway(tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.mark.slow  # trains
 def test_a_dataset_of_ones_own(hallway: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """From a configuration file: checked, prepared, trained on, evaluated."""
     from ddag_jax.runs.train import train

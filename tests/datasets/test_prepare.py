@@ -3,7 +3,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -510,29 +509,25 @@ def test_killed_prepare_leaves_nothing_that_looks_whole(
     make_tree: MakeTree, tmp_path: Path
 ) -> None:
     source, to = make_tree(), tmp_path / "data"
-    # A pipe in an image's place: prepare has begun to write when it waits for it, for ever.
     image = source / "cam6" / "0007" / "0002.jpg"
-    content = image.read_bytes()
-    image.unlink()
-    os.mkfifo(image)
-    command = f"prepare sysu_mm01 --from {source} --to {to} --image-size 32 16"
-    log = tmp_path / "log"
-    with log.open("w") as output:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "ddag_jax.data", *command.split()], stdout=output, stderr=output
-        )
-    deadline = time.monotonic() + 120
-    while not list(to.rglob("*.array_record*")) and time.monotonic() < deadline:
-        assert process.poll() is None, log.read_text()
-        time.sleep(0.05)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    assert list(to.rglob("*.array_record*")), log.read_text()
+    # Killed when it reads this image of the test split: the training split is written before.
+    program = (
+        "import os, pathlib, signal, sys\n"
+        "def kill(event, arguments):\n"
+        f"    if event == 'open' and str(arguments[0]) == {str(image)!r}:\n"
+        f"        if list(pathlib.Path({str(to)!r}).rglob('*.array_record*')):\n"
+        "            os.kill(os.getpid(), signal.SIGKILL)\n"
+        "sys.addaudithook(kill)\n"
+        "from ddag_jax.cli.data import main\n"
+        "main(sys.argv[1:])\n"
+    )
+    words = ["prepare", "sysu_mm01", "--from", source, "--to", to, "--image-size", "32", "16"]
+    ended = subprocess.run([sys.executable, "-c", program, *words], capture_output=True, text=True)
+    assert ended.returncode == -signal.SIGKILL, ended.stderr
+    assert list(to.rglob("*.array_record*"))
     with pytest.raises(UserError, match="no prepared dataset"):
         open_split(to, "sysu_mm01", (32, 16), "train")
 
-    image.unlink()
-    image.write_bytes(content)
     assert call_prepare("sysu_mm01", source, to)[0] == 0
     assert len(open_split(to, "sysu_mm01", (32, 16), "test")) == 24
     assert [path.name for path in (to / "sysu_mm01" / "32x16").iterdir()] == [VERSION]

@@ -51,6 +51,7 @@ def baseline() -> Method:
     return Baseline(BaselineConfig(backbone="resnet18", width=8), tiny.CLASSES)
 
 
+@pytest.mark.slow
 def test_fresh_variables_are_the_same(ddag: Method, baseline: Method) -> None:
     size = tiny.HEIGHT, tiny.WIDTH
     one, other = (method.init(jax.random.key(3), size) for method in (ddag, baseline))
