@@ -2,10 +2,10 @@
 
     python -m tests.reliability.memory --steps 500
 
-The exit code is 1 where the process's own memory (Linux: RssAnon) in the last epoch is not within
-5 % of that in the epoch after the first evaluation, or where its pages of files have grown by more.
-Pages of files, mostly programs and libraries, may shrink: a system may drop those that nobody has
-read for a while.
+The exit code is 1 where the process's own memory (Linux: RssAnon) in the last epoch exceeds that in
+the epoch after the first evaluation by more than 5 %, or where its pages of files have grown by
+more. Both may shrink: memory of the compiler is freed late, and a system may drop pages of programs
+and libraries that are not read for a while.
 """
 
 import argparse
