@@ -23,7 +23,7 @@ from jaxtyping import Bool, Float
 from ddag_jax.datasets.dataset import Dataset
 from ddag_jax.errors import UserError
 from ddag_jax.evaluation.protocols import Images, Search
-from ddag_jax.io.files import is_file, whole_file
+from ddag_jax.io.files import check_new_file, is_file, whole_file
 
 _SIDES = ("query", "gallery")
 _COLUMNS = ("features", "ids", "cameras", "names")
@@ -70,11 +70,7 @@ def check_target(path: epath.PathLike) -> epath.Path:
     target = epath.Path(path)
     if target.suffix != ".npz":
         raise UserError(f"{target}: a file of features ends in .npz; name it {target}.npz")
-    if target.exists():
-        raise UserError(f"{target}: exists already; name another file, or remove it")
-    if not target.parent.is_dir():
-        raise UserError(f"{target}: its folder does not exist; create it first")
-    return target
+    return check_new_file(target)
 
 
 def load_features(

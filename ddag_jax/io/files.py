@@ -90,6 +90,20 @@ def write_text(path: epath.PathLike, text: str) -> None:
         file.write(text.encode())
 
 
+def check_new_file(path: epath.PathLike) -> epath.Path:
+    """Check that a path is free and its folder is there, before any work is done.
+
+    Raises:
+        UserError: the file exists, or its folder does not.
+    """
+    target = epath.Path(path)
+    if target.exists():
+        raise UserError(f"{target}: exists already; name another file, or remove it")
+    if not target.parent.is_dir():
+        raise UserError(f"{target}: its folder does not exist; create it first")
+    return target
+
+
 @contextlib.contextmanager
 def new_folder(folder: str | os.PathLike[str], *, replace: bool = False) -> Iterator[pathlib.Path]:
     """Yield a hidden folder beside `folder` that is renamed to `folder` when the block ends.

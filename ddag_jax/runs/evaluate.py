@@ -24,7 +24,7 @@ from ddag_jax.evaluation import protocols, stored_features
 from ddag_jax.evaluation.evaluator import Evaluator, pick
 from ddag_jax.evaluation.protocols import Record
 from ddag_jax.evaluation.table import format_table
-from ddag_jax.io.files import whole_file, write_text
+from ddag_jax.io.files import check_new_file, whole_file, write_text
 from ddag_jax.methods.base import Method
 from ddag_jax.methods.build import build_method
 from ddag_jax.parallel import Mesh, device_mesh, is_first_process, on_all_devices, replicated_shapes
@@ -248,7 +248,7 @@ class _Result:
     features: dict[str, np.ndarray]
     records: list[Record]
     untrained: dict[str, np.ndarray]
-    """Features of the untrained network; empty unless the report shows them."""
+    """Features of the untrained network; empty if it is not evaluated."""
     untrained_records: list[Record]
 
     @property
@@ -330,13 +330,8 @@ def _check_target(names: Sequence[str], json: epath.PathLike | None) -> None:
         raise UserError("nothing to evaluate; give a run, a checkpoint or a file of features")
     if twice := {name for name in names if names.count(name) > 1}:
         raise UserError(f"{min(twice)}: given twice")
-    if json is None:
-        return
-    target = epath.Path(json)
-    if target.exists():
-        raise UserError(f"{target}: exists already; name another file, or remove it")
-    if not target.parent.is_dir():
-        raise UserError(f"{target}: its folder does not exist; create it first")
+    if json is not None:
+        check_new_file(json)
 
 
 def _check_alike(networks: Sequence[Trained]) -> None:

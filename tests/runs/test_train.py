@@ -21,15 +21,12 @@ from ddag_jax.runs.checkpoint import (
     saved_steps,
 )
 from ddag_jax.training.state import TrainState
+from tests.reliability.debug_runs import log_lines
 
 pytestmark = pytest.mark.slow  # compiles and trains a network
 
 FIGURES = {"rank1", "rank5", "rank10", "rank20", "mAP", "mINP"}
 LOSSES = {"identity", "triplet", "part", "graph", "without_graph", "total"}
-
-
-def log_lines(run: Path) -> list[dict]:
-    return [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
 
 
 def computed(line: dict) -> dict:
