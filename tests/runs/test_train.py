@@ -161,30 +161,49 @@ def test_pmap_and_shard_map_train_alike(
     np.testing.assert_allclose(ours, theirs, rtol=1e-5)
 
 
-def test_a_run_starts_from_another_ones_backbone(
-    finished: Path,
-    run_debug: Callable[..., int],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+@pytest.fixture
+def fresh_state(
+    run_debug: Callable[..., int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., TrainState]:
+    """Return the state of `debug`, with options, before the first step."""
     states: list[TrainState] = []
 
     def before_the_first_step(self: object, state: TrainState, resume: bool) -> int:
         states.append(state)
         return 0
 
-    monkeypatch.setattr(loop._Run, "train", before_the_first_step)
-    assert run_debug(tmp_path / "drawn") == 0
-    assert run_debug(tmp_path / "given", "--init", str(finished)) == 0
-    drawn, given = states
+    def start(*arguments: str) -> TrainState:
+        with monkeypatch.context() as patch:
+            patch.setattr(loop._Run, "train", before_the_first_step)
+            assert run_debug(tmp_path / f"run{len(states)}", *arguments) == 0
+        return states[-1]
+
+    return start
+
+
+def stem(state: TrainState) -> jax.Array:
+    kernel: jax.Array = state.params["two_stream"]["visible"]["conv1"]["kernel"]
+    return kernel
+
+
+def test_the_seed_draws_the_parameters(fresh_state: Callable[..., TrainState]) -> None:
+    one, other = (fresh_state("--training.seed", seed) for seed in ("1", "2"))
+    assert not np.array_equal(stem(one), stem(other))
+    for seed, state in ((1, one), (2, other)):
+        np.testing.assert_array_equal(state.key, jax.random.key_data(jax.random.key(seed)))
+
+
+def test_a_run_starts_from_another_ones_backbone(
+    finished: Path, fresh_state: Callable[..., TrainState]
+) -> None:
+    drawn, given = fresh_state(), fresh_state("--init", str(finished))
     expected = read_variables(find_checkpoint(finished))
     for kind in ("params", "batch_stats"):
         ours, others = getattr(given, kind), getattr(drawn, kind)
         chex.assert_trees_all_equal(ours["two_stream"], expected[kind]["two_stream"])
         for name in others.keys() - {"two_stream"}:
             chex.assert_trees_all_equal(ours[name], others[name])
-    kernel = given.params["two_stream"]["visible"]["conv1"]["kernel"]
-    assert not np.array_equal(kernel, drawn.params["two_stream"]["visible"]["conv1"]["kernel"])
+    assert not np.array_equal(stem(given), stem(drawn))
 
 
 @pytest.mark.parametrize(
