@@ -159,7 +159,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory, run_linear: Run) -> Path:
 
 @pytest.fixture(scope="session")
 def run_small(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """Two steps of the linear model on a rehearsed RegDB or LLCM: `run(dataset, workdir, trial)`."""
+    """Two steps of the linear model on a small RegDB or LLCM: `run(dataset, workdir, trial)`."""
     from ddag_jax.cli.data import main as data
     from ddag_jax.cli.train import main as train
 

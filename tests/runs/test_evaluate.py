@@ -1,4 +1,8 @@
-"""Evaluation of real runs of a linear model, by command and from Python: files, averages, stored features."""
+"""Evaluation of real runs, by command and from Python: files, averages, stored features.
+
+The runs are of a linear model. DDAG is evaluated in test_train.py, test_version_0_1_0.py and
+report/test_page.py.
+"""
 
 import json
 import shutil
@@ -106,7 +110,9 @@ def test_evaluating_from_python_is_the_command(
     file.unlink()
     settings = EvaluationConfig(shots="multi", trials=2, batch_size=32)
     own = load_config(CONFIG)
-    assert ddag_jax.evaluate(trained, evaluation=settings, config=own) == by_command == figures(file)
+    assert (
+        ddag_jax.evaluate(trained, evaluation=settings, config=own) == by_command == figures(file)
+    )
     assert capsys.readouterr().out == table
     second = shutil.copytree(trained, trained.with_name("run_b"))
     averaged = ddag_jax.evaluate(trained, second, evaluation=settings, config=own, quiet=True)
@@ -164,9 +170,7 @@ def test_options_that_contradict(
 
 
 @pytest.fixture(scope="module")
-def regdb_runs(
-    tmp_path_factory: pytest.TempPathFactory, run_small: Callable[..., int]
-) -> Path:
+def regdb_runs(tmp_path_factory: pytest.TempPathFactory, run_small: Callable[..., int]) -> Path:
     """Runs of two of RegDB's halves."""
     folder = tmp_path_factory.mktemp("regdb")
     for trial in ("1", "2"):

@@ -138,17 +138,13 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_been(
     assert differences(run, finished) == []
 
 
-def test_resuming_a_finished_run_changes_nothing(
-    finished: Path, run_linear: Run
-) -> None:
+def test_resuming_a_finished_run_changes_nothing(finished: Path, run_linear: Run) -> None:
     before = (finished / "log.jsonl").read_text()
     assert run_linear(finished, "--resume") == 0
     assert (finished / "log.jsonl").read_text() == before
 
 
-def test_pmap_and_shard_map_train_alike(
-    finished: Path, run_linear: Run, tmp_path: Path
-) -> None:
+def test_pmap_and_shard_map_train_alike(finished: Path, run_linear: Run, tmp_path: Path) -> None:
     assert run_linear(tmp_path / "run", "--training.mapping", "pmap") == 0
     ours, theirs = (
         [x["total"] for x in log_lines(run) if x["kind"] == "train"]
