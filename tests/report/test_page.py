@@ -184,7 +184,7 @@ def test_ranked_lists_hold_what_they_say(report: Report, debug_data: Path) -> No
             assert lists["images"][str(number)][0] == int(identity)
 
 
-def test_the_network_s_attention_is_said(report: Report) -> None:
+def test_the_network_s_attention_is_in_the_text_alternatives(report: Report) -> None:
     weights = [float(w) for w in re.findall(r"part \d (\d\.\d+)", alt(report, "part_weights"))]
     assert len(weights) == 2
     assert sum(weights) == pytest.approx(1, abs=2e-3)

@@ -28,7 +28,7 @@ from ddag_jax.training.state import TrainState
 from tests.linear_method import CONFIG
 from tests.reliability.debug_runs import differences, log_lines, notes
 
-pytestmark = pytest.mark.slow  # compiles and trains a network
+pytestmark = pytest.mark.slow  # compiles and trains networks
 
 Run = Callable[..., int]
 
@@ -322,7 +322,7 @@ def test_a_checkpoint_of_another_network_is_refused(
     assert not (checkpoint / "evaluation.json").exists()
 
 
-def test_a_checkpoint_that_is_none_is_refused(
+def test_what_is_not_a_checkpoint_is_refused(
     finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "meta").mkdir()
