@@ -42,7 +42,9 @@ jaxtyping.install_import_hook(
     "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))",
 )
 
-from tests import programs  # noqa: E402  (after the settings, since it imports jax)
+# After the settings, since they import jax.
+from tests import programs  # noqa: E402
+from tests.linear_method import CONFIG  # noqa: E402
 
 programs.share()
 
@@ -115,29 +117,49 @@ def debug_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return prepared_people(tmp_path_factory.mktemp("debug"))
 
 
-@pytest.fixture(scope="session")
-def run_debug(debug_data: Path) -> Callable[..., int]:
+Run = Callable[..., int]
+
+
+def _run(config: str, data: Path) -> Run:
     from ddag_jax.cli.train import main as train
 
     def run(workdir: Path, *arguments: str) -> int:
-        return train(
-            ["debug", "--workdir", str(workdir), "--data.dir", str(debug_data), *arguments]
-        )
+        return train([config, "--workdir", str(workdir), "--data.dir", str(data), *arguments])
 
     return run
 
 
 @pytest.fixture(scope="session")
-def finished(tmp_path_factory: pytest.TempPathFactory, run_debug: Callable[..., int]) -> Path:
+def run_ddag(debug_data: Path) -> Run:
+    """The training command with the configuration `debug`: `run(workdir, *arguments)`."""
+    return _run("debug", debug_data)
+
+
+@pytest.fixture(scope="session")
+def run_linear(debug_data: Path) -> Run:
+    """The same with a linear model, for what does not depend on the network: it compiles fast."""
+    return _run(CONFIG, debug_data)
+
+
+@pytest.fixture(scope="session")
+def finished_ddag(tmp_path_factory: pytest.TempPathFactory, run_ddag: Run) -> Path:
     """A run of `debug` from the first step to the last."""
-    folder = tmp_path_factory.mktemp("runs") / "finished"
-    assert run_debug(folder) == 0
+    folder = tmp_path_factory.mktemp("runs") / "finished_ddag"
+    assert run_ddag(folder) == 0
     return folder
 
 
 @pytest.fixture(scope="session")
-def run_small(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., int]:
-    """Two steps of `debug` on a rehearsed RegDB or LLCM: `run(dataset, workdir, trial)`."""
+def finished(tmp_path_factory: pytest.TempPathFactory, run_linear: Run) -> Path:
+    """A run of the linear model from the first step to the last."""
+    folder = tmp_path_factory.mktemp("runs") / "finished"
+    assert run_linear(folder) == 0
+    return folder
+
+
+@pytest.fixture(scope="session")
+def run_small(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """Two steps of the linear model on a small RegDB or LLCM: `run(dataset, workdir, trial)`."""
     from ddag_jax.cli.data import main as data
     from ddag_jax.cli.train import main as train
 
@@ -151,7 +173,7 @@ def run_small(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., int]:
         return folder
 
     def run(dataset: str, workdir: Path, trial: str, *arguments: str) -> int:
-        words = ["debug", "--workdir", str(workdir), "--data.dir", str(prepared(dataset))]
+        words = [CONFIG, "--workdir", str(workdir), "--data.dir", str(prepared(dataset))]
         words += ["--data.dataset", dataset, "--data.trial", trial, "--data.train-on", "train+val"]
         return train(
             [*words, "--training.epochs", "1", "--training.steps-per-epoch", "2", *arguments]

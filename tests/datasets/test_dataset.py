@@ -134,6 +134,7 @@ from ddag_jax.config import Config, DataConfig
 from ddag_jax.datasets.checks import FolderContent, ImageEntry, check_folder, fingerprint
 from ddag_jax.datasets.dataset import CameraRule, Dataset
 from ddag_jax.io.config_file import load_config
+from tests.linear_method import LinearConfig
 
 FOLDER = "the folder that holds train and test"
 
@@ -173,7 +174,7 @@ def get_config():
     config = load_config("debug")
     data = dataclasses.replace(config.data, dataset=OWN, train_on="train+val", dir="DATA")
     training = dataclasses.replace(config.training, epochs=1, steps_per_epoch=2)
-    return dataclasses.replace(config, data=data, training=training)
+    return dataclasses.replace(config, data=data, training=training, model=LinearConfig())
 '''
 
 

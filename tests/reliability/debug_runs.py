@@ -1,4 +1,4 @@
-"""Runs of the configuration `debug` to disturb: their data, their processes, their comparison."""
+"""Small runs to disturb: their data, their processes, their comparison."""
 
 import json
 import os
@@ -31,13 +31,13 @@ def prepared_people(folder: Path) -> Path:
     return folder / "data"
 
 
-def start_training(run: Path, data: Path, *more: str) -> subprocess.Popen[bytes]:
-    """Start `train.py debug ...` with its output in RUN.out.
+def start_training(config: str, run: Path, data: Path, *more: str) -> subprocess.Popen[bytes]:
+    """Start `train.py CONFIG ...` with its output in RUN.out.
 
     A new interpreter each time: a fork of a process that has imported numpy, jax or array_record
     has none of their threads but may have the locks that they held, and can wait for ever.
     """
-    words = ["train.py", "debug", "--workdir", str(run), "--data.dir", str(data), *more]
+    words = ["train.py", config, "--workdir", str(run), "--data.dir", str(data), *more]
     # Even small programs are cached, since every start would compile them anew. A process that is
     # sent SIGABRT prints the stack of every thread.
     environment = {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0", "PYTHONFAULTHANDLER": "1"}

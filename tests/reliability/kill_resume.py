@@ -1,4 +1,4 @@
-"""Kill runs of `debug` at random moments, resume them, compare their ends with an undisturbed run.
+"""Kill small runs at random moments, resume them, compare their ends with an undisturbed run.
 
     python -m tests.reliability.kill_resume --kills 100
 
@@ -38,7 +38,7 @@ _MOMENTS = {"start": (2, 6.0), "step": (5, 0.02), "writing": (3, 0.1), "evaluati
 
 
 def kill_and_resume(
-    run: Path, data: Path, kills: int, moments: Iterator[tuple[str, int, float]]
+    config: str, run: Path, data: Path, kills: int, moments: Iterator[tuple[str, int, float]]
 ) -> Counter[str]:
     """Start a run, kill and resume it up to `kills` times, then let it end.
 
@@ -51,7 +51,7 @@ def kill_and_resume(
     fell: Counter[str] = Counter()
     while True:
         before = time.time()
-        process = start_training(run, data, "--resume", *_WORDS)
+        process = start_training(config, run, data, "--resume", *_WORDS)
         if _total(fell) < kills:
             event, steps, delay = next(moments)
             _wait(lambda: _has_come(event, steps, run, before), process, run)  # noqa: B023
@@ -118,7 +118,9 @@ def _wait(come: Callable[[], bool], process: subprocess.Popen[bytes], run: Path)
         time.sleep(0.005)
 
 
-def _lane(folder: Path, data: Path, kills: int, seed: int) -> tuple[list[Path], Counter[str]]:
+def _lane(
+    config: str, folder: Path, data: Path, kills: int, seed: int
+) -> tuple[list[Path], Counter[str]]:
     """Run one after the other until there were so many kills; return the runs, and what fell."""
     folder.mkdir()
     fell: Counter[str] = Counter()
@@ -126,7 +128,7 @@ def _lane(folder: Path, data: Path, kills: int, seed: int) -> tuple[list[Path], 
     moments = _moments(seed)
     while _total(fell) < kills:
         runs.append(folder / f"run{len(runs)}")
-        fell += kill_and_resume(runs[-1], data, kills - _total(fell), moments)
+        fell += kill_and_resume(config, runs[-1], data, kills - _total(fell), moments)
     return runs, fell
 
 
@@ -135,6 +137,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         prog="python -m tests.reliability.kill_resume", description=__doc__
     )
+    parser.add_argument("--config", default="debug", help="configuration of the runs")
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--lanes", type=int, default=2, help="runs at the same time")
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
@@ -144,11 +147,12 @@ def main() -> int:
         folder = Path(temporary)
         data = prepared_people(folder / "people")
         twin = folder / "twin"
-        kill_and_resume(twin, data, 0, _moments(0))
+        kill_and_resume(options.config, twin, data, 0, _moments(0))
         with ThreadPoolExecutor(options.lanes) as pool:
             lanes = [
                 pool.submit(
                     _lane,
+                    options.config,
                     folder / f"lane{lane}",
                     data,
                     options.kills * (lane + 1) // options.lanes

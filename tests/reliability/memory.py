@@ -1,4 +1,4 @@
-"""Measure the memory of a training process over a long run of `debug`.
+"""Measure the memory of a training process over a long run.
 
     python -m tests.reliability.memory --steps 500
 
@@ -48,9 +48,10 @@ def resident(process: int) -> tuple[float, float] | None:
     return None if own is None or whole is None else (own, whole - own)
 
 
-def watch(run: Path, data: Path, steps: int) -> list[Sample]:
+def watch(config: str, run: Path, data: Path, steps: int) -> list[Sample]:
     """Train so many steps; sample several times a second, from the first evaluation on."""
     process = start_training(
+        config,
         run,
         data,
         "--training.epochs",
@@ -72,12 +73,14 @@ def watch(run: Path, data: Path, steps: int) -> list[Sample]:
 def main() -> int:
     """Print the sizes and the slope between them."""
     parser = argparse.ArgumentParser(prog="python -m tests.reliability.memory", description=__doc__)
+    parser.add_argument("--config", default="debug", help="configuration of the run")
     parser.add_argument("--steps", type=int, default=500)
-    steps = parser.parse_args().steps // EPOCH * EPOCH
+    options = parser.parse_args()
+    steps = options.steps // EPOCH * EPOCH
     with tempfile.TemporaryDirectory() as temporary:
         data = prepared_people(Path(temporary) / "people")
-        watch(Path(temporary) / "first", data, EPOCH)
-        samples = watch(Path(temporary) / "run", data, steps)
+        watch(options.config, Path(temporary) / "first", data, EPOCH)
+        samples = watch(options.config, Path(temporary) / "run", data, steps)
     # Medians over an epoch each: what a checkpoint takes for a moment is no growth.
     early = [sample for sample in samples if sample.step <= 2 * EPOCH]
     late = [sample for sample in samples if sample.step > steps - EPOCH]

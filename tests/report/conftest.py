@@ -28,14 +28,14 @@ def evaluate() -> Callable[..., int]:
 @pytest.fixture(scope="session")
 def report(
     tmp_path_factory: pytest.TempPathFactory,
-    finished: Path,
+    finished_ddag: Path,
     evaluate: Callable[..., int],
 ) -> Report:
     """Of a finished run of `debug`."""
     import shutil
 
     run = tmp_path_factory.mktemp("report") / "run <b>&amp;"  # a name that HTML must not read
-    shutil.copytree(finished, run)
+    shutil.copytree(finished_ddag, run)
     folder = run / "report"
     assert evaluate(run, "--report", folder) == 0
     html = (folder / "index.html").read_text(encoding="utf-8")

@@ -1,4 +1,8 @@
-"""Evaluation of real runs, by command and from Python: files, averages, stored features."""
+"""Evaluation of real runs, by command and from Python: files, averages, stored features.
+
+The runs are of a linear model. DDAG is evaluated in test_train.py, test_version_0_1_0.py and
+report/test_page.py.
+"""
 
 import json
 import shutil
@@ -12,15 +16,19 @@ import ddag_jax
 from ddag_jax.cli.evaluate import main as evaluate
 from ddag_jax.config import EvaluationConfig
 from ddag_jax.errors import UserError
+from ddag_jax.io.config_file import load_config
 from ddag_jax.runs.checkpoint import find_checkpoint, read_meta
+from tests.linear_method import CONFIG
 from tests.reliability.debug_runs import log_lines
 
-pytestmark = pytest.mark.slow  # trains and compiles a network
+pytestmark = pytest.mark.slow  # trains
+
+OWN = ("--config", CONFIG)
 
 
 @pytest.fixture
 def trained(finished: Path, tmp_path: Path) -> Path:
-    """A run of `debug` that the test may write into."""
+    """A finished run that the test may write into."""
     return Path(shutil.copytree(finished, tmp_path / "run_a"))
 
 
@@ -34,28 +42,28 @@ def without(records: list[dict], *keys: str) -> list[dict]:
 
 
 def test_other_protocols_stand_beside_the_published_one(trained: Path) -> None:
-    assert evaluate([str(trained)]) == 0
+    assert evaluate([str(trained), *OWN]) == 0
     before = (trained / "evaluation.json").read_text()
     assert {r["feature"] for r in json.loads(before)} == {"global", "part"}
     chosen = ("--shots", "multi", "--mode=indoor", "--trials", "3", "--feature", "part")
-    assert evaluate([*chosen, str(trained)]) == 0
+    assert evaluate([*chosen, *OWN, str(trained)]) == 0
     assert (trained / "evaluation.json").read_text() == before
     (record,) = figures(trained / "evaluation_indoor_multi_3_trials_part_feature.json")
     assert (record["mode"], record["shots"], record["trials"]) == ("indoor", "multi", 3)
     assert (trained / "ranked_lists_indoor_multi_3_trials_part_feature.png").exists()
 
 
-def test_flip_and_reranking_and_concatenation_change_figures_and_are_said(
+def test_flip_and_reranking_change_the_figures_and_are_named_in_the_title(
     trained: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert evaluate([str(trained), "--feature", "concatenation"]) == 0
+    assert evaluate([str(trained), *OWN, "--feature", "concatenation"]) == 0
     plain = figures(trained / "evaluation_concatenation_feature.json")
     said = capsys.readouterr().out.splitlines()[0]
     assert "mirror" not in said
     assert "re-ranking" not in said
     assert "rendered people" in said
     options = ("--feature", "concatenation", "--flip", "--rerank")
-    assert evaluate([str(trained), *options]) == 0
+    assert evaluate([str(trained), *OWN, *options]) == 0
     changed = figures(trained / "evaluation_concatenation_feature_flip_rerank.json")
     assert plain[0]["mAP"] != changed[0]["mAP"]
     said = capsys.readouterr().out.splitlines()[0]
@@ -66,7 +74,7 @@ def test_flip_and_reranking_and_concatenation_change_figures_and_are_said(
 
 def test_stored_features_are_judged_as_the_run_is(trained: Path, tmp_path: Path) -> None:
     file = tmp_path / "features.npz"
-    assert evaluate([str(trained), "--save-features", str(file)]) == 0
+    assert evaluate([str(trained), *OWN, "--save-features", str(file)]) == 0
     ours = [r for r in figures(trained / "evaluation.json") if r["feature"] == "part"]
     assert evaluate(["--features", str(file), "--json", str(tmp_path / "out.json")]) == 0
     stored = figures(tmp_path / "out.json")
@@ -75,7 +83,8 @@ def test_stored_features_are_judged_as_the_run_is(trained: Path, tmp_path: Path)
 
     # The other feature, by name.
     other = tmp_path / "global.npz"
-    assert evaluate([str(trained), "--feature", "global", "--save-features", str(other)]) == 0
+    options = ("--feature", "global", "--save-features", str(other))
+    assert evaluate([str(trained), *OWN, *options]) == 0
     assert not np.array_equal(np.load(file)["query_features"], np.load(other)["query_features"])
 
 
@@ -83,7 +92,7 @@ def test_average_of_runs(trained: Path, capsys: pytest.CaptureFixture[str]) -> N
     second = trained.with_name("run_b")
     shutil.copytree(trained, second)
     capsys.readouterr()
-    assert evaluate([str(trained.with_name("run_*"))]) == 0
+    assert evaluate([str(trained.with_name("run_*")), *OWN]) == 0
     averaged = figures(trained.with_name("run_average_of_2.json"))
     one = figures(trained / "evaluation.json")
     assert figures(second / "evaluation.json") == one
@@ -95,15 +104,18 @@ def test_average_of_runs(trained: Path, capsys: pytest.CaptureFixture[str]) -> N
 def test_evaluating_from_python_is_the_command(
     trained: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert evaluate([str(trained), "--shots", "multi", "--trials", "2"]) == 0
+    assert evaluate([str(trained), *OWN, "--shots", "multi", "--trials", "2"]) == 0
     file = trained / "evaluation_multi_2_trials.json"
     by_command, table = figures(file), capsys.readouterr().out
     file.unlink()
     settings = EvaluationConfig(shots="multi", trials=2, batch_size=32)
-    assert ddag_jax.evaluate(trained, evaluation=settings) == by_command == figures(file)
+    own = load_config(CONFIG)
+    assert (
+        ddag_jax.evaluate(trained, evaluation=settings, config=own) == by_command == figures(file)
+    )
     assert capsys.readouterr().out == table
     second = shutil.copytree(trained, trained.with_name("run_b"))
-    averaged = ddag_jax.evaluate(trained, second, evaluation=settings, quiet=True)
+    averaged = ddag_jax.evaluate(trained, second, evaluation=settings, config=own, quiet=True)
     assert {record["runs"] for record in averaged} == {2}
     assert capsys.readouterr().out == ""
 
@@ -112,13 +124,14 @@ def test_what_cannot_be_evaluated_from_python(trained: Path, tmp_path: Path) -> 
     before = {path: path.stat().st_mtime_ns for path in trained.rglob("*")}
     with pytest.raises(UserError, match="nothing to evaluate"):
         ddag_jax.evaluate()
+    own = load_config(CONFIG)
     wrong = EvaluationConfig(direction="visible_to_infrared")
     with pytest.raises(UserError, match="infrared to visible only"):
-        ddag_jax.evaluate(trained, evaluation=wrong)
+        ddag_jax.evaluate(trained, evaluation=wrong, config=own)
     with pytest.raises(UserError, match="no prepared dataset"):
-        ddag_jax.evaluate(trained, data_dir=tmp_path)
+        ddag_jax.evaluate(trained, data_dir=tmp_path, config=own)
     with pytest.raises(UserError, match="its folder does not exist"):
-        ddag_jax.evaluate(trained, json=tmp_path / "no" / "file.json")
+        ddag_jax.evaluate(trained, json=tmp_path / "no" / "file.json", config=own)
     assert {path: path.stat().st_mtime_ns for path in trained.rglob("*")} == before
 
 
@@ -143,13 +156,13 @@ def test_options_that_contradict(
         (["--features", "x.npz", "--flip"], "leave out"),
         (["--features", "x.npz", "--model.parts", "4"], "--model.parts: no such option"),
         ([run, "--rand-perm-cam", "x.mat"], "only with --features"),
-        ([run, other, "--save-features", "x.npz"], "give one run"),
-        ([run, run], "given twice"),
+        ([run, other, *OWN, "--save-features", "x.npz"], "give one run"),
+        ([run, run, *OWN], "given twice"),
         ([str(tmp_path / "none_*")], "matches nothing"),
-        ([run, "--json", str(there)], "exists already"),
-        ([run, "--save-features", str(there)], "ends in .npz"),
-        ([run, "--draw", "rand_perm_cam"], "there is no rand_perm_cam.mat"),
-        ([run, "--direction", "visible_to_infrared"], "infrared to visible only"),
+        ([run, *OWN, "--json", str(there)], "exists already"),
+        ([run, *OWN, "--save-features", str(there)], "ends in .npz"),
+        ([run, *OWN, "--draw", "rand_perm_cam"], "there is no rand_perm_cam.mat"),
+        ([run, *OWN, "--direction", "visible_to_infrared"], "infrared to visible only"),
         ([run, "--shot", "multi"], "--shot"),
     ):
         assert message in refused(arguments, capsys), arguments
@@ -157,9 +170,7 @@ def test_options_that_contradict(
 
 
 @pytest.fixture(scope="module")
-def regdb_runs(
-    tmp_path_factory: pytest.TempPathFactory, run_small: Callable[[str, Path, str], int]
-) -> Path:
+def regdb_runs(tmp_path_factory: pytest.TempPathFactory, run_small: Callable[..., int]) -> Path:
     """Runs of two of RegDB's halves."""
     folder = tmp_path_factory.mktemp("regdb")
     for trial in ("1", "2"):
@@ -173,8 +184,8 @@ def test_regdb_s_halves_are_averaged(regdb_runs: Path, capsys: pytest.CaptureFix
         (line,) = [x for x in log_lines(Path(run)) if x["kind"] == "evaluation"]
         assert line["split"] == "test"
         assert not (find_checkpoint(run) / "metrics").exists()
-        assert read_meta(find_checkpoint(run)).classes == 206
-    assert evaluate(runs) == 0
+        assert read_meta(find_checkpoint(run), load_config(CONFIG)).classes == 206
+    assert evaluate([*runs, *OWN]) == 0
     printed = capsys.readouterr().out
     assert "RegDB's layout, rendered people, trials 1, 2, mean of 2 runs" in printed
     assert "visible → infrared (" in printed
@@ -187,16 +198,16 @@ def test_regdb_s_halves_are_averaged(regdb_runs: Path, capsys: pytest.CaptureFix
             assert record[figure] == pytest.approx(np.mean([r[figure] for r in same]))
             assert record[f"{figure}_std"] == pytest.approx(np.std([r[figure] for r in same]))
     shutil.copytree(runs[0], regdb_runs / "again")
-    error = refused([*runs, str(regdb_runs / "again")], capsys)
+    error = refused([*runs, str(regdb_runs / "again"), *OWN], capsys)
     assert "both are of trial 1" in error
 
 
 def test_llcm_from_training_to_stored_features(
-    tmp_path: Path, run_small: Callable[[str, Path, str], int]
+    tmp_path: Path, run_small: Callable[..., int]
 ) -> None:
     run, file = tmp_path / "run", tmp_path / "features.npz"
     assert run_small("llcm", run, "1") == 0
-    assert evaluate([str(run), "--save-features", str(file)]) == 0
+    assert evaluate([str(run), *OWN, "--save-features", str(file)]) == 0
     ours = [r for r in figures(run / "evaluation.json") if r["feature"] == "part"]
     assert [r["direction"] for r in ours] == ["visible_to_infrared", "infrared_to_visible"]
     assert {(r["shots"], r["draw"], r["trials"]) for r in ours} == {("single", "seeded", 10)}

@@ -101,7 +101,7 @@ def test_it_is_renewed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ],
     ids=["empty", "garbage", "no field", "deep", "kinds", "huge", "long"],
 )
-def test_garbage_is_told_and_left(tmp_path: Path, content: str) -> None:
+def test_garbage_is_named_and_left(tmp_path: Path, content: str) -> None:
     (tmp_path / NAME).write_text(content)
     with pytest.raises(UserError, match=r"lock\.json: is not the lock of a run; remove it if"):
         RunLock(tmp_path).__enter__()

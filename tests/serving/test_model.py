@@ -11,14 +11,16 @@ import pytest
 import ddag_jax
 from ddag_jax.data.loader import ImageSource, evaluation_split
 from ddag_jax.errors import UserError
+from ddag_jax.io.config_file import load_config
 from ddag_jax.serving.model import Model
+from tests.linear_method import CONFIG
 
-pytestmark = pytest.mark.slow  # trains and compiles a network
+pytestmark = pytest.mark.slow  # trains
 
 
 @pytest.fixture(scope="module")
 def model(finished: Path) -> Model:
-    return ddag_jax.load(finished)
+    return ddag_jax.load(finished, config=load_config(CONFIG))
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +33,7 @@ def test_features_are_those_of_the_evaluation_bit_for_bit(
 ) -> None:
     run = shutil.copytree(finished, tmp_path / "run")
     file = tmp_path / "features.npz"
-    ddag_jax.evaluate(run, save_features=file, quiet=True)
+    ddag_jax.evaluate(run, config=load_config(CONFIG), save_features=file, quiet=True)
     stored = np.load(file)
     names = {name: number for number, name in enumerate(source.names)}
     for side, modality in (("query", "infrared"), ("gallery", "visible")):
@@ -99,20 +101,17 @@ def test_a_run_without_checkpoint_is_refused(tmp_path: Path) -> None:
 
 OWN = """
 import dataclasses
-from ddag_jax.config import BaselineConfig, DataConfig, Config
 from ddag_jax.io.config_file import load_config
-from ddag_jax.methods.baseline import Baseline
+from tests.linear_method import Linear, LinearConfig
 
 @dataclasses.dataclass(frozen=True)
 class MyConfig:
     '''Mine.'''
-    my_margin: float = 0.3
-    '''Of my loss.'''
+    my_dropout: float = 0.1
+    '''Of my pixels.'''
 
     def build(self, classes, axis_name):
-        return Baseline(
-            BaselineConfig(backbone="resnet18", width=8, margin=self.my_margin), classes, axis_name
-        )
+        return Linear(LinearConfig(dropout=self.my_dropout), classes, axis_name)
 
 def get_config():
     return dataclasses.replace(load_config("debug"), model=MyConfig())
@@ -124,15 +123,14 @@ def test_a_method_of_ones_own_from_the_command_line_to_a_loaded_model(
 ) -> None:
     from ddag_jax.cli.evaluate import main as evaluate
     from ddag_jax.cli.train import main as train
-    from ddag_jax.io.config_file import load_config
 
     file, run = tmp_path / "mine.py", tmp_path / "run"
     file.write_text(OWN)
     words = [str(file), "--workdir", str(run), "--data.dir", str(debug_data), "--quiet"]
-    fields = ["--model.my-margin", "0.5", "--training.epochs", "1"]
+    fields = ["--model.my-dropout", "0.5", "--training.epochs", "1"]
     assert train([*words, *fields]) == 0
-    assert train([*words, "--model.my-margn", "0.5"]) == 2
-    assert "did you mean --model.my-margin?" in capsys.readouterr().err
+    assert train([*words, "--model.my-dropuot", "0.5"]) == 2
+    assert "did you mean --model.my-dropout?" in capsys.readouterr().err
 
     assert evaluate([str(run)]) == 2
     assert "--config FILE" in capsys.readouterr().err
@@ -140,5 +138,5 @@ def test_a_method_of_ones_own_from_the_command_line_to_a_loaded_model(
     with pytest.raises(UserError, match="--config FILE"):
         ddag_jax.load(run)
     model = ddag_jax.load(run, config=load_config(str(file)))
-    assert model.config.model.my_margin == 0.5
+    assert model.config.model.my_dropout == 0.5
     assert model.embed(np.zeros((1, 9, 9, 3), np.uint8), "visible")["global"].shape == (1, 64)
