@@ -83,15 +83,64 @@ class AugmentConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class DDAGConfig:
+class TwoStreamConfig:
+    """What the methods of the package share: backbone, pooling, triplet loss."""
+
+    backbone: Literal["resnet50", "resnet18"] = "resnet50"
+    width: int = 64
+    """Channels of the stem: 64 in the published ResNets."""
+    pooling: Literal["mean", "gem", "gem-learnable"] = "mean"
+    """Of the last feature map. `gem` is AGW's generalised mean with a constant power, as its code
+    has it; AGW's paper has it learnable, here at the neck's learning rate."""
+    gem_power: float = 3.0
+    """Power of `gem`; of `gem-learnable` at the start."""
+    triplet: Literal["hard", "weighted", "squared", "hetero-centre"] = "hard"
+    """Triplet loss of the pooled features, in Euclidean distance: batch-hard (Eq. 1), AGW's
+    weighted regularised, CAJ's enhanced squared difference, or that of the modality centres (Liu et
+    al. 2020)."""
+    margin: float = 0.3
+    """Of the batch-hard and of the hetero-centre triplet loss."""
+    triplet_alpha: float = 1.0
+    """Of the squared triplet: factor of the distances in its softmaxes."""
+    triplet_gamma: float = 1.0
+    """Of the squared triplet: factor of the squared difference, which is clamped at 88, as in CAJ's
+    code. At the scale of a network's features the published 1 may clamp every anchor: the loss is
+    88, has no gradient, and the log has a warning."""
+    compute_dtype: Literal["float32", "bfloat16"] = "float32"
+    """Of convolutions and matrix products; everything else is at least float32. With
+    JAX_ENABLE_X64, float32 means float64."""
+
+    def __post_init__(self) -> None:
+        _check(
+            self.width >= 8,
+            "model.width: must be at least 8 channels (64 in the published ResNets)",
+        )
+        _check(self.margin >= 0, "model.margin: must be 0 or more")
+        _check(self.gem_power > 0, "model.gem_power: must be above 0 (AGW: 3)")
+        _check(self.triplet_alpha > 0, "model.triplet_alpha: must be above 0 (CAJ: 1)")
+        _check(self.triplet_gamma > 0, "model.triplet_gamma: must be above 0 (CAJ: 1)")
+        if self.pooling == "mean":
+            self._without_effect("gem_power", "model.pooling=mean")
+        if self.triplet in ("weighted", "squared"):
+            self._without_effect("margin", f"model.triplet={self.triplet}")
+        if self.triplet != "squared":
+            for field in ("triplet_alpha", "triplet_gamma"):
+                self._without_effect(field, f"model.triplet={self.triplet}")
+
+    def _without_effect(self, field: str, under: str) -> None:
+        _check(
+            getattr(self, field) == getattr(TwoStreamConfig, field),
+            f"model.{field}: does nothing with {under}; leave it out, or change {under}",
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class DDAGConfig(TwoStreamConfig):
     """DDAG (methods/ddag): the network and its losses.
 
     With both branches off it is the baseline B; with one of them on, B+P or B+G; with both, B+P+G.
     """
 
-    backbone: Literal["resnet50", "resnet18"] = "resnet50"
-    width: int = 64
-    """Channels of the stem: 64 in the published ResNets."""
     part_attention: bool = True
     """Intra-modality weighted-part aggregation (IWPA, section 3.2): the P of B+P."""
     parts: int = 3
@@ -115,19 +164,14 @@ class DDAGConfig:
     graph_neighbours: int | None = None
     """Images of its own identity that a node may attend to (N_g, Table 3): itself first, then
     the modalities in turn. None: all of them."""
-    margin: float = 0.3
-    """Of the batch-hard triplet loss (Eq. 1), Euclidean distance of pooled features."""
     graph_reduction: Literal["mean", "sum"] = "mean"
     """Over the nodes, of the graph loss (Eq. 9). Code: mean; paper: sum."""
     graph_weight: float | None = None
     """Coefficient of the graph loss (Eq. 11). None: dynamic, 0 in the first epoch, then
     1 / (1 + mean of L_P over the previous epoch)."""
-    compute_dtype: Literal["float32", "bfloat16"] = "float32"
-    """Of convolutions and matrix products; everything else is at least float32. With
-    JAX_ENABLE_X64, float32 means float64."""
 
     def __post_init__(self) -> None:
-        _check_network(self.width, self.margin)
+        super().__post_init__()
         _check(self.parts >= 1, "model.parts: must be at least 1 stripe (the paper: 3)")
         _check(self.graph_heads >= 1, "model.graph_heads: must be at least 1 (the paper: 4)")
         _check(self.graph_head_dim >= 1, "model.graph_head_dim: must be at least 1 (the code: 512)")
@@ -147,24 +191,16 @@ class DDAGConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class BaselineConfig:
-    """The baseline B (methods/baseline.py): identity and triplet loss on the pooled feature."""
+class BaselineConfig(TwoStreamConfig):
+    """The baseline B (methods/baseline.py): identity and triplet loss on the pooled feature.
 
-    backbone: Literal["resnet50", "resnet18"] = "resnet50"
-    width: int = 64
-    """Channels of the stem: 64 in the published ResNets."""
-    margin: float = 0.3
-    """Of the batch-hard triplet loss (Eq. 1), Euclidean distance of pooled features."""
-    compute_dtype: Literal["float32", "bfloat16"] = "float32"
-    """As in DDAGConfig."""
+    With `pooling="gem"`, `non_local="one"` and `triplet="weighted"` it is AGW; with "squared",
+    CAJ.
+    """
 
-    def __post_init__(self) -> None:
-        _check_network(self.width, self.margin)
-
-
-def _check_network(width: int, margin: float) -> None:
-    _check(width >= 8, "model.width: must be at least 8 channels (64 in the published ResNets)")
-    _check(margin >= 0, "model.margin: must be 0 or more")
+    non_local: Literal["none", "one", "half"] = "none"
+    """AGW's five non-local blocks in stages 2 and 3: with an inner width of one channel, as AGW's
+    code has it, or of half the channels, which was surely meant."""
 
 
 class MethodConfig(Protocol):

@@ -30,7 +30,7 @@ from ddag_jax.evaluation.evaluator import Evaluator, while_training
 from ddag_jax.evaluation.protocols import selection_figure
 from ddag_jax.io.files import write_text
 from ddag_jax.io.progress import say
-from ddag_jax.methods.base import Method
+from ddag_jax.methods.base import HasWarnings, Method
 from ddag_jax.methods.build import build_method
 from ddag_jax.parallel import (
     AXIS,
@@ -251,6 +251,8 @@ class _Run:
     checkpoints: RunCheckpoints
     stop: StopRequest
     profile: Profile
+    warned: set[str] = dataclasses.field(default_factory=set)
+    """Kinds of the method's warnings that are in the log."""
 
     @property
     def total(self) -> int:
@@ -318,7 +320,13 @@ class _Run:
         if int(outcome.skipped_in_row) >= limit:  # never decreases once the limit is reached
             self._fail(*next(step for step in unread if int(step[1].skipped_in_row) >= limit))
         if self._logged(number):
-            self.log.train(number, (number - 1) // self.per_epoch, self._figures(number, outcome))
+            figures, epoch = self._figures(number, outcome), (number - 1) // self.per_epoch
+            self.log.train(number, epoch, figures)
+            if isinstance(self.method, HasWarnings):
+                for kind, text in self.method.warnings(figures).items():
+                    if kind not in self.warned:
+                        self.warned.add(kind)
+                        self.log.note(number, epoch, f"warning: {text}")
         unread.clear()
 
     def _figures(self, number: int, outcome: Outcome) -> dict[str, float]:
