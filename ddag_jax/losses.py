@@ -242,8 +242,8 @@ def _weighted_means(
 ) -> tuple[Float[Array, " k"], Float[Array, " k"]]:
     """Return each anchor's softmax-weighted mean distance to its positives and to its negatives."""
     distance, same = _distances(features, labels, axis_name)
-    # An image's distance to itself is that of the clamp, and has no gradient. Rounding in its square
-    # may exceed the clamp, and the root's slope there would multiply it by half a million.
+    # The distance of an image to itself is the clamp, without a gradient. Rounding in its square
+    # may exceed the clamp, and the slope of the root there multiplies it by half a million.
     first = 0 if axis_name is None else jax.lax.axis_index(axis_name) * len(labels)
     itself = first + jnp.arange(len(labels))[:, None] == jnp.arange(distance.shape[1])
     distance = jnp.where(itself, _SHORTEST, distance)

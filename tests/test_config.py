@@ -44,6 +44,9 @@ OUT_OF_RANGE = [
     ("model", "graph_neighbours", 0),
     ("model", "margin", -0.1),
     ("model", "graph_weight", -0.1),
+    ("model", "gem_power", 0.0),
+    ("model", "triplet_alpha", 0.0),
+    ("model", "triplet_gamma", 0.0),
     ("optimizer", "learning_rate", 0.0),
     ("optimizer", "backbone_scale", -0.1),
     ("optimizer", "momentum", 1.0),
@@ -104,6 +107,29 @@ def test_holdout_needs_both_lists() -> None:
     with pytest.raises(ValueError, match=r"data\.holdout_identities: only with"):
         DataConfig(train_on="train", holdout_identities=4)
     assert DataConfig(train_on="train+val", holdout_identities=4).holdout_identities == 4
+
+
+@pytest.mark.parametrize("kind", [DDAGConfig, BaselineConfig])
+@pytest.mark.parametrize(
+    ("fields", "needed"),
+    [
+        ({"gem_power": 2.0}, {"pooling": "gem"}),
+        ({"triplet_gamma": 0.02}, {"triplet": "squared"}),
+        ({"triplet_alpha": 2.0}, {"triplet": "squared"}),
+        ({"triplet_gamma": 0.02, "triplet": "weighted"}, {"triplet": "squared"}),
+        ({"margin": 0.5, "triplet": "weighted"}, {"triplet": "hetero-centre"}),
+        ({"margin": 0.5, "triplet": "squared"}, {"triplet": "hard"}),
+    ],
+    ids=str,
+)
+def test_a_field_that_does_nothing_is_an_error(
+    kind: type, fields: dict[str, Any], needed: dict[str, str]
+) -> None:
+    """It names the field and the one that switches it off."""
+    name, (switch, value) = next(iter(fields)), next(iter(needed.items()))
+    with pytest.raises(ValueError, match=rf"model\.{name}: does nothing with model\.{switch}="):
+        kind(**fields)
+    assert getattr(kind(**fields | {switch: value}), name) == fields[name]
 
 
 def test_every_section_is_covered() -> None:
