@@ -403,9 +403,9 @@ class Config:
         _check(
             augment.erasing == 0
             or max(least, area / (width - 0.5) ** 2) <= min(greatest, (height - 0.5) ** 2 / area),
-            f"augment.erasing_share, augment.erasing_aspect: no rectangle of {augment.erasing_share}"
-            f" of the area and height / width {augment.erasing_aspect} is smaller than"
-            f" {height} x {width} pixels in both directions; lower the share or change the aspect",
+            f"augment.erasing_share, augment.erasing_aspect: no rectangle of {area:.0f} pixels or"
+            f" more with height / width in {augment.erasing_aspect} is lower and narrower than"
+            f" {height} x {width}; lower the share or change the aspect",
         )
 
 

@@ -122,9 +122,9 @@ def train(
     Raises:
         UserError: `workdir` exists, holds a run of another configuration or other data, or is
             being written by another process; data or weights are missing or do not fit; the batch
-            cannot be divided among the devices; the channels of visible images are to be changed,
-            which are grey; the method does not take as many views; fewer steps remain than `profile` needs; a loss or
-            gradient is not finite; a file cannot be written.
+            cannot be divided among the devices; visible images whose channels are to be changed are
+            grey; the method does not take as many views; fewer steps remain than `profile` needs; a
+            loss or gradient is not finite; a file cannot be written.
     """
     check_settings(find_dataset(config.data.dataset), config.data, config.evaluation)
     folder = epath.Path(workdir)

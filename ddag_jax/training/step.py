@@ -149,7 +149,7 @@ def make_train_step(
             images, augment_keys, padding=padding, flip=flip, erasing=erasing, channels=channels
         )
         labels = jnp.repeat(jnp.asarray(batch.labels), m)
-        modalities: list[Modality] = ["visible"] * len(visible) + ["infrared"]
+        modalities: tuple[Modality, ...] = (*("visible" for _ in visible), "infrared")
         views = tuple(
             View(modality, images[i * n * m : (i + 1) * n * m], labels)
             for i, modality in enumerate(modalities)
