@@ -10,7 +10,7 @@ import optax
 from jaxtyping import Array, Float, Int, Key
 
 from ddag_jax.data.augment import Change, augment
-from ddag_jax.methods.base import Method, Modality, View
+from ddag_jax.methods.base import Method, View
 from ddag_jax.training.state import TrainState
 from ddag_jax.types import Batch
 
@@ -149,10 +149,9 @@ def make_train_step(
             images, augment_keys, padding=padding, flip=flip, erasing=erasing, channels=channels
         )
         labels = jnp.repeat(jnp.asarray(batch.labels), m)
-        modalities: tuple[Modality, ...] = (*("visible" for _ in visible), "infrared")
         views = tuple(
-            View(modality, images[i * n * m : (i + 1) * n * m], labels)
-            for i, modality in enumerate(modalities)
+            View("infrared" if i == len(visible) else "visible", view, labels)
+            for i, view in enumerate(jnp.split(images, len(channels)))
         )
         new_state, outcome, _ = update(state, views, method_keys)
         return new_state, outcome

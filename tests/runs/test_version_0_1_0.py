@@ -160,7 +160,7 @@ def test_a_resumed_run_logs_the_note(resumed: Path, tmp_path: Path) -> None:
     edit(run / "checkpoints" / "12", lambda meta: meta["config"]["data"].pop("label_noise"))
     assert resume(run) == 0
     notes = [line["text"] for line in lines(run / "log.jsonl") if line["kind"] == "note"]
-    assert any("without data.label_noise, " in note for note in notes)
+    assert any("without data.label_noise: the defaults are taken" in note for note in notes)
 
 
 def unknown_field(meta: dict) -> None:
