@@ -12,7 +12,7 @@ from tests.datasets.commands import call
 
 SIZE = ("--image-size", 32, 16)
 RED, GREEN, BLUE = (200, 60, 30)
-HEIGHT, WIDTH = 128, 64  # of an image in the picture, enlarged from 32 x 16
+HEIGHT, WIDTH = 128, 64  # of an image in the picture
 
 
 def images_in(picture: PIL.Image.Image) -> np.ndarray:
@@ -28,8 +28,8 @@ def images_in(picture: PIL.Image.Image) -> np.ndarray:
 
 
 def test_each_column_shows_its_augmentation() -> None:
-    image = np.full((1, 32, 16, 3), (RED, GREEN, BLUE), np.uint8)
-    settings = AugmentConfig(padding=3, erasing=1.0, erasing_fill=(0.0, 0.0, 0.0))
+    image = np.full((1, HEIGHT, WIDTH, 3), (RED, GREEN, BLUE), np.uint8)
+    settings = AugmentConfig(padding=12, erasing=1.0, erasing_fill=(0.0, 0.0, 0.0))
     shown = images_in(augmentation_sheet(image, ["a"], settings, draws=4, seed=1))
     assert len(shown) == 1 + 4 * 4 + 1
     colours = [{tuple(pixel) for pixel in one.reshape(-1, 3)} for one in shown]

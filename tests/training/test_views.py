@@ -9,9 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ddag_jax.config import AugmentConfig, Config, TrainingConfig
+from ddag_jax.config import AugmentConfig, BaselineConfig, Config, TrainingConfig
 from ddag_jax.data.augment import IMAGENET_MEAN, IMAGENET_STD
 from ddag_jax.errors import UserError
+from ddag_jax.methods.baseline import Baseline
 from ddag_jax.parallel import AXIS, device_mesh, map_train_step, replicate, shard
 from ddag_jax.training.build import build_train_step
 from ddag_jax.training.state import new_state
@@ -23,7 +24,7 @@ ERASING = {"erasing": 0.5, "erasing_fill": (50.0, 60.0, 70.0)}
 
 
 @dataclasses.dataclass(frozen=True)
-class Watch:
+class Watch(Baseline):
     """A method that shows its input: as terms, by class, so that the devices' parts add up."""
 
     third_view: bool = True
@@ -44,10 +45,14 @@ class Watch:
             "labels": by_class(jnp.concatenate([view.labels for view in views])),
             "draws": by_class(jax.vmap(jax.random.uniform)(keys)),
         }
-        return variables["params"].sum(), terms, {}
+        return variables["params"]["scale"], terms, {}
 
     def remember(self, memory: Any, terms: Any, counted: Any, epoch_ends: Any) -> tuple[()]:
-        return ()
+        return ()  # without the baseline's check that a term is a scalar
+
+
+def watch(**fields: bool) -> Watch:
+    return Watch(BaselineConfig(), tiny.CLASSES, **fields)
 
 
 @functools.cache
@@ -56,9 +61,11 @@ def seen(devices: int, views: int = 3, **augment: Any) -> dict[str, np.ndarray]:
     config = Config(
         augment=AugmentConfig(padding=3, **augment), training=TrainingConfig(views=views)
     )
-    mesh, method, optimizer = device_mesh(jax.devices()[:devices]), Watch(), tiny.optimizer()
+    mesh, method, optimizer = device_mesh(jax.devices()[:devices]), watch(), tiny.optimizer()
     step = map_train_step(build_train_step(config, method, optimizer, 10, AXIS), mesh)
-    state = new_state({"params": jnp.ones(2), "batch_stats": {}}, optimizer, (), jax.random.key(1))
+    state = new_state(
+        {"params": {"scale": jnp.ones(())}, "batch_stats": {}}, optimizer, (), jax.random.key(1)
+    )
     batch = tiny.batch(N, M)
     state = replicate(state.replace(step=jnp.array(5, jnp.int32)), mesh)
     _, outcome = step(state, shard(batch, mesh))
@@ -93,8 +100,8 @@ def test_the_third_view_is_the_visible_image_augmented_once_more() -> None:
         np.testing.assert_array_equal(three[name][:, [0, 2]], two[name], err_msg=name)
     assert len(np.unique(three["draws"])) == 3 * N * M
     first, second, _ = three["images"].swapaxes(0, 1)
-    # Nine tenths of an image are in both crops; mirrored or not, the pixels are the same ones.
-    assert (first != second).any((2, 3, 4)).mean() > 0.9
+    # One pair of crops and flips in 98 is alike.
+    assert (first != second).any((2, 3, 4)).mean() > 0.7
     pixels = [np.rint((v * IMAGENET_STD + IMAGENET_MEAN) * 255) for v in (first, second)]
     batch = tiny.batch(N, M)
     for view in pixels:
@@ -166,6 +173,6 @@ def test_a_key_is_that_of_slot_view_and_image() -> None:
 
 def test_three_views_need_a_method_that_takes_them() -> None:
     config = Config(training=TrainingConfig(views=3))
-    for method, name in ((tiny.method(), "DDAG"), (Watch(third_view=False), "Watch")):
+    for method, name in ((tiny.method(), "DDAG"), (watch(third_view=False), "Watch")):
         with pytest.raises(UserError, match=rf"training\.views: 3, but {name} takes two"):
             build_train_step(config, method, tiny.optimizer(), 10, None)
