@@ -194,7 +194,7 @@ def test_holdout_needs_both_lists() -> None:
     ],
     ids=str,
 )
-def test_a_field_that_does_nothing_is_an_error(
+def test_a_method_s_field_that_does_nothing_is_an_error(
     kind: type, fields: dict[str, Any], needed: dict[str, str]
 ) -> None:
     """It names the field and the one that switches it off."""

@@ -45,7 +45,7 @@ class TwoStream(nn.Module):
         self.shared = Stages(self.backbone, self.width, self.dtype, self.axis_name, self.non_local)
 
     def __call__(
-        self, visible: Float[Array, "b h w 3"], infrared: Float[Array, "b h w 3"], train: bool
+        self, visible: Float[Array, "v h w 3"], infrared: Float[Array, "b h w 3"], train: bool
     ) -> Float[Array, "k ho wo c"]:
         """Return the feature maps of both modalities, visible first.
 
