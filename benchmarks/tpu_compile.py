@@ -375,7 +375,8 @@ def compile_slice(config: Config, topology: str) -> Iterator[Program]:
         UserError: there is no such slice, or a program does not fit into a chip's memory.
     """
     mesh = slice_mesh(topology)
-    chips, per_identity = mesh.size, 2 * config.training.images_per_identity
+    chips, training = mesh.size, config.training
+    per_identity = training.views * training.images_per_identity
     for load in LOADS:
         identities = max(load * chips, 2)  # the triplet loss needs two
         images = identities * per_identity

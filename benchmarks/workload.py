@@ -58,8 +58,9 @@ def _training(identities: int) -> TrainingConfig:
 
 
 def images(config: Config) -> int:
-    """Return the number of images in a batch, of both modalities."""
-    return 2 * config.training.identities_per_batch * config.training.images_per_identity
+    """Return the number of images that a step processes, of all views."""
+    training = config.training
+    return training.views * training.identities_per_batch * training.images_per_identity
 
 
 def deterministic(config: Config) -> Config:

@@ -5,6 +5,7 @@ published numbers, and the comment says so. `(n)` after a field is its symbol or
 """
 
 import dataclasses
+import math
 import types
 import typing
 from collections.abc import Iterable, Mapping
@@ -69,29 +70,130 @@ class DataConfig:
         )
 
 
+Channels = Literal["none", "exchange", "adaptive-grey", "grey"]
+
+
 @dataclasses.dataclass(frozen=True)
 class AugmentConfig:
-    """Training augmentation (section 4.1 and the code)."""
+    """Training augmentation (section 4.1 and the code); erasing and channels as in CAJ's code.
+
+    In this order: pad and crop, flip, normalise, erase, change channels. docs/augmentation.md has
+    pictures.
+    """
 
     padding: int = 10
     """Zero padding on each side before the random crop back to size, pixels."""
     flip: bool = True
     """Flip left-right with probability 1/2."""
+    erasing: float = 0.0
+    """Probability of filling a random rectangle of an image, of every view. CAJ: 0.5."""
+    erasing_share: tuple[float, float] = (0.02, 0.4)
+    """Least and greatest area of the rectangle, as a share of the image's; uniform between."""
+    erasing_aspect: tuple[float, float] = (0.3, 1 / 0.3)
+    """Least and greatest height over width of the rectangle; uniform between."""
+    erasing_fill: tuple[float, float, float] = (0.4914, 0.4822, 0.4465)
+    """Red, green, blue of the rectangle after normalisation, in standard deviations from the mean
+    colour. CAJ's code has these; (0, 0, 0), the mean colour, is LLCM's authors'."""
+    visible_channels: Channels = "none"
+    """What is done to the channels of visible images: with training.views=3 those of V' only, V
+    keeps its colours; with 2 those of V. `exchange`: one channel, drawn, in all three (CAJ);
+    `adaptive-grey`: that, or grey, or nothing, see infrared_channels; `grey`: grey, with
+    grey_probability."""
+    infrared_channels: Channels = "none"
+    """The same of infrared images. `adaptive-grey` (CAJ): each channel in all three with
+    probability 1/4, grey and unchanged with 1/8 each."""
+    grey_probability: float = 0.5
+    """Of `grey`."""
 
     def __post_init__(self) -> None:
         _check(self.padding >= 0, "augment.padding: must be 0 or more pixels")
+        for field in ("erasing", "grey_probability"):
+            value = getattr(self, field)
+            _check(0 <= value <= 1, f"augment.{field}: {value} is not a probability in [0, 1]")
+        for field, limit in (("erasing_share", 1.0), ("erasing_aspect", math.inf)):
+            bounds = getattr(self, field)
+            _check(
+                len(bounds) == 2 and 0 < bounds[0] <= bounds[1] < limit,
+                f"augment.{field}: {bounds} must be the least and the greatest value, above 0"
+                + (" and below 1" if limit == 1 else ""),
+            )
+        _check(
+            len(self.erasing_fill) == 3,
+            f"augment.erasing_fill: {self.erasing_fill} must be red, green and blue",
+        )
+        for field in ("erasing_share", "erasing_aspect", "erasing_fill"):
+            _check(
+                self.erasing > 0 or getattr(self, field) == getattr(AugmentConfig, field),
+                f"augment.{field}: does nothing with augment.erasing=0; leave it out, or set"
+                " augment.erasing to a probability (CAJ: 0.5)",
+            )
+        _check(
+            "grey" in (self.visible_channels, self.infrared_channels)
+            or self.grey_probability == AugmentConfig.grey_probability,
+            "augment.grey_probability: does nothing while neither augment.visible_channels nor"
+            " augment.infrared_channels is grey; leave it out, or set one of them to grey",
+        )
 
 
 @dataclasses.dataclass(frozen=True)
-class DDAGConfig:
+class TwoStreamConfig:
+    """What the methods of the package share: backbone, pooling, triplet loss."""
+
+    backbone: Literal["resnet50", "resnet18"] = "resnet50"
+    width: int = 64
+    """Channels of the stem: 64 in the published ResNets."""
+    pooling: Literal["mean", "gem", "gem-learnable"] = "mean"
+    """Of the last feature map. `gem` is AGW's generalised mean with a constant power, as its code
+    has it; AGW's paper has it learnable, here at the neck's learning rate."""
+    gem_power: float = 3.0
+    """Power of `gem`; of `gem-learnable` at the start."""
+    triplet: Literal["hard", "weighted", "squared", "hetero-centre"] = "hard"
+    """Triplet loss of the pooled features, in Euclidean distance: batch-hard (Eq. 1), AGW's
+    weighted regularised, CAJ's enhanced squared difference, or that of the modality centres (Liu et
+    al. 2020)."""
+    margin: float = 0.3
+    """Of the batch-hard and of the hetero-centre triplet loss."""
+    triplet_alpha: float = 1.0
+    """Of the squared triplet: factor of the distances in its softmaxes."""
+    triplet_gamma: float = 1.0
+    """Of the squared triplet: factor of the squared difference, which is clamped at 88, as in CAJ's
+    code. At the scale of a network's features the published 1 may clamp every anchor: the loss is
+    88, has no gradient, and the log has a warning."""
+    compute_dtype: Literal["float32", "bfloat16"] = "float32"
+    """Of convolutions and matrix products; everything else is at least float32. With
+    JAX_ENABLE_X64, float32 means float64."""
+
+    def __post_init__(self) -> None:
+        _check(
+            self.width >= 8,
+            "model.width: must be at least 8 channels (64 in the published ResNets)",
+        )
+        _check(self.margin >= 0, "model.margin: must be 0 or more")
+        _check(self.gem_power > 0, "model.gem_power: must be above 0 (AGW: 3)")
+        _check(self.triplet_alpha > 0, "model.triplet_alpha: must be above 0 (CAJ: 1)")
+        _check(self.triplet_gamma > 0, "model.triplet_gamma: must be above 0 (CAJ: 1)")
+        if self.pooling == "mean":
+            self._without_effect("gem_power", "model.pooling=mean")
+        if self.triplet in ("weighted", "squared"):
+            self._without_effect("margin", f"model.triplet={self.triplet}")
+        if self.triplet != "squared":
+            for field in ("triplet_alpha", "triplet_gamma"):
+                self._without_effect(field, f"model.triplet={self.triplet}")
+
+    def _without_effect(self, field: str, under: str) -> None:
+        _check(
+            getattr(self, field) == getattr(TwoStreamConfig, field),
+            f"model.{field}: does nothing with {under}; leave it out, or change {under}",
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class DDAGConfig(TwoStreamConfig):
     """DDAG (methods/ddag): the network and its losses.
 
     With both branches off it is the baseline B; with one of them on, B+P or B+G; with both, B+P+G.
     """
 
-    backbone: Literal["resnet50", "resnet18"] = "resnet50"
-    width: int = 64
-    """Channels of the stem: 64 in the published ResNets."""
     part_attention: bool = True
     """Intra-modality weighted-part aggregation (IWPA, section 3.2): the P of B+P."""
     parts: int = 3
@@ -115,19 +217,14 @@ class DDAGConfig:
     graph_neighbours: int | None = None
     """Images of its own identity that a node may attend to (N_g, Table 3): itself first, then
     the modalities in turn. None: all of them."""
-    margin: float = 0.3
-    """Of the batch-hard triplet loss (Eq. 1), Euclidean distance of pooled features."""
     graph_reduction: Literal["mean", "sum"] = "mean"
     """Over the nodes, of the graph loss (Eq. 9). Code: mean; paper: sum."""
     graph_weight: float | None = None
     """Coefficient of the graph loss (Eq. 11). None: dynamic, 0 in the first epoch, then
     1 / (1 + mean of L_P over the previous epoch)."""
-    compute_dtype: Literal["float32", "bfloat16"] = "float32"
-    """Of convolutions and matrix products; everything else is at least float32. With
-    JAX_ENABLE_X64, float32 means float64."""
 
     def __post_init__(self) -> None:
-        _check_network(self.width, self.margin)
+        super().__post_init__()
         _check(self.parts >= 1, "model.parts: must be at least 1 stripe (the paper: 3)")
         _check(self.graph_heads >= 1, "model.graph_heads: must be at least 1 (the paper: 4)")
         _check(self.graph_head_dim >= 1, "model.graph_head_dim: must be at least 1 (the code: 512)")
@@ -147,24 +244,16 @@ class DDAGConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class BaselineConfig:
-    """The baseline B (methods/baseline.py): identity and triplet loss on the pooled feature."""
+class BaselineConfig(TwoStreamConfig):
+    """The baseline B (methods/baseline.py): identity and triplet loss on the pooled feature.
 
-    backbone: Literal["resnet50", "resnet18"] = "resnet50"
-    width: int = 64
-    """Channels of the stem: 64 in the published ResNets."""
-    margin: float = 0.3
-    """Of the batch-hard triplet loss (Eq. 1), Euclidean distance of pooled features."""
-    compute_dtype: Literal["float32", "bfloat16"] = "float32"
-    """As in DDAGConfig."""
+    With `pooling="gem"`, `non_local="one"` and `triplet="weighted"` it is AGW; with "squared",
+    CAJ.
+    """
 
-    def __post_init__(self) -> None:
-        _check_network(self.width, self.margin)
-
-
-def _check_network(width: int, margin: float) -> None:
-    _check(width >= 8, "model.width: must be at least 8 channels (64 in the published ResNets)")
-    _check(margin >= 0, "model.margin: must be 0 or more")
+    non_local: Literal["none", "one", "half"] = "none"
+    """AGW's five non-local blocks in stages 2 and 3: with an inner width of one channel, as AGW's
+    code has it, or of half the channels, which was surely meant."""
 
 
 class MethodConfig(Protocol):
@@ -201,7 +290,8 @@ class OptimizerConfig:
     drop_factor: float = 0.1
     linear_scaling: bool = False
     """Multiply the learning rate by the batch's size, in shares of the published 32 images of a
-    modality (n * m): the linear rule for larger batches. Keep the warm-up with it."""
+    modality (n * m, whatever training.views is): the linear rule for larger batches. Keep the
+    warm-up with it."""
 
     def __post_init__(self) -> None:
         _check(self.learning_rate > 0, "optimizer.learning_rate: must be above 0")
@@ -231,6 +321,9 @@ class TrainingConfig:
     with them. See optimizer.linear_scaling."""
     images_per_identity: int = 4
     """In each modality (m)."""
+    views: Literal[2, 3] = 2
+    """Of the images of a batch: V (visible) and I (infrared), 2 * n * m images a step; with 3 also
+    V', the same visible images augmented once more, 3 * n * m. See augment.visible_channels."""
     seed: int = 0
     """Of initialisation, sampling, augmentation and dropout."""
     mapping: Literal["shard_map", "pmap"] = "shard_map"
@@ -335,6 +428,21 @@ class Config:
                     f"{section.name}.{name}: {repr(value)[:80]} is not of the kind {kind}, or"
                     " beyond all bounds",
                 )
+        self._check_erasing_fits()
+
+    def _check_erasing_fits(self) -> None:
+        """Check that some rectangle of the least area is lower and narrower than the image."""
+        augment, height, width = self.augment, self.data.image_height, self.data.image_width
+        area = augment.erasing_share[0] * height * width
+        least, greatest = augment.erasing_aspect
+        # Height and width are rounded: below H - 1/2 the height is at most H - 1.
+        _check(
+            augment.erasing == 0
+            or max(least, area / (width - 0.5) ** 2) <= min(greatest, (height - 0.5) ** 2 / area),
+            f"augment.erasing_share, augment.erasing_aspect: no rectangle of {area:.0f} pixels or"
+            f" more with height / width in {augment.erasing_aspect} is lower and narrower than"
+            f" {height} x {width}; lower the share or change the aspect",
+        )
 
 
 def _is_of(value: Any, kind: Any) -> bool:
@@ -342,11 +450,14 @@ def _is_of(value: Any, kind: Any) -> bool:
     if typing.get_origin(kind) in (typing.Union, types.UnionType):
         return any(_is_of(value, one) for one in typing.get_args(kind))
     if typing.get_origin(kind) is Literal:
-        return isinstance(value, str) and value in typing.get_args(kind)
+        return any(type(value) is type(one) and value == one for one in typing.get_args(kind))
     if typing.get_origin(kind) is tuple:
-        inner = typing.get_args(kind)[0]
+        inner, *others = typing.get_args(kind)
+        lengths = range(1000) if others == [...] else [1 + len(others)]
         return (
-            isinstance(value, tuple) and len(value) < 1000 and all(_is_of(v, inner) for v in value)
+            isinstance(value, tuple)
+            and len(value) in lengths
+            and all(_is_of(v, inner) for v in value)
         )
     if kind is float:
         return type(value) in (int, float) and -1e300 < value < 1e300

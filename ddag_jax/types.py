@@ -3,7 +3,7 @@
 ====  ==============================================================================
 n     identities in a batch (on one device: its share of them)
 m     images of each identity in each modality
-k     images in a batch, visible before infrared: k = 2 * n * m
+k     images in a batch, visible before infrared: k = 2 * n * m (with a second visible view 3)
 h, w  height and width of an image or of a feature map, in pixels or cells
 c     channels of the pooled feature (2048 for ResNet-50)
 p     horizontal parts (stripes)

@@ -32,7 +32,12 @@ def share() -> None:
     _share(
         training,
         "build_train_step",
-        lambda config, *rest: (config.augment, training.nonfinite_limit(config), *rest),
+        lambda config, *rest: (
+            config.augment,
+            config.training.views,
+            training.nonfinite_limit(config),
+            *rest,
+        ),
     )
     _share(parallel, "map_train_step", lambda *arguments: arguments)
     _share(embed, "make_embed", lambda method, flip: (method, flip))

@@ -35,6 +35,18 @@ OUT_OF_RANGE = [
     ("data", "image_width", 15),
     ("data", "holdout_identities", -1),
     ("augment", "padding", -1),
+    ("augment", "erasing", -0.1),
+    ("augment", "erasing", 1.1),
+    ("augment", "grey_probability", -0.1),
+    ("augment", "grey_probability", 1.1),
+    ("augment", "erasing_share", (0.0, 0.4)),
+    ("augment", "erasing_share", (0.4, 0.02)),
+    ("augment", "erasing_share", (0.02, 1.0)),
+    ("augment", "erasing_share", (0.02,)),
+    ("augment", "erasing_aspect", (0.0, 3.0)),
+    ("augment", "erasing_aspect", (3.0, 0.3)),
+    ("augment", "erasing_aspect", (0.3, 1.0, 3.0)),
+    ("augment", "erasing_fill", (0.0, 0.0)),
     ("model", "width", 7),
     ("model", "parts", 0),
     ("model", "graph_heads", 0),
@@ -44,6 +56,9 @@ OUT_OF_RANGE = [
     ("model", "graph_neighbours", 0),
     ("model", "margin", -0.1),
     ("model", "graph_weight", -0.1),
+    ("model", "gem_power", 0.0),
+    ("model", "triplet_alpha", 0.0),
+    ("model", "triplet_gamma", 0.0),
     ("optimizer", "learning_rate", 0.0),
     ("optimizer", "backbone_scale", -0.1),
     ("optimizer", "momentum", 1.0),
@@ -68,6 +83,8 @@ AT_THE_LIMIT = [
     ("data", "image_height", 32),
     ("data", "image_width", 16),
     ("augment", "padding", 0),
+    ("augment", "erasing", 0.0),
+    ("augment", "erasing", 1.0),
     ("model", "width", 8),
     ("model", "parts", 1),
     ("model", "graph_dropout", 0.0),
@@ -100,10 +117,91 @@ def test_the_limit_itself_is_allowed(section: str, field: str, value: Any) -> No
     assert getattr(SECTIONS[section](**{field: value}), field) == value
 
 
+@pytest.mark.parametrize(
+    ("fields", "idle", "cause"),
+    [
+        ({"erasing_share": (0.02, 0.3)}, "erasing_share", "erasing=0"),
+        ({"erasing_aspect": (0.5, 2.0)}, "erasing_aspect", "erasing=0"),
+        ({"erasing_fill": (0.0, 0.0, 0.0)}, "erasing_fill", "erasing=0"),
+        ({"grey_probability": 0.3}, "grey_probability", "visible_channels"),
+        (
+            {"grey_probability": 0.3, "visible_channels": "adaptive-grey"},
+            "grey_probability",
+            "infrared_channels",
+        ),
+    ],
+    ids=str,
+)
+def test_a_field_that_does_nothing_is_an_error(fields: Any, idle: str, cause: str) -> None:
+    """It names both fields; with the other one set, it is none."""
+    with pytest.raises(ValueError, match=rf"^augment\.{idle}: does nothing .*augment\.{cause}"):
+        AugmentConfig(**fields)
+    AugmentConfig(**{**fields, "erasing": 0.1, "infrared_channels": "grey"})
+
+
+def test_an_erased_rectangle_must_fit_into_the_image() -> None:
+    erasing = AugmentConfig(erasing=0.5, erasing_share=(0.6, 0.9), erasing_aspect=(0.3, 1.0))
+    with pytest.raises(
+        ValueError, match=r"augment\.erasing_share, augment\.erasing_aspect: .* 288 x 144; lower"
+    ):
+        Config(augment=erasing)  # 24,883 pixels of which the height is no more than the width
+    wide = DataConfig(image_height=144, image_width=288)
+    assert Config(data=wide, augment=erasing).augment == erasing
+    narrow = DataConfig(image_height=10_000, image_width=32)
+    assert Config(data=narrow).augment.erasing == 0  # where nothing is erased, any size will do
+    with pytest.raises(ValueError, match=r"augment\.erasing_share"):
+        Config(data=narrow, augment=AugmentConfig(erasing=0.5))
+
+
+@pytest.mark.parametrize(
+    ("section", "field", "value"),
+    [
+        ("training", "views", 1),
+        ("training", "views", 4),
+        ("training", "views", 2.0),
+        ("training", "views", True),
+        ("augment", "visible_channels", "gray"),
+        ("augment", "infrared_channels", 3),
+        ("augment", "erasing_fill", (0.0, 0.0, "red")),
+        ("augment", "erasing_fill", (0.0, 0.0, 0.0, 0.0)),
+        ("augment", "erasing_fill", (0.0, 0.0, float("nan"))),
+    ],
+    ids=str,
+)
+def test_another_kind_of_value_is_named(section: str, field: str, value: Any) -> None:
+    stored = to_dict(Config(augment=AugmentConfig(erasing=0.5)))
+    stored[section][field] = value
+    with pytest.raises(ValueError, match=f"{section}[.]{field}"):
+        from_dict(stored, DDAGConfig)
+
+
 def test_holdout_needs_both_lists() -> None:
     with pytest.raises(ValueError, match=r"data\.holdout_identities: only with"):
         DataConfig(train_on="train", holdout_identities=4)
     assert DataConfig(train_on="train+val", holdout_identities=4).holdout_identities == 4
+
+
+@pytest.mark.parametrize("kind", [DDAGConfig, BaselineConfig])
+@pytest.mark.parametrize(
+    ("fields", "needed"),
+    [
+        ({"gem_power": 2.0}, {"pooling": "gem"}),
+        ({"triplet_gamma": 0.02}, {"triplet": "squared"}),
+        ({"triplet_alpha": 2.0}, {"triplet": "squared"}),
+        ({"triplet_gamma": 0.02, "triplet": "weighted"}, {"triplet": "squared"}),
+        ({"margin": 0.5, "triplet": "weighted"}, {"triplet": "hetero-centre"}),
+        ({"margin": 0.5, "triplet": "squared"}, {"triplet": "hard"}),
+    ],
+    ids=str,
+)
+def test_a_method_s_field_that_does_nothing_is_an_error(
+    kind: type, fields: dict[str, Any], needed: dict[str, str]
+) -> None:
+    """It names the field and the one that switches it off."""
+    name, (switch, value) = next(iter(fields)), next(iter(needed.items()))
+    with pytest.raises(ValueError, match=rf"model\.{name}: does nothing with model\.{switch}="):
+        kind(**fields)
+    assert getattr(kind(**fields | {switch: value}), name) == fields[name]
 
 
 def test_every_section_is_covered() -> None:
@@ -113,11 +211,12 @@ def test_every_section_is_covered() -> None:
 def changed() -> Config:
     return Config(
         data=DataConfig(dir="elsewhere", image_height=96, image_width=48, holdout_identities=3),
+        augment=AugmentConfig(erasing=0.5, erasing_fill=(0.0, 0.0, 0.0), visible_channels="grey"),
         model=DDAGConfig(
             backbone="resnet18", graph_neighbours=4, part_neck=False, graph_weight=0.5
         ),
         optimizer=OptimizerConfig(drop_epochs=(30, 50)),
-        training=TrainingConfig(steps_per_epoch=5, mapping="pmap"),
+        training=TrainingConfig(steps_per_epoch=5, views=3, mapping="pmap"),
     )
 
 
@@ -147,7 +246,7 @@ def test_a_missing_field_takes_its_default_and_is_named() -> None:
     values = to_dict(changed())
     del values["training"]["mapping"], values["optimizer"]
     config, missing = from_dict(values, DDAGConfig)
-    assert config.training == TrainingConfig(steps_per_epoch=5)
+    assert config.training == TrainingConfig(steps_per_epoch=5, views=3)
     assert config.optimizer == OptimizerConfig()
     fields = [f"optimizer.{field.name}" for field in dataclasses.fields(OptimizerConfig)]
     assert missing == [*fields, "training.mapping"]
@@ -182,12 +281,16 @@ def test_differences() -> None:
         "data.image_height": (288, 96),
         "data.image_width": (144, 48),
         "data.holdout_identities": (0, 3),
+        "augment.erasing": (0.0, 0.5),
+        "augment.erasing_fill": ((0.4914, 0.4822, 0.4465), (0.0, 0.0, 0.0)),
+        "augment.visible_channels": ("none", "grey"),
         "model.backbone": ("resnet50", "resnet18"),
         "model.graph_neighbours": (None, 4),
         "model.part_neck": (True, False),
         "model.graph_weight": (None, 0.5),
         "optimizer.drop_epochs": ((20, 50), (30, 50)),
         "training.steps_per_epoch": (None, 5),
+        "training.views": (2, 3),
         "training.mapping": ("shard_map", "pmap"),
     }
 
@@ -217,3 +320,6 @@ def test_the_defaults_are_the_codes() -> None:
         4,
     )
     assert (config.augment.padding, config.augment.flip) == (10, True)
+    assert config.augment.erasing == 0
+    assert (config.augment.visible_channels, config.augment.infrared_channels) == ("none", "none")
+    assert training.views == 2

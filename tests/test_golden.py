@@ -11,11 +11,18 @@ import pytest
 from ddag_jax.config import BaselineConfig, DDAGConfig, EvaluationConfig
 from ddag_jax.datasets.find import DATASETS
 from ddag_jax.evaluation.protocols import Images, Search, rank_draws, searches
-from ddag_jax.methods.base import Method, View
+from ddag_jax.methods.base import View, by_modality
 from ddag_jax.methods.baseline import Baseline
 from ddag_jax.methods.ddag.method import DDAG
 from ddag_jax.parallel import compiler_options, device_mesh
-from ddag_jax.pytorch.keys import Dimensions, reference_table, to_state_dict, to_variables
+from ddag_jax.pytorch.keys import (
+    Dimensions,
+    KeyTable,
+    agw_table,
+    reference_table,
+    to_state_dict,
+    to_variables,
+)
 from ddag_jax.training.optimizer import sgd
 from ddag_jax.training.state import new_state
 from ddag_jax.training.step import make_update
@@ -57,8 +64,27 @@ def relative(ours: np.ndarray, recorded: np.ndarray, floor: float = 0.0) -> floa
     return float(np.inf if max(size, floor) == 0 else difference / max(size, floor))
 
 
-METHODS = ("ddag", "base")
-"""Methods whose cases can be run here."""
+def network_of(case: dict) -> tuple[Baseline | DDAG, KeyTable]:
+    """Return the method that a case describes, and the keys of the authors' network."""
+    classes = case["classes"]
+    if (name := case.get("method", "ddag")) == "ddag":
+        config = DDAGConfig(
+            parts=case["parts"], graph_heads=case["heads"], graph_head_dim=case["head_dim"]
+        )
+        sizes = {size: case[size] for size in ("parts", "heads", "head_dim")}
+        return DDAG(config, classes), reference_table(Dimensions(classes=classes, **sizes))
+    agw = name in ("agw", "caj")
+    if not agw and name != "base":
+        pytest.fail(f"a case of {name}, which is not implemented")
+    non_local = "one" if agw else "none"
+    factors = {f"triplet_{k}": float(case[k]) for k in ("alpha", "gamma") if k in case}
+    baseline = BaselineConfig(
+        pooling="gem" if agw else "mean",
+        non_local=non_local,
+        triplet=case.get("triplet", "hard"),
+        **factors,
+    )
+    return Baseline(baseline, classes), agw_table(classes, non_local)
 
 
 class Run:
@@ -68,11 +94,8 @@ class Run:
         with np.load(file, allow_pickle=False) as archive:
             self.recorded = {key: archive[key] for key in archive.files}
         self.case = case = json.loads(str(self.recorded["case"]))
-        baseline = case.get("method") == "base"
-        sizes = {name: case[name] for name in ("parts", "heads", "head_dim") if name in case}
-        table = reference_table(Dimensions(classes=case["classes"], **sizes))
-        attention = ("iwpa", "cgsa") if baseline else ()
-        self.mappings = [m for m in table.mappings if m.path[1] not in attention]
+        self.method, table = network_of(case)
+        self.mappings = table.mappings
         state_dict = {
             key: inputs.weight(key, table.shapes[key], case["seed"])
             for mapping in self.mappings
@@ -80,25 +103,22 @@ class Run:
         }
         variables = to_variables(state_dict, self.mappings)
         self.variables = jax.tree.map(lambda x: jnp.asarray(x, dtype), variables)
-        self.labels = jnp.asarray(case["labels"], jnp.int32)
-        half, size = len(case["labels"]) // 2, (case["height"], case["width"])
-        self.images = {
-            modality: jnp.asarray(
-                inputs.images(modality, half, *size, case["seed"]).transpose(0, 2, 3, 1), dtype
+        names = {2: ("visible", "infrared"), 3: ("visible", "augmented", "infrared")}
+        views = names[case.get("views", 2)]
+        count, size = len(case["labels"]) // len(views), (case["height"], case["width"])
+        images = {
+            name: jnp.asarray(
+                inputs.images(name, count, *size, case["seed"]).transpose(0, 2, 3, 1), dtype
             )
-            for modality in ("visible", "infrared")
+            for name in views
         }
-        self.method: Method
-        if baseline:
-            self.method = Baseline(BaselineConfig(), case["classes"])
-        else:
-            config = DDAGConfig(
-                parts=case["parts"], graph_heads=case["heads"], graph_head_dim=case["head_dim"]
-            )
-            self.method = DDAG(config, case["classes"])
+        labels = jnp.asarray(case["labels"], jnp.int32).reshape(len(views), count)
         self.views = tuple(
-            View(modality, images, self.labels[:half]) for modality, images in self.images.items()
+            View("infrared" if name == "infrared" else "visible", images[name], row)
+            for name, row in zip(views, labels, strict=True)
         )
+        self.images = {name: images[name] for name in ("visible", "infrared")}
+        self.embed = jax.jit(self.method.embed, static_argnums=2)
         self.bounds = BOUNDS[dtype]
         self.faults: list[str] = []
 
@@ -108,16 +128,16 @@ class Run:
             self.faults.append(f"{name}: {difference:.1e} > {self.bounds[kind]:.0e}")
 
     def check_embeddings(self, variables: dict, kind: str, prefix: str) -> None:
-        embed = jax.jit(self.method.embed, static_argnums=2)
         for modality, images in self.images.items():
-            for name, feature in embed(variables, images, modality).items():
+            for name, feature in self.embed(variables, images, modality).items():
                 self.compare(kind, f"{prefix}/{modality}/{name}", feature)
 
     def check_outputs(self) -> None:
         baseline = isinstance(self.method, Baseline)
-        arguments = (self.images["visible"], self.images["infrared"])
+        images = by_modality(self.views)
+        arguments = (images.visible, images.infrared)
         if not baseline:
-            arguments += (self.labels, None)
+            arguments += (images.labels, None)
         network = self.method.network
         output, _ = jax.jit(lambda v: network.apply(v, *arguments, mutable=["batch_stats"]))(
             self.variables
@@ -260,9 +280,6 @@ def test_gallery(gallery_file: Path) -> None:
 @pytest.mark.parametrize("dtype", [np.float64, np.float32], ids=["float64", "float32"])
 def test_network(case_file: Path, dtype: type) -> None:
     """Embeddings, training outputs, losses, gradients, coefficient, state after training."""
-    method = json.loads(str(np.load(case_file)["case"])).get("method", "ddag")
-    if method not in METHODS:
-        pytest.skip(f"a case of {method}, which is not implemented")
     with jax.enable_x64(dtype is np.float64):
         run = Run(case_file, dtype)
         run.check_embeddings(run.variables, "embeddings", "eval")

@@ -33,16 +33,30 @@ class Torchvision(_Conversion):
 
 
 @dataclasses.dataclass(frozen=True)
-class Reference(_Conversion):
-    """Convert a checkpoint of the PyTorch reference (.t) to one that evaluate.py takes."""
-
+class _OfTheAuthors(_Conversion):
     image_size: tuple[int, int] = (DataConfig.image_height, DataConfig.image_width)
     """Height and width of the images that it was trained on, pixels, which its file does not
     say."""
 
+
+@dataclasses.dataclass(frozen=True)
+class Reference(_OfTheAuthors):
+    """Convert a checkpoint of the PyTorch reference (.t) to one that evaluate.py takes."""
+
     def convert(self, module: ModuleType) -> Any:
         """Return the summary of what was converted."""
         return module.from_reference(
+            self.input, self.output, image_size=self.image_size, overwrite=self.overwrite
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class AGW(_OfTheAuthors):
+    """Convert a checkpoint of AGW's or CAJ's code (.t) to one that evaluate.py takes."""
+
+    def convert(self, module: ModuleType) -> Any:
+        """Return the summary of what was converted."""
+        return module.from_agw(
             self.input, self.output, image_size=self.image_size, overwrite=self.overwrite
         )
 
@@ -57,10 +71,22 @@ class ToReference(_Conversion):
         return module.to_reference(self.input, self.output, overwrite=self.overwrite)
 
 
+@dataclasses.dataclass(frozen=True)
+class ToAGW(_Conversion):
+    """Convert a run (its best checkpoint) or a checkpoint of ours to a .t file for AGW's or CAJ's
+    code."""
+
+    def convert(self, module: ModuleType) -> Any:
+        """Return the summary of what was converted."""
+        return module.to_agw(self.input, self.output, overwrite=self.overwrite)
+
+
 CONVERSIONS: Any = (
     Annotated[Torchvision, tyro.conf.subcommand("torchvision")]
     | Annotated[Reference, tyro.conf.subcommand("reference")]
     | Annotated[ToReference, tyro.conf.subcommand("to-reference")]
+    | Annotated[AGW, tyro.conf.subcommand("agw")]
+    | Annotated[ToAGW, tyro.conf.subcommand("to-agw")]
 )
 
 
@@ -88,4 +114,4 @@ def _convert(arguments: Sequence[str] | None) -> None:
         ) from None
     summary = options.convert(convert)
     print(f"{options.input} -> {options.output}")
-    print(summary.table(read=not isinstance(options, ToReference)))
+    print(summary.table(read=not isinstance(options, ToReference | ToAGW)))

@@ -1,19 +1,22 @@
-"""`python -m ddag_jax.data people|prepare|check|rehearse`."""
+"""`python -m ddag_jax.data people|prepare|check|rehearse|augmentations`."""
 
 import dataclasses
 import pathlib
 from typing import Annotated, Any
 
+import numpy as np
 import tensorflow_datasets as tfds
 import tyro
 from etils import epath
 
 from ddag_jax.cli.options import parse
+from ddag_jax.config import AugmentConfig, Config, DataConfig
 from ddag_jax.datasets.dataset import Dataset
 from ddag_jax.datasets.find import find_dataset
 from ddag_jax.datasets.prepare import check, prepare, read_folder
 from ddag_jax.errors import UserError
 from ddag_jax.io.config_file import load_config
+from ddag_jax.io.files import check_new_file, whole_file
 from ddag_jax.io.progress import silence
 from ddag_jax.synthetic.files import contact_sheet, write_people
 from ddag_jax.synthetic.image import People
@@ -55,6 +58,13 @@ class PeopleCommand(Command):
             print(f"wrote {self.sheet}")
 
 
+def find_named(name: str) -> Dataset:
+    """Return the published dataset of this name, or the one of the configuration file."""
+    if pathlib.Path(name).suffix == ".py":
+        return find_dataset(load_config(name).data.dataset)
+    return find_dataset(name)
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Source(Command):
     """A dataset's folder."""
@@ -69,9 +79,7 @@ class Source(Command):
 
     def find(self) -> Dataset:
         """Return the published dataset, or the one of the configuration file."""
-        if pathlib.Path(self.dataset).suffix == ".py":
-            return find_dataset(load_config(self.dataset).data.dataset)
-        return find_dataset(self.dataset)
+        return find_named(self.dataset)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -154,16 +162,92 @@ class RehearseCommand(Command):
         print(f"wrote {self.to}")
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AugmentationsCommand(Command):
+    """Draw what each augmentation makes of training images of a prepared dataset."""
+
+    data_dir: Annotated[tyro.conf.Positional[str], tyro.conf.arg(name="dir")]
+    """Folder of prepared datasets (`data.dir` of the configuration)."""
+    to: str
+    """Picture to write, PNG; must not exist."""
+    dataset: str = "sysu_mm01"
+    """sysu_mm01, regdb or llcm; or a configuration file (.py) whose data.dataset is your own."""
+    image_size: tuple[int, int] = (288, 144)
+    """Height and width that it was prepared at, in pixels."""
+    images: int = 2
+    """Rows of each modality."""
+    draws: int = 3
+    """Columns of each augmentation."""
+    seed: int = 0
+    """Of the images and the draws."""
+    padding: int = AugmentConfig.padding
+    """As augment.padding of the configuration."""
+    erasing_share: tuple[float, float] = AugmentConfig.erasing_share
+    """As augment.erasing_share."""
+    erasing_aspect: tuple[float, float] = AugmentConfig.erasing_aspect
+    """As augment.erasing_aspect."""
+    erasing_fill: tuple[float, float, float] = AugmentConfig.erasing_fill
+    """As augment.erasing_fill."""
+
+    def run(self) -> None:
+        """Draw the picture."""
+        # Here, since they import jax, and each process that draws people imports this file.
+        from ddag_jax.data.augmentation_sheet import augmentation_sheet
+        from ddag_jax.data.loader import training_split
+
+        for name in ("images", "draws"):
+            if not 1 <= (value := getattr(self, name)) <= 20:
+                raise UserError(f"--{name} {value}: must be 1 to 20")
+        if self.seed < 0:
+            raise UserError(f"--seed {self.seed}: must be 0 or more")
+        target = check_new_file(self.to)
+        if target.suffix.lower() != ".png":
+            raise UserError(f"--to {self.to}: the picture is a PNG; give a name that ends in .png")
+        height, width = self.image_size
+        try:
+            settings = Config(
+                data=DataConfig(
+                    find_named(self.dataset), self.data_dir, image_height=height, image_width=width
+                ),
+                augment=AugmentConfig(
+                    padding=self.padding,
+                    erasing=1.0,
+                    erasing_share=self.erasing_share,
+                    erasing_aspect=self.erasing_aspect,
+                    erasing_fill=self.erasing_fill,
+                ),
+            )
+        except ValueError as error:
+            raise UserError(str(error)) from None
+        source, _ = training_split(settings.data, self.seed)
+        order = np.random.default_rng(self.seed).permutation(len(source))
+        rows = {
+            modality: order[source.infrared[order] == infrared][: self.images]
+            for modality, infrared in (("visible", False), ("infrared", True))
+        }
+        picture = augmentation_sheet(
+            source.images(np.concatenate(list(rows.values()))),
+            [f"{modality}, {source.names[i]}" for modality in rows for i in rows[modality]],
+            settings.augment,
+            draws=self.draws,
+            seed=self.seed,
+        )
+        with whole_file(target) as file:
+            picture.save(file, "png", optimize=True)
+        print(f"wrote {target}")
+
+
 COMMANDS: Any = (
     Annotated[PeopleCommand, tyro.conf.subcommand("people")]
     | Annotated[PrepareCommand, tyro.conf.subcommand("prepare")]
     | Annotated[CheckCommand, tyro.conf.subcommand("check")]
     | Annotated[RehearseCommand, tyro.conf.subcommand("rehearse")]
+    | Annotated[AugmentationsCommand, tyro.conf.subcommand("augmentations")]
 )
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """`python -m ddag_jax.data people|prepare|check|rehearse`.
+    """`python -m ddag_jax.data people|prepare|check|rehearse|augmentations`.
 
     Raises:
       UserError: an option, a folder or an image has a fault; nothing half-written is left.

@@ -4,7 +4,8 @@ from collections.abc import Mapping
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import flax.struct
-from jaxtyping import Array, Float, Int, Key
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, Key
 
 Modality = Literal["visible", "infrared"]
 Variables = Mapping[str, Any]
@@ -14,7 +15,8 @@ Variables = Mapping[str, Any]
 class View(flax.struct.PyTreeNode):
     """One image for every image slot of a batch, all of one modality, augmented and normalised.
 
-    Views of a batch list the same identities in the same order. DDAG has two, visible and infrared.
+    Views of a batch list the same identities in the same order: one or, with `training.views=3`,
+    two visible views, then the infrared one.
     """
 
     modality: Modality = flax.struct.field(pytree_node=False)
@@ -23,12 +25,37 @@ class View(flax.struct.PyTreeNode):
     """Class of each image, 0 ... classes - 1."""
 
 
+class Images(flax.struct.PyTreeNode):
+    """The images of all views, as a two-stream network takes them."""
+
+    visible: Float[Array, "v h w 3"]
+    infrared: Float[Array, "b h w 3"]
+    labels: Int[Array, " k"]
+    """Class of each image, visible ones first; k = v + b."""
+    is_visible: Bool[Array, " k"]
+
+
+def by_modality(views: tuple[View, ...]) -> Images:
+    """Join visible views, one or several, beside the infrared one, which comes last."""
+    *visible, infrared = views
+    images = [view.images for view in visible]
+    labels = jnp.concatenate([view.labels for view in views])
+    return Images(
+        visible=images[0] if len(images) == 1 else jnp.concatenate(images),
+        infrared=infrared.images,
+        labels=labels,
+        is_visible=jnp.arange(len(labels)) < len(labels) - len(infrared.labels),
+    )
+
+
 @runtime_checkable
 class Method(Protocol):
     """A network, its losses, and what it carries from step to step. All functions are pure.
 
     An instance is a frozen dataclass: hashable, so that JAX can take it as a static argument.
-    Parameters under `two_stream` learn at the backbone's rate, and are what `--init` fills.
+    Parameters under `two_stream` learn at the backbone's rate, and are what `--init` fills. A
+    method whose `loss` takes a second visible view has `third_view = True`; without that attribute
+    `training.views=3` is refused.
     """
 
     @property
@@ -91,6 +118,17 @@ class Method(Protocol):
         self, variables: Variables, images: Float[Array, "b h w 3"], modality: Modality
     ) -> dict[str, Float[Array, "b _"]]:
         """Return each feature of normalised images of one modality, in rows of unit length."""
+
+
+@runtime_checkable
+class HasWarnings(Protocol):
+    """What a method adds to be heard where training goes on and learns nothing."""
+
+    def warnings(self, terms: Mapping[str, float]) -> dict[str, str]:
+        """Return a sentence, by a name of its kind, for whatever a logged step's terms show.
+
+        The log has each kind once.
+        """
 
 
 @runtime_checkable

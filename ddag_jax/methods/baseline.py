@@ -1,24 +1,25 @@
-"""The baseline B: one pooled feature, identity loss and batch-hard triplet loss."""
+"""One pooled feature, identity and triplet loss: the baseline B, AGW and CAJ, by configuration."""
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import flax.linen as nn
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Bool, Float, Int, Key
 
 from ddag_jax.config import BaselineConfig
-from ddag_jax.losses import batch_hard_triplet, cross_entropy
-from ddag_jax.methods.base import Modality, Variables, View
+from ddag_jax.losses import clamped_warnings, cross_entropy, triplet_terms
+from ddag_jax.methods.base import Modality, Variables, View, by_modality
 from ddag_jax.models.classifier import Classifier, neck_scale, unit_rows
 from ddag_jax.models.normalisation import BatchNorm
-from ddag_jax.models.precision import at_least_float32, network_dtype
+from ddag_jax.models.pooling import Pooling
+from ddag_jax.models.precision import network_dtype
 from ddag_jax.models.two_stream import TwoStream
 
 
 class Network(nn.Module):
-    """Two-stream backbone, average pooling, a neck, a classifier."""
+    """Two-stream backbone, pooling, a neck, a classifier."""
 
     config: BaselineConfig
     classes: int
@@ -26,19 +27,18 @@ class Network(nn.Module):
 
     def setup(self) -> None:
         config, dtype = self.config, network_dtype(self.config.compute_dtype)
-        self.two_stream = TwoStream(config.backbone, config.width, dtype, self.axis_name)
+        self.two_stream = TwoStream(
+            config.backbone, config.width, dtype, self.axis_name, config.non_local
+        )
+        self.pooling = Pooling(config.pooling, config.gem_power)
         self.neck = BatchNorm(use_bias=False, scale_init=neck_scale, axis_name=self.axis_name)
         self.classifier = Classifier(self.classes, dtype)
 
-    def _pooled(self, feature_map: Float[Array, "b h w c"]) -> Float[Array, "b c"]:
-        wide = at_least_float32(network_dtype(self.config.compute_dtype))
-        return feature_map.astype(wide).mean((1, 2))
-
     def __call__(
-        self, visible: Float[Array, "b h w 3"], infrared: Float[Array, "b h w 3"]
+        self, visible: Float[Array, "v h w 3"], infrared: Float[Array, "b h w 3"]
     ) -> tuple[Float[Array, "k c"], Float[Array, "k y"]]:
         """Return pooled features and logits in training mode, visible images first."""
-        pooled = self._pooled(self.two_stream(visible, infrared, True))
+        pooled = self.pooling(self.two_stream(visible, infrared, True))
         return pooled, self.classifier(self.neck(pooled, True))
 
     def feature_map(
@@ -50,13 +50,14 @@ class Network(nn.Module):
     def embed_feature_map(
         self, feature_map: Float[Array, "b ho wo c"]
     ) -> dict[str, Float[Array, "b c"]]:
-        """Return the feature `global`, the neck's output in rows of unit length."""
-        return {"global": unit_rows(self.neck(self._pooled(feature_map), False))}
+        """Return `pooled` and `global`, the neck's input and output, in rows of unit length."""
+        pooled = self.pooling(feature_map)
+        return {"pooled": unit_rows(pooled), "global": unit_rows(self.neck(pooled, False))}
 
     def embed(
         self, images: Float[Array, "b h w 3"], modality: str
     ) -> dict[str, Float[Array, "b c"]]:
-        """Return the feature of images that are all "visible" or all "infrared"."""
+        """Return the features of images that are all "visible" or all "infrared"."""
         return self.embed_feature_map(self.feature_map(images, modality))
 
 
@@ -67,6 +68,7 @@ class Baseline:
     config: BaselineConfig
     classes: int
     axis_name: str | None = None
+    third_view: ClassVar[bool] = True
 
     @property
     def network(self) -> Network:
@@ -75,8 +77,8 @@ class Baseline:
 
     @property
     def features(self) -> tuple[str, ...]:
-        """`global` alone."""
-        return ("global",)
+        """`pooled` and `global`, which is the published one."""
+        return ("pooled", "global")
 
     def init(self, key: Key[Array, ""], image_size: tuple[int, int]) -> dict[str, Any]:
         """Return fresh variables. Both stems start equal, as they do with ImageNet weights."""
@@ -99,25 +101,43 @@ class Baseline:
         memory: tuple[()],
         keys: Key[Array, " k"] | None,
     ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]], Any]:
-        """Return L_b, the sum of `identity` and `triplet`."""
-        visible, infrared = views
-        labels = jnp.concatenate([visible.labels, infrared.labels])
+        """Return L_b, the sum of `identity` and `triplet` over the images of all views."""
+        images = by_modality(views)
         (pooled, logits), changed = self.network.apply(
-            variables, visible.images, infrared.images, mutable=["batch_stats"]
+            variables, images.visible, images.infrared, mutable=["batch_stats"]
         )
-        total, terms = self.output_loss(pooled, logits, labels)
+        total, terms = self.output_loss(pooled, logits, images.labels, images.is_visible)
         return total, terms, changed["batch_stats"]
 
     def output_loss(
-        self, pooled: Float[Array, "k c"], logits: Float[Array, "k y"], labels: Int[Array, " k"]
+        self,
+        pooled: Float[Array, "k c"],
+        logits: Float[Array, "k y"],
+        labels: Int[Array, " k"],
+        visible: Bool[Array, " k"],
     ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
         """Return the loss of the network's output, visible images first, and its terms.
 
-        Override it to train the same network with another loss.
+        `visible` is whether each image is visible. Override it to train the same network with
+        another loss.
         """
+        config = self.config
         identity = cross_entropy(logits, labels)
-        triplet = batch_hard_triplet(pooled, labels, self.config.margin, self.axis_name)
-        return identity + triplet, {"identity": identity, "triplet": triplet}
+        triplet = triplet_terms(
+            config.triplet,
+            pooled,
+            labels,
+            visible,
+            margin=config.margin,
+            alpha=config.triplet_alpha,
+            gamma=config.triplet_gamma,
+            axis_name=self.axis_name,
+        )
+        return identity + triplet["triplet"], {"identity": identity, **triplet}
+
+    def warnings(self, terms: Mapping[str, float]) -> dict[str, str]:
+        """Warn where most anchors of the squared triplet have no gradient."""
+        return clamped_warnings(terms)
 
     def remember(
         self,
@@ -136,7 +156,7 @@ class Baseline:
     def embed(
         self, variables: Variables, images: Float[Array, "b h w 3"], modality: Modality
     ) -> dict[str, Float[Array, "b _"]]:
-        """Return `global`, in rows of unit length."""
+        """Return `pooled` and `global`, in rows of unit length."""
         features = self.network.apply(variables, images, modality, method="embed")
         return cast(dict[str, Array], features)
 

@@ -1,11 +1,14 @@
-"""Max-pooling of the stem, and averages over horizontal stripes of a feature map."""
+"""Max-pooling of the stem, pooling of the last feature map, and its averages over stripes."""
 
 import functools
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
+
+from ddag_jax.models.precision import at_least_float32
 
 _WINDOW, _STRIDE = 3, 2
 
@@ -91,6 +94,32 @@ def _max_pool_bwd(saved: tuple[Array, Array], g: Array) -> tuple[Array]:
 
 
 max_pool_3x3_2.defvjp(_max_pool_fwd, _max_pool_bwd)
+
+
+class Pooling(nn.Module):
+    """The pooled feature of a feature map, at least float32.
+
+    Attributes:
+        kind: "mean"; "gem", the generalised mean (mean of x^p + 1e-12)^(1/p) of AGW's code; or
+            "gem-learnable", (mean of max(x, 1e-6)^p)^(1/p) with the parameter `power`, p, as in
+            AGW's paper (Eq. 3).
+        power: p; where it is learnable, its initial value.
+    """
+
+    kind: str = "mean"
+    power: float = 3.0
+
+    @nn.compact
+    def __call__(self, feature_map: Float[Array, "b h w c"]) -> Float[Array, "b c"]:
+        x = feature_map.astype(at_least_float32(feature_map.dtype))
+        if self.kind == "mean":
+            return x.mean((1, 2))
+        if self.kind == "gem":
+            # An integer power is a product, in place of an exponential and a logarithm.
+            power = int(self.power) if self.power == int(self.power) else self.power
+            return ((x**power).mean((1, 2)) + 1e-12) ** (1 / self.power)
+        p = self.param("power", nn.initializers.constant(self.power), (), x.dtype)
+        return (jnp.maximum(x, 1e-6) ** p).mean((1, 2)) ** (1 / p)
 
 
 def stripe_matrix(height: int, parts: int, dtype: DTypeLike) -> Float[Array, "p h"]:

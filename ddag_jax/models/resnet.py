@@ -9,6 +9,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from ddag_jax.models.convolution import Conv
+from ddag_jax.models.non_local import NonLocal
 from ddag_jax.models.normalisation import BatchNorm
 
 
@@ -86,6 +87,8 @@ ARCHITECTURES = {
     "resnet50": Architecture(Bottleneck, (3, 4, 6, 3), 4),
     "resnet18": Architecture(BasicBlock, (2, 2, 2, 2), 1),
 }
+NON_LOCAL_BLOCKS = (0, 2, 3, 0)
+"""Non-local blocks of each stage in AGW: one after each of its last residual blocks."""
 STRIDES = (1, 2, 2, 1)  # ResNet has 2 in the last stage; re-identification keeps the larger map
 
 
@@ -93,17 +96,19 @@ class Stages(nn.Module):
     """Residual stages 1 to 4, the last with stride 1: the map has 1/16 of the image's resolution.
 
     The output has 8 `width` times the architecture's expansion channels: 2048 for ResNet-50 with
-    its width of 64.
+    its width of 64. `non_local` adds AGW's non-local blocks, with an inner width of 1 ("one") or of
+    half the channels ("half").
     """
 
     backbone: str = "resnet50"
     width: int = 64
     dtype: DTypeLike = jnp.float32
     axis_name: str | None = None
+    non_local: str = "none"
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"], train: bool) -> Float[Array, "b ho wo o"]:
-        block, depths, _ = ARCHITECTURES[self.backbone]
+        block, depths, expansion = ARCHITECTURES[self.backbone]
         for stage, (depth, stride) in enumerate(zip(depths, STRIDES, strict=True)):
             for index in range(depth):
                 x = block(
@@ -113,4 +118,13 @@ class Stages(nn.Module):
                     axis_name=self.axis_name,
                     name=f"stage{stage + 1}_block{index}",
                 )(x, train)
+                first = max(depth - NON_LOCAL_BLOCKS[stage], 0)
+                if self.non_local != "none" and index >= first:
+                    channels = self.width * 2**stage * expansion
+                    x = NonLocal(
+                        {"one": 1, "half": channels // 2}[self.non_local],
+                        dtype=self.dtype,
+                        axis_name=self.axis_name,
+                        name=f"stage{stage + 1}_non_local{index - first}",
+                    )(x, train)
         return x

@@ -31,20 +31,21 @@ class Stem(nn.Module):
 
 
 class TwoStream(nn.Module):
-    """A stem for each modality, and residual stages that both share."""
+    """A stem for each modality, and residual stages that both share; `non_local` as in `Stages`."""
 
     backbone: str = "resnet50"
     width: int = 64
     dtype: DTypeLike = jnp.float32
     axis_name: str | None = None
+    non_local: str = "none"
 
     def setup(self) -> None:
         self.visible = Stem(self.width, self.dtype, self.axis_name)
         self.infrared = Stem(self.width, self.dtype, self.axis_name)
-        self.shared = Stages(self.backbone, self.width, self.dtype, self.axis_name)
+        self.shared = Stages(self.backbone, self.width, self.dtype, self.axis_name, self.non_local)
 
     def __call__(
-        self, visible: Float[Array, "b h w 3"], infrared: Float[Array, "b h w 3"], train: bool
+        self, visible: Float[Array, "v h w 3"], infrared: Float[Array, "b h w 3"], train: bool
     ) -> Float[Array, "k ho wo c"]:
         """Return the feature maps of both modalities, visible first.
 

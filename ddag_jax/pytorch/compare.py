@@ -5,7 +5,7 @@ import sys
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import numpy as np
 import tyro
@@ -27,9 +27,12 @@ class Options:
 
     reference: str
     """A checkout of the authors' code."""
+    method: Literal["ddag", "base", "agw", "caj"] = "ddag"
+    """Which of their methods: that of DDAG's repository, or one of AGW's (`caj` is in its folder
+    ICCV21_CAJ, which need not be named)."""
     weights: str | None = None
-    """A checkpoint of the reference (see convert_weights.py to-reference); without it the network
-    keeps its random initialisation."""
+    """A checkpoint of their code (see convert_weights.py to-reference and to-agw); without it the
+    network keeps its random initialisation."""
     images: Annotated[str, tyro.conf.arg(metavar="FOLDER")] = "random"
     """Images in the layout of SYSU-MM01 (camC/IDENTITY/*.jpg), or random."""
     image_size: Annotated[tuple[int, int], tyro.conf.arg(metavar="HEIGHT WIDTH")] = (288, 144)
@@ -51,15 +54,15 @@ def _compare(arguments: Sequence[str] | None) -> int:
 
     environment.prepare()
     from ddag_jax.pytorch import side_by_side
-    from ddag_jax.pytorch.reference import Reference
+    from ddag_jax.pytorch.reference import load
 
-    reference = Reference(options.reference, options.weights)
+    reference = load(options.method, options.reference, options.weights)
     if options.images == "random":
         batch = side_by_side.random_batch(n, m, height, width)
     else:
         batch = _read_batch(Path(options.images), n, m, height, width)
-    if n > reference.dimensions.classes:
-        raise UserError(f"--batch: the weights know {reference.dimensions.classes} identities")
+    if n > reference.classes:
+        raise UserError(f"--batch: the weights know {reference.classes} identities")
     differences = side_by_side.differences(reference, batch)
     print(_table(differences, side_by_side.BOUNDS))
     print()

@@ -1,24 +1,26 @@
 """Convert weights between PyTorch files and our checkpoints; nothing is written unless all fit."""
 
+import contextlib
 import dataclasses
 import hashlib
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from etils import epath
 
 import ddag_jax
-from ddag_jax.config import Config, DataConfig, DDAGConfig, method_name
+from ddag_jax.config import BaselineConfig, Config, DataConfig, DDAGConfig, method_name
 from ddag_jax.errors import UserError
 from ddag_jax.io.files import whole_file
 from ddag_jax.pytorch.keys import (
     Dimensions,
     KeyTable,
+    agw_table,
     reference_table,
     to_state_dict,
     to_variables,
@@ -75,7 +77,7 @@ def from_torchvision(source: str, destination: str, *, overwrite: bool = False) 
             misshapen key is listed), or `destination` exists.
     """
     output = _new_checkpoint(destination, overwrite)
-    tensors = read_state_dict(source)
+    tensors = _read(source, "torchvision")
     backbone = "resnet50" if "layer1.0.conv3.weight" in tensors else "resnet18"
     table = torchvision_table(backbone)
     what = f"a {backbone} of ImageNet as torchvision and timm name it"
@@ -102,25 +104,103 @@ def from_reference(
             misshapen key is listed), or `destination` exists.
     """
     output = _new_checkpoint(destination, overwrite)
-    tensors = read_state_dict(source)
+    tensors = _read(source, "reference")
     dimensions = Dimensions.of(tensors)
-    height, width = image_size
-    try:
+    what = (
+        f"the reference's network ({dimensions.classes} classes, {dimensions.parts} parts,"
+        f" {dimensions.heads} heads of {dimensions.head_dim}, going by its shapes)"
+    )
+    with _faults_of(source):
         model = DDAGConfig(
             parts=dimensions.parts,
             graph_heads=dimensions.heads,
             graph_head_dim=dimensions.head_dim,
         )
-        config = Config(data=DataConfig(image_height=height, image_width=width), model=model)
+        meta = _meta(model, dimensions.classes, image_size)
+    return _convert(source, tensors, reference_table(dimensions), what, output, meta)
+
+
+def from_agw(
+    source: str, destination: str, *, image_size: tuple[int, int], overwrite: bool = False
+) -> Summary:
+    """Convert a checkpoint of AGW's or CAJ's code to one for `evaluate.py`.
+
+    Both have one network. Classes and non-local blocks are inferred from the shapes; without
+    non-local blocks it is their baseline, which has average pooling.
+
+    Args:
+        source: see `read_state_dict`.
+        destination: folder to write.
+        image_size: height and width, in pixels, of the images that it was trained on.
+        overwrite: replace a checkpoint there.
+
+    Raises:
+        UserError: as `from_reference`.
+    """
+    output = _new_checkpoint(destination, overwrite)
+    tensors = _read(source, "agw")
+    classes = Dimensions.of(tensors).classes
+    inner = tensors.get(_NON_LOCAL_KEY)
+    if inner is None:
+        model, what = BaselineConfig(), "the baseline of AGW's code"
+    else:
+        non_local: Any = "one" if len(inner) == 1 else "half"
+        model = BaselineConfig(pooling="gem", non_local=non_local, triplet="weighted")
+        what = "the network of AGW and CAJ"
+    with _faults_of(source):
+        meta = _meta(model, classes, image_size)
+    table = agw_table(classes, model.non_local)
+    return _convert(source, tensors, table, f"{what} ({classes} classes)", output, meta)
+
+
+_NON_LOCAL_KEY = "NL_2.0.g.0.weight"
+_KINDS = {
+    "reference": ("wpa.", "a network of DDAG"),
+    "agw": ("visible_module.", "a network of AGW or CAJ, or their baseline"),
+    "torchvision": ("layer1.", "an ImageNet ResNet"),
+}
+"""What each subcommand reads: how keys start that those below it have not, and what it is."""
+
+
+def _read(source: str, kind: str) -> dict[str, torch.Tensor]:
+    """Read a state dict; if it is of another kind, raise a UserError that names its subcommand."""
+    tensors = read_state_dict(source)
+    for found, (start, what) in _KINDS.items():
+        if any(key.startswith(start) for key in tensors):
+            if found == kind:
+                break
+            raise UserError(
+                f"{source}: is {what}, not {_KINDS[kind][1]}; nothing was written; convert it with"
+                f" convert_weights.py {found}"
+            )
+    return tensors
+
+
+@contextlib.contextmanager
+def _faults_of(source: str) -> Iterator[None]:
+    """Name the file in an error of a configuration that was made from it."""
+    try:
+        yield
     except ValueError as error:
         raise UserError(f"{source}: {error}") from None
-    table = reference_table(dimensions)
-    what = (
-        f"the reference's network ({dimensions.classes} classes, {dimensions.parts} parts,"
-        f" {dimensions.heads} heads of {dimensions.head_dim}, going by its shapes)"
-    )
+
+
+def _meta(model: Any, classes: int, image_size: tuple[int, int]) -> dict[str, Any]:
+    height, width = image_size
+    data = DataConfig(image_height=height, image_width=width)
+    return Meta(Config(data=data, model=model), classes).to_json()
+
+
+def _convert(
+    source: str,
+    tensors: Mapping[str, torch.Tensor],
+    table: KeyTable,
+    what: str,
+    output: epath.Path,
+    meta: dict[str, Any],
+) -> Summary:
     variables = to_variables(_fit(source, tensors, table, what), table.mappings)
-    _write_checkpoint(output, variables, Meta(config, dimensions.classes).to_json())
+    _write_checkpoint(output, variables, meta)
     return _summary(tensors, table, variables)
 
 
@@ -141,18 +221,94 @@ def to_reference(source: str, destination: str, *, overwrite: bool = False) -> S
         UserError: there is no checkpoint, the reference has no such network (every field that
             it cannot have is named), or `destination` exists.
     """
+
+    def table(model: Any, classes: int) -> KeyTable:
+        return reference_table(
+            Dimensions(classes, model.parts, model.graph_heads, model.graph_head_dim)
+        )
+
+    return _to_pytorch(source, destination, overwrite, _DDAG, table)
+
+
+def to_agw(source: str, destination: str, *, overwrite: bool = False) -> Summary:
+    """Convert our run or checkpoint to a file for the `load_state_dict` of AGW's or CAJ's code.
+
+    It holds {"net", "epoch", "cmc", "mAP", "mINP"}, as `to_reference` says. A network with neither
+    GeM pooling nor non-local blocks becomes one of their baseline.
+
+    Args:
+        source: a run's folder (its best checkpoint) or a checkpoint.
+        destination: file to write.
+        overwrite: replace a file there.
+
+    Raises:
+        UserError: as `to_reference`.
+    """
+
+    def table(model: Any, classes: int) -> KeyTable:
+        return agw_table(classes, model.non_local)
+
+    return _to_pytorch(source, destination, overwrite, _AGW, table)
+
+
+class _Theirs(NamedTuple):
+    """What a code of the authors can hold."""
+
+    name: str
+    command: str
+    method: type
+    networks: tuple[Mapping[str, Any], ...]
+    """The fields that it fixes, of each of its networks."""
+    figures: Mapping[str, Any]
+
+
+_FIGURES = {"epoch": 0, "cmc": [math.nan] * _RANKS, "mAP": math.nan}
+_RESNET = {"backbone": "resnet50", "width": 64}
+_DDAG = _Theirs(
+    "the reference",
+    "to-reference",
+    DDAGConfig,
+    (
+        {
+            **_RESNET,
+            "pooling": "mean",
+            "part_attention": True,
+            "part_aggregation": "weighted",
+            "part_residual": "bn",
+            "part_neck": True,
+            "graph_attention": True,
+            "graph_neighbours": None,
+        },
+    ),
+    _FIGURES,
+)
+_AGW = _Theirs(
+    "AGW's code",
+    "to-agw",
+    BaselineConfig,
+    (
+        {**_RESNET, "pooling": "gem", "gem_power": 3.0, "non_local": "one"},
+        {**_RESNET, "pooling": "mean", "non_local": "none"},
+    ),
+    {**_FIGURES, "mINP": math.nan},
+)
+
+
+def _to_pytorch(
+    source: str,
+    destination: str,
+    overwrite: bool,
+    theirs: _Theirs,
+    table_of: Callable[[Any, int], KeyTable],
+) -> Summary:
     output = Path(destination)
     if output.is_dir() or (output.exists() and not overwrite):
         raise UserError(_exists(destination, replaceable=output.is_file()))
     checkpoint = find_checkpoint(source)
     meta = read_meta(checkpoint)
-    model = meta.config.model
-    faults = _not_in_reference(model)
-    if faults or not isinstance(model, DDAGConfig):
-        raise UserError(f"{source}: the reference cannot hold this network: {'; '.join(faults)}")
-    table = reference_table(
-        Dimensions(meta.classes, model.parts, model.graph_heads, model.graph_head_dim)
-    )
+    if faults := _not_in(theirs, meta.config.model):
+        raise UserError(f"{source}: {theirs.name} cannot hold this network: {'; '.join(faults)}")
+    table = table_of(meta.config.model, meta.classes)
     variables = read_variables(checkpoint)
     arrays = to_state_dict(variables, table.mappings)
     found = {key: array.shape for key, array in arrays.items()}
@@ -166,32 +322,29 @@ def to_reference(source: str, destination: str, *, overwrite: bool = False) -> S
         else torch.zeros(shape, dtype=torch.float32 if shape else torch.int64)
         for key, shape in table.shapes.items()
     }
-    figures = {"epoch": 0, "cmc": [math.nan] * _RANKS, "mAP": math.nan}
     output.parent.mkdir(parents=True, exist_ok=True)
     with whole_file(output) as file:
-        torch.save({"net": net, **figures}, file)
+        torch.save({"net": net, **theirs.figures}, file)
     return _summary(net, table, variables)
 
 
-def _not_in_reference(model: Any) -> list[str]:
-    """Return how a network differs from all that the reference can be."""
-    if not isinstance(model, DDAGConfig):
-        return [f"its method is {method_name(model)}, not ddag"]
-    fixed = {
-        "backbone": "resnet50",
-        "width": 64,
-        "part_attention": True,
-        "part_aggregation": "weighted",
-        "part_residual": "bn",
-        "part_neck": True,
-        "graph_attention": True,
-        "graph_neighbours": None,
-    }
-    return [
-        f"model.{field} is {getattr(model, field)}, there always {value}"
-        for field, value in fixed.items()
-        if getattr(model, field) != value
-    ]
+def _not_in(theirs: _Theirs, model: Any) -> list[str]:
+    """Return how a network differs from the nearest that a code of the authors can be."""
+    if not isinstance(model, theirs.method):
+        others = [one for one in (_DDAG, _AGW) if isinstance(model, one.method)]
+        hint = f"; use convert_weights.py {others[0].command}" if others else ""
+        return [f"its method is {method_name(model)}{hint}"]
+    return min(
+        (
+            [
+                f"model.{field} is {getattr(model, field)}, there always {value}"
+                for field, value in fixed.items()
+                if getattr(model, field) != value
+            ]
+            for fixed in theirs.networks
+        ),
+        key=len,
+    )
 
 
 def _fit(

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from ddag_jax.models.resnet import ARCHITECTURES, Architecture
+from ddag_jax.models.resnet import ARCHITECTURES, NON_LOCAL_BLOCKS, Architecture
 
 Path = tuple[str, ...]
 Shape = tuple[int, ...]
@@ -97,21 +97,47 @@ def stage_mappings(backbone: str, prefix: str) -> list[KeyMapping]:
     return mappings
 
 
-def reference_mappings(heads: int) -> list[KeyMapping]:
-    """Map the reference's whole network (B+P+G) with `heads` graph heads."""
-    mappings = [
+def baseline_mappings() -> list[KeyMapping]:
+    """Map what every network of the authors has: backbone, neck, classifier."""
+    return [
         *stem_mappings("visible", "visible_module.visible."),
         *stem_mappings("infrared", "thermal_module.thermal."),
         *stage_mappings("resnet50", "base_resnet.base."),
         *_normalisation(("neck",), "bottleneck", bias=False),
         KeyMapping(("params", "classifier", "kernel"), ("classifier.weight",), (1, 0)),
+    ]
+
+
+def non_local_mappings() -> list[KeyMapping]:
+    """Map AGW's five non-local blocks."""
+    mappings = []
+    for stage, blocks in enumerate(NON_LOCAL_BLOCKS, 1):
+        for block in range(blocks):
+            path: Path = ("two_stream", "shared", f"stage{stage}_non_local{block}")
+            key = f"NL_{stage}.{block}"
+            for ours, theirs in (("g", "g.0"), ("theta", "theta"), ("phi", "phi"), ("w", "W.0")):
+                mappings.extend(_linear((*path, ours), f"{key}.{theirs}"))
+            mappings.extend(_normalisation((*path, "bn"), f"{key}.W.1"))
+    return mappings
+
+
+def _linear(path: Path, key: str) -> list[KeyMapping]:
+    """Map a 1x1 convolution with bias."""
+    return [
+        KeyMapping(("params", *path, "kernel"), (f"{key}.weight",), (1, 0), squeeze=True),
+        KeyMapping(("params", *path, "bias"), (f"{key}.bias",)),
+    ]
+
+
+def reference_mappings(heads: int) -> list[KeyMapping]:
+    """Map the reference's whole network (B+P+G) with `heads` graph heads."""
+    mappings = [
+        *baseline_mappings(),
         KeyMapping(("params", "iwpa", "gate"), ("wpa.gate",)),
         *_normalisation(("iwpa", "neck"), "wpa.bottleneck", bias=False),
     ]
     for ours, theirs in (("u", "wpa.fc1.0"), ("v", "wpa.fc2"), ("z", "wpa.fc3")):
-        path: Path = ("params", "iwpa", ours)
-        mappings.append(KeyMapping((*path, "kernel"), (f"{theirs}.weight",), (1, 0), squeeze=True))
-        mappings.append(KeyMapping((*path, "bias"), (f"{theirs}.bias",)))
+        mappings.extend(_linear(("iwpa", ours), theirs))
     for ours, attentions in (
         ("heads", [f"attention_{i}" for i in range(heads)]),
         ("output", ["out_att"]),
@@ -194,6 +220,9 @@ class KeyTable:
         return tuple(key for mapping in self.mappings for key in mapping.keys)
 
 
+_CHANNELS = 2048
+"""Of ResNet-50's last feature map."""
+_ZERO = "zero, and never trained"
 _COUNTER = "counts steps, which a fixed momentum does not read"
 
 
@@ -210,9 +239,39 @@ def torchvision_table(backbone: str) -> KeyTable:
     return KeyTable(tuple(mappings), shapes, ignored)
 
 
-def reference_table(dimensions: Dimensions) -> KeyTable:
-    """Return the table of the reference's network; 991 keys with its four heads."""
-    classes, heads, head_dim = dimensions.classes, dimensions.heads, dimensions.head_dim
+def agw_table(classes: int, non_local: str = "one") -> KeyTable:
+    """Return the table of the network of AGW and CAJ, or of the baseline with "none".
+
+    1,025 keys with its non-local blocks.
+
+    Args:
+        classes: width of the classifier.
+        non_local: as in `BaselineConfig`.
+    """
+    shapes, ignored = _backbone_shapes()
+    shapes |= _normalisation_shapes("bottleneck", _CHANNELS)
+    shapes["classifier.weight"] = (classes, _CHANNELS)
+    mappings = baseline_mappings()
+    if non_local != "none":
+        mappings += non_local_mappings()
+        for stage, blocks in enumerate(NON_LOCAL_BLOCKS, 1):
+            channels = 128 * 2**stage
+            inner = {"one": 1, "half": channels // 2}[non_local]
+            for key in (f"NL_{stage}.{block}" for block in range(blocks)):
+                for name in ("g.0", "theta", "phi"):
+                    shapes[f"{key}.{name}.weight"] = (inner, channels, 1, 1)
+                    shapes[f"{key}.{name}.bias"] = (inner,)
+                shapes[f"{key}.W.0.weight"] = (channels, inner, 1, 1)
+                shapes[f"{key}.W.0.bias"] = (channels,)
+                shapes |= _normalisation_shapes(f"{key}.W.1", channels)
+    zeros = ("bottleneck.bias",)
+    ignored = {key: _COUNTER for key in shapes if _counts(key)} | ignored
+    ignored |= dict.fromkeys(zeros, _ZERO)
+    return KeyTable(tuple(mappings), shapes, ignored, zeros)
+
+
+def _backbone_shapes() -> tuple[dict[str, Shape], dict[str, str]]:
+    """Return the shapes of the authors' three ResNet-50, and why a part of each is ignored."""
     shapes: dict[str, Shape] = {}
     ignored: dict[str, str] = {}
     for prefix, used in (
@@ -224,7 +283,14 @@ def reference_table(dimensions: Dimensions) -> KeyTable:
             shapes[prefix + key] = shape
             if ("stages" if key.startswith("layer") else "stem") != used:
                 ignored[prefix + key] = f"of this ResNet-50 the network uses only the {used}"
-    channels = 2048
+    return shapes, ignored
+
+
+def reference_table(dimensions: Dimensions) -> KeyTable:
+    """Return the table of the reference's network; 991 keys with its four heads."""
+    classes, heads, head_dim = dimensions.classes, dimensions.heads, dimensions.head_dim
+    shapes, ignored = _backbone_shapes()
+    channels = _CHANNELS
     matrix = (channels, channels, 1, 1)
     shapes |= _normalisation_shapes("bottleneck", channels)
     shapes["classifier.weight"] = (classes, channels)
@@ -245,7 +311,7 @@ def reference_table(dimensions: Dimensions) -> KeyTable:
     shapes["out_att.W"], shapes["out_att.a"] = (heads * head_dim, classes), (2 * classes, 1)
     ignored = {key: _COUNTER for key in shapes if _counts(key)} | ignored
     zeros = ("bottleneck.bias", "wpa.bottleneck.bias")
-    ignored |= dict.fromkeys(zeros, "zero, and never trained")
+    ignored |= dict.fromkeys(zeros, _ZERO)
     return KeyTable(tuple(reference_mappings(heads)), shapes, ignored, zeros)
 
 

@@ -10,12 +10,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import torch
-from jaxtyping import Int, UInt8
+from jaxtyping import Array, Int, UInt8
 
-from ddag_jax.config import Config, DDAGConfig
+from ddag_jax.config import Config, DDAGConfig, TrainingConfig
 from ddag_jax.data.augment import normalise
 from ddag_jax.evaluation.embed import make_embed
-from ddag_jax.methods.base import View
+from ddag_jax.methods.base import Modality, View, by_modality
+from ddag_jax.methods.baseline import Baseline
 from ddag_jax.methods.ddag.method import DDAG
 from ddag_jax.parallel import (
     AXIS,
@@ -26,11 +27,12 @@ from ddag_jax.parallel import (
     replicate,
     shard,
 )
-from ddag_jax.pytorch.keys import KeyMapping, reference_mappings, to_state_dict, to_variables
+from ddag_jax.pytorch.keys import to_state_dict, to_variables
 from ddag_jax.pytorch.reference import Reference, to_numpy
 from ddag_jax.training.build import build_optimizer, build_train_step
 from ddag_jax.training.state import TrainState, new_state
 from ddag_jax.training.step import make_update
+from ddag_jax.types import Array as AnyArray
 from ddag_jax.types import Batch
 
 BOUNDS = {
@@ -42,7 +44,6 @@ BOUNDS = {
 }
 """Bounds on relative differences in float64. Another order of summation alone gives 1e-13, and 1e-9
 in gradients."""
-GRAPH_WEIGHT = 0.25  # any but 0, so that the graph branch has gradients
 GRADIENT_FLOOR = 1e-6  # relative to the largest norm: some gradients are zero up to rounding
 _SECONDS, _RUNS = 5.0, 3  # minimum time and number of runs of each side
 
@@ -72,43 +73,39 @@ class Speed:
     ours: float
 
 
-def our_network(reference: Reference) -> tuple[DDAGConfig, dict[str, Any], list[KeyMapping]]:
-    """Return configuration, variables (on the host, in its dtype) and keys of the reference."""
-    dimensions, state_dict = reference.dimensions, reference.state_dict()
-    config = DDAGConfig(
-        width=len(state_dict["visible_module.visible.conv1.weight"]),
-        parts=dimensions.parts,
-        graph_heads=dimensions.heads,
-        graph_head_dim=dimensions.head_dim,
-        graph_dropout=0.0,
-        graph_weight=GRAPH_WEIGHT,
-    )
-    mappings = reference_mappings(dimensions.heads)
-    return config, to_variables(state_dict, mappings), mappings
+def our_network(reference: Reference) -> tuple[DDAG | Baseline, dict[str, Any]]:
+    """Return the same method of ours, and the reference's variables (on the host, in its dtype)."""
+    config, classes = reference.config, reference.classes
+    method = DDAG(config, classes) if isinstance(config, DDAGConfig) else Baseline(config, classes)
+    return method, to_variables(reference.state_dict(), reference.mappings)
+
+
+def _views(reference: Reference, batch: Batch) -> dict[str, Array]:
+    """Return the normalised images of each view; "augmented" ones are the visible ones mirrored."""
+
+    def rows(images: UInt8[AnyArray, "n m h w 3"]) -> Array:
+        return normalise(jnp.asarray(images).reshape(-1, *images.shape[2:]))
+
+    visible = rows(batch.visible)
+    images = {
+        "visible": visible,
+        "augmented": visible[:, :, ::-1],
+        "infrared": rows(batch.infrared),
+    }
+    return {view: images[view] for view in reference.views}
 
 
 def differences(reference: Reference, batch: Batch) -> list[Difference]:
     """Compare embeddings, training outputs, losses, statistics and gradients in float64."""
     reference.to(torch.float64)
     with jax.enable_x64():
-        config, variables, mappings = our_network(reference)
-        size = batch.visible.shape[2:]
-        images = {
-            "visible": normalise(jnp.asarray(batch.visible).reshape(-1, *size)),
-            "infrared": normalise(jnp.asarray(batch.infrared).reshape(-1, *size)),
-        }
-        return _differences(reference, config, variables, mappings, images, _labels(batch))
+        return _differences(reference, _views(reference, batch), _labels(batch))
 
 
 def _differences(
-    reference: Reference,
-    config: DDAGConfig,
-    variables: dict[str, Any],
-    mappings: list[KeyMapping],
-    images: Mapping[str, jax.Array],
-    labels: np.ndarray,
+    reference: Reference, images: Mapping[str, Array], labels: Int[np.ndarray, " b"]
 ) -> list[Difference]:
-    method = DDAG(config, reference.dimensions.classes)
+    method, variables = our_network(reference)
     found = []
 
     def compare(
@@ -121,35 +118,39 @@ def _differences(
             found.append(Difference(kind, name, relative))
 
     embed = jax.jit(method.embed, static_argnums=2)
-    for modality, some in images.items():
-        theirs = reference.embed(np.asarray(some), modality)
-        features = embed(variables, some, modality)
+    modalities: tuple[Modality, ...] = ("visible", "infrared")
+    for modality in modalities:
+        theirs = reference.embed(np.asarray(images[modality]), modality)
+        features = embed(variables, images[modality], modality)
         compare(
             "embedding",
             {f"{modality}/{name}": feature for name, feature in theirs.items()},
             {f"{modality}/{name}": feature for name, feature in features.items()},
         )
 
-    visible, infrared = np.asarray(images["visible"]), np.asarray(images["infrared"])
-    step = reference.training_step(visible, infrared, labels, GRAPH_WEIGHT, config.margin)
+    views = tuple(
+        View("infrared" if name == "infrared" else "visible", one, jnp.asarray(labels))
+        for name, one in images.items()
+    )
+    step = reference.training_step(
+        {name: np.asarray(one) for name, one in images.items()}, np.tile(labels, len(views))
+    )
     outputs, losses = map(to_numpy, step())
-    optimizer = build_optimizer(Config(model=config), steps_per_epoch=1)
+    config = Config(model=reference.config)
+    optimizer = build_optimizer(config, steps_per_epoch=1)
     update = make_update(method, optimizer, axis_name=None, steps_per_epoch=1, nonfinite_limit=1)
 
     @functools.partial(jax.jit, compiler_options=compiler_options(device_mesh()))
-    def our_step(state: TrainState, visible: jax.Array, infrared: jax.Array) -> tuple[Any, ...]:
+    def our_step(state: TrainState, views: tuple[View, ...]) -> tuple[Any, ...]:
         variables = {"params": state.params, "batch_stats": state.batch_stats}
-        output, _ = method.network.apply(
-            variables, visible, infrared, jnp.asarray(labels), None, mutable=["batch_stats"]
-        )
-        half = jnp.asarray(labels[: len(visible)])
-        views = View("visible", visible, half), View("infrared", infrared, half)
+        output = training_output(method, variables, views)
         return output, *update(state, views, None)
 
     state = new_state(variables, optimizer, method.memory(), jax.random.key(0))
-    output, state, outcome, gradients = our_step(state, visible, infrared)
-    compare("training output", outputs, output._asdict())
+    output, state, outcome, gradients = our_step(state, views)
+    compare("training output", outputs, dict(zip(reference.outputs, output, strict=True)))
     compare("loss", losses, {name: outcome.terms[name] for name in losses})
+    mappings = reference.mappings
     ours_statistics = to_state_dict({"batch_stats": state.batch_stats}, mappings)
     after = reference.state_dict()
     compare("running statistic", {key: after[key] for key in ours_statistics}, ours_statistics)
@@ -158,6 +159,18 @@ def _differences(
     ours_gradients = to_state_dict({"params": gradients}, mappings)
     compare("gradient", theirs_gradients, ours_gradients, GRADIENT_FLOOR * largest)
     return found
+
+
+def training_output(
+    method: DDAG | Baseline, variables: dict[str, Any], views: tuple[View, ...]
+) -> tuple[Array, ...]:
+    """Return what the network gives in training mode, without dropout."""
+    images = by_modality(views)
+    rows: tuple[Any, ...] = (images.visible, images.infrared)
+    if isinstance(method, DDAG):
+        rows = (*rows, images.labels, None)
+    output: tuple[Array, ...] = method.network.apply(variables, *rows, mutable=["batch_stats"])[0]
+    return output
 
 
 def _relative(theirs: np.ndarray, ours: np.ndarray, floor: float) -> float:
@@ -176,16 +189,12 @@ def speeds(reference: Reference, batch: Batch) -> list[Speed]:
     reference does in its loader.
     """
     reference.to(torch.float32)
-    config, variables, _ = our_network(reference)
-    labels = _labels(batch)
-    visible, infrared = (
-        np.asarray(normalise(jnp.asarray(x).reshape(-1, *x.shape[2:])))
-        for x in (batch.visible, batch.infrared)
-    )
-    method = DDAG(config, reference.dimensions.classes)
+    method, variables = our_network(reference)
+    images = {name: np.asarray(one) for name, one in _views(reference, batch).items()}
+    labels = np.tile(_labels(batch), len(images))
     mesh = device_mesh(list(device_mesh().devices.flat)[:1])
 
-    step = reference.training_step(visible, infrared, labels, GRAPH_WEIGHT, config.margin)
+    step = reference.training_step(images, labels)
     optimiser = reference.optimiser()
 
     def their_training() -> None:
@@ -194,7 +203,7 @@ def speeds(reference: Reference, batch: Batch) -> list[Speed]:
         reference.wait()
 
     def their_embedding() -> None:
-        reference.embed(visible, "visible")
+        reference.embed(images["visible"], "visible")
 
     embed, on_device = map_embed(make_embed(method, flip=False), mesh), replicate(variables, mesh)
     pixels = np.asarray(batch.visible).reshape(-1, *batch.visible.shape[2:])
@@ -203,10 +212,12 @@ def speeds(reference: Reference, batch: Batch) -> list[Speed]:
         jax.device_get(embed(on_device, shard(pixels, mesh), "visible"))
 
     # Embeddings first: training changes the weights, by much if the batch is small.
-    embedding = _speed("embedding", len(labels) // 2, their_embedding, our_embedding)
-    whole = Config(model=config)
+    count = len(images["visible"])
+    embedding = _speed("embedding", count, their_embedding, our_embedding)
+    views: Any = len(images)
+    whole = Config(model=reference.config, training=TrainingConfig(views=views))
     optimizer = build_optimizer(whole, steps_per_epoch=1)
-    over_mesh = DDAG(config, reference.dimensions.classes, AXIS)
+    over_mesh = dataclasses.replace(method, axis_name=AXIS)
     our_step = map_train_step(build_train_step(whole, over_mesh, optimizer, 1, AXIS), mesh)
     state = replicate(new_state(variables, optimizer, method.memory(), jax.random.key(0)), mesh)
 
@@ -238,9 +249,9 @@ def _speed(what: str, images: int, theirs: Callable[[], None], ours: Callable[[]
     return Speed(what, images / min(times[theirs]), images / min(times[ours]))
 
 
-def _labels(batch: Batch) -> Int[np.ndarray, " k"]:
-    m = batch.visible.shape[1]
-    return np.tile(np.repeat(np.asarray(batch.labels), m), 2)
+def _labels(batch: Batch) -> Int[np.ndarray, " b"]:
+    """Return the labels of the images of a view."""
+    return np.repeat(np.asarray(batch.labels), batch.visible.shape[1])
 
 
 def random_batch(n: int, m: int, height: int, width: int) -> Batch:

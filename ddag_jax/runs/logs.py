@@ -86,7 +86,7 @@ class RunLog:
         workdir: the run's folder; created if missing.
         resume_step: step of the restored checkpoint; None starts a new log.
         total_steps: number of steps of the whole run.
-        images_per_step: images per batch, both modalities together.
+        images_per_step: images that a step processes, of all views.
         silent: write and print nothing.
 
     Raises:

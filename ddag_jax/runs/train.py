@@ -30,7 +30,7 @@ from ddag_jax.evaluation.evaluator import Evaluator, while_training
 from ddag_jax.evaluation.protocols import selection_figure
 from ddag_jax.io.files import write_text
 from ddag_jax.io.progress import say
-from ddag_jax.methods.base import Method
+from ddag_jax.methods.base import HasWarnings, Method
 from ddag_jax.methods.build import build_method
 from ddag_jax.parallel import (
     AXIS,
@@ -122,8 +122,9 @@ def train(
     Raises:
         UserError: `workdir` exists, holds a run of another configuration or other data, or is
             being written by another process; data or weights are missing or do not fit; the batch
-            cannot be divided among the devices; fewer steps remain than `profile` needs; a loss or
-            gradient is not finite; a file cannot be written.
+            cannot be divided among the devices; visible images whose channels are to be changed are
+            grey; the method does not take as many views; fewer steps remain than `profile` needs; a
+            loss or gradient is not finite; a file cannot be written.
     """
     check_settings(find_dataset(config.data.dataset), config.data, config.evaluation)
     folder = epath.Path(workdir)
@@ -145,6 +146,8 @@ def train(
         settings.identities_per_batch,
         settings.images_per_identity,
     )
+    if config.augment.visible_channels != "none":
+        _check_colour(images, sampler)
     method = build_method(config.model, images.classes, AXIS)
     optimizer = build_optimizer(config, per_epoch)
     if held_out is None:  # as published: no held-out identities, so no checkpoint selection
@@ -195,7 +198,9 @@ def train(
                 folder,
                 restored,
                 total_steps=total,
-                images_per_step=2 * settings.identities_per_batch * settings.images_per_identity,
+                images_per_step=settings.views
+                * settings.identities_per_batch
+                * settings.images_per_identity,
                 silent=not is_first_process(),
             )
             run = _Run(
@@ -251,6 +256,8 @@ class _Run:
     checkpoints: RunCheckpoints
     stop: StopRequest
     profile: Profile
+    warned: set[str] = dataclasses.field(default_factory=set)
+    """Kinds of the method's warnings that are in the log."""
 
     @property
     def total(self) -> int:
@@ -318,7 +325,13 @@ class _Run:
         if int(outcome.skipped_in_row) >= limit:  # never decreases once the limit is reached
             self._fail(*next(step for step in unread if int(step[1].skipped_in_row) >= limit))
         if self._logged(number):
-            self.log.train(number, (number - 1) // self.per_epoch, self._figures(number, outcome))
+            figures, epoch = self._figures(number, outcome), (number - 1) // self.per_epoch
+            self.log.train(number, epoch, figures)
+            if isinstance(self.method, HasWarnings):
+                for kind, text in self.method.warnings(figures).items():
+                    if kind not in self.warned:
+                        self.warned.add(kind)
+                        self.log.note(number, epoch, f"warning: {text}")
         unread.clear()
 
     def _figures(self, number: int, outcome: Outcome) -> dict[str, float]:
@@ -445,6 +458,20 @@ def _take_workdir(
         step_folder(folder, step).rename(aside)
         notes.append(f"warning: the checkpoint of step {step} is damaged; it is now {aside}")
     return notes
+
+
+def _check_colour(images: ImageSource, sampler: IdentitySampler) -> None:
+    """Check that a visible image of the first batch has colours.
+
+    Raises:
+        UserError: none has.
+    """
+    visible = images.images(sampler.sample(0, 0).visible.reshape(-1))
+    if (visible == visible[..., :1]).all():
+        raise UserError(
+            f"augment.visible_channels: all {len(visible)} visible images of the first batch are"
+            f" grey ({images.folder}), so that there are no colours to change; set it to none"
+        )
 
 
 def _check_workdir(folder: epath.Path, resume: bool, overwrite: bool) -> None:

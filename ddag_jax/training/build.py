@@ -1,13 +1,15 @@
 """From a configuration to the optimiser, the train state and the step."""
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from typing import Any
 
 import optax
 from jaxtyping import PRNGKeyArray
 
-from ddag_jax.config import Config
+from ddag_jax.config import AugmentConfig, Channels, Config
+from ddag_jax.data.augment import Change, adaptive_grey, erase, exchange_channels, grey
 from ddag_jax.errors import UserError
 from ddag_jax.methods.base import Method
 from ddag_jax.training.optimizer import Schedule, learning_rate_schedule, sgd
@@ -101,16 +103,54 @@ def build_train_step(
     steps_per_epoch: int,
     axis_name: str | None,
 ) -> TrainStep:
-    """Return the step for one device of the axis; the method is for the same axis."""
+    """Return the step for one device of the axis; the method is for the same axis.
+
+    Raises:
+        UserError: three views for a method without the attribute `third_view` = True.
+    """
+    settings = config.augment
+    visible, infrared = (
+        _change(kind, settings) for kind in (settings.visible_channels, settings.infrared_channels)
+    )
+    channels: tuple[Change | None, ...] = (visible, infrared)
+    if config.training.views == 3:
+        if not getattr(method, "third_view", False):
+            raise UserError(
+                f"training.views: 3, but {type(method).__name__} takes two, visible and infrared;"
+                " set it to 2"
+            )
+        channels = (None, visible, infrared)
+    erasing = functools.partial(
+        erase,
+        probability=settings.erasing,
+        share=settings.erasing_share,
+        aspect=settings.erasing_aspect,
+        fill=settings.erasing_fill,
+    )
     return make_train_step(
         method,
         optimizer,
         axis_name=axis_name,
         steps_per_epoch=steps_per_epoch,
         nonfinite_limit=nonfinite_limit(config),
-        padding=config.augment.padding,
-        flip=config.augment.flip,
+        padding=settings.padding,
+        flip=settings.flip,
+        erasing=erasing if settings.erasing else None,
+        channels=channels,
     )
+
+
+def _change(kind: Channels, settings: AugmentConfig) -> Change | None:
+    """Return what a field of `augment` asks to do with the channels."""
+    match kind:
+        case "none":
+            return None
+        case "exchange":
+            return exchange_channels
+        case "adaptive-grey":
+            return adaptive_grey
+        case "grey":
+            return functools.partial(grey, probability=settings.grey_probability)
 
 
 def nonfinite_limit(config: Config) -> int:

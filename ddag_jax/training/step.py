@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int, Key
 
-from ddag_jax.data.augment import augment
+from ddag_jax.data.augment import Change, augment
 from ddag_jax.methods.base import Method, View
 from ddag_jax.training.state import TrainState
 from ddag_jax.types import Batch
@@ -29,21 +29,22 @@ Update = Callable[..., tuple[TrainState, Outcome, Any]]
 
 
 def image_keys(
-    key: Key[Array, ""], first_slot: Int[Array, ""] | int, n: int, m: int
-) -> Key[Array, "2 n m"]:
-    """Return a key for each image of a device's share, visible images first.
+    key: Key[Array, ""], first_slot: Int[Array, ""] | int, n: int, m: int, views: int = 2
+) -> Key[Array, "v n m"]:
+    """Return a key for each image of a device's share; of 2 views V, I, of 3 V, V', I.
 
-    A key depends on (identity slot, modality, image slot) alone, not on the number of devices.
+    A key depends on (identity slot, view, image slot) alone, not on the number of devices. V is
+    number 0, I is 1, V' is 2, so that those of V and I do not depend on the number of views either.
     """
 
-    def one(modality: Array, slot: Array, image: Array) -> Array:
-        return jax.random.fold_in(
-            jax.random.fold_in(jax.random.fold_in(key, slot), modality), image
-        )
+    def one(view: Array, slot: Array, image: Array) -> Array:
+        return jax.random.fold_in(jax.random.fold_in(jax.random.fold_in(key, slot), view), image)
 
     # Over flat indices: XLA compiles few axes faster.
-    modality, slot, image = jnp.indices((2, n, m)).reshape(3, 2 * n * m)
-    return jax.vmap(one)(modality, first_slot + slot, image).reshape(2, n, m)
+    view, slot, image = jnp.indices((views, n, m)).reshape(3, views * n * m)
+    if views == 3:
+        view = jnp.array([0, 2, 1])[view]
+    return jax.vmap(one)(view, first_slot + slot, image).reshape(views, n, m)
 
 
 def make_update(
@@ -118,11 +119,15 @@ def make_train_step(
     nonfinite_limit: int,
     padding: int,
     flip: bool,
+    erasing: Change | None = None,
+    channels: tuple[Change | None, ...] = (None, None),
 ) -> TrainStep:
     """Return `train_step(state, batch)` for one device: augmentation, then `make_update`'s part.
 
     Its share of the batch in; the new state and the outcome of the whole batch out, the same on
-    every device. `padding` and `flip` are those of `augment`, the rest those of `make_update`.
+    every device. `padding`, `flip`, `erasing` and `channels` are those of `augment`, the rest those
+    of `make_update`. `channels` has an entry for each view, 2 for V and I, 3 for V, V' and I, where
+    V' is V's images augmented once more.
     """
     update = make_update(
         method,
@@ -136,14 +141,17 @@ def make_train_step(
         n, m, *size = batch.visible.shape
         device = 0 if axis_name is None else jax.lax.axis_index(axis_name)
         key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
-        keys = image_keys(key, device * n, n, m).reshape(2 * n * m)
+        keys = image_keys(key, device * n, n, m, len(channels)).reshape(-1)
         augment_keys, method_keys = jax.vmap(jax.random.split, out_axes=1)(keys)
-        images = jnp.concatenate([batch.visible, batch.infrared]).reshape(2 * n * m, *size)
-        images = augment(images, augment_keys, padding=padding, flip=flip)
+        visible = [batch.visible] * (len(channels) - 1)
+        images = jnp.concatenate([*visible, batch.infrared]).reshape(-1, *size)
+        images = augment(
+            images, augment_keys, padding=padding, flip=flip, erasing=erasing, channels=channels
+        )
         labels = jnp.repeat(jnp.asarray(batch.labels), m)
-        views = (
-            View("visible", images[: n * m], labels),
-            View("infrared", images[n * m :], labels),
+        views = tuple(
+            View("infrared" if i == len(visible) else "visible", view, labels)
+            for i, view in enumerate(jnp.split(images, len(channels)))
         )
         new_state, outcome, _ = update(state, views, method_keys)
         return new_state, outcome

@@ -57,7 +57,7 @@ def images(name: str, count: int, height: int, width: int, seed: int) -> np.ndar
     """Return `count` normalised images, float32 [count, 3, height, width].
 
     Args:
-        name: "visible" or "infrared".
+        name: "visible", "augmented" (a second visible view) or "infrared".
         count: number of images.
         height: in pixels.
         width: in pixels.

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from torch import nn
 
-from ddag_jax.models.pooling import max_pool_3x3_2, stripe_matrix
+from ddag_jax.models.pooling import Pooling, max_pool_3x3_2, stripe_matrix
 from tests.models.torch_modules import assert_close, normal, to_ours, to_torch
 
 
@@ -40,3 +40,30 @@ def test_stripes_as_pytorch(height: int, parts: int) -> None:
     with jax.enable_x64(True):
         ours = jnp.einsum("ph,bhc->bpc", stripe_matrix(height, parts, jnp.float64), x.mean(2))
     assert_close(ours, to_ours(theirs)[:, :, 0])
+
+
+@pytest.mark.parametrize("power", [3.0, 2.5])
+@pytest.mark.parametrize("kind", ["gem", "gem-learnable"])
+def test_gem_by_its_definition(kind: str, power: float) -> None:
+    """Also where a channel is 0 all over, as ReLU leaves some: value and gradient are finite."""
+    x = np.maximum(normal(0, 2, 4, 3, 5), 0)
+    x[0, :, :, 1] = 0
+    with jax.enable_x64(True):
+        pooling = Pooling(kind, power)
+        variables = pooling.init(jax.random.key(0), jnp.asarray(x))
+        gradient = jax.grad(lambda x: (pooling.apply(variables, x) ** 2).sum())(jnp.asarray(x))
+        ours = pooling.apply(variables, jnp.asarray(x))
+    if kind == "gem":
+        assert not variables
+        expected = ((x**power).mean((1, 2)) + 1e-12) ** (1 / power)
+    else:
+        assert float(variables["params"]["power"]) == power
+        expected = (np.maximum(x, 1e-6) ** power).mean((1, 2)) ** (1 / power)
+    assert_close(ours, expected)
+    assert np.isfinite(gradient).all()
+
+
+def test_the_power_learns() -> None:
+    pooling, x = Pooling("gem-learnable"), jnp.asarray(np.abs(normal(0, 2, 4, 3, 5)))
+    gradient = jax.grad(lambda p: pooling.apply({"params": {"power": p}}, x).sum())(3.0)
+    assert gradient > 0  # a higher power is nearer to the maximum

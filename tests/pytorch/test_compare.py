@@ -13,7 +13,7 @@ import torch
 
 from ddag_jax.pytorch import side_by_side
 from ddag_jax.pytorch.compare import main
-from ddag_jax.pytorch.reference import Reference
+from ddag_jax.pytorch.reference import load
 
 STAND_IN = Path(__file__).parent / "stand_in"
 SMALL = ("--image-size", "64", "32", "--batch", "3", "2")
@@ -67,7 +67,7 @@ def weights(tmp_path_factory):
     """Of the stand-in as it initialises itself, for five classes."""
     net = {
         key: torch.from_numpy(array)
-        for key, array in Reference(STAND_IN, weights=None).state_dict().items()
+        for key, array in load("ddag", STAND_IN, None).state_dict().items()
     }
     for key in ("classifier.weight", "classifier1.weight", "classifier2.weight"):
         net[key] = net[key][:5]
@@ -115,6 +115,28 @@ def test_another_network_is_found_out(weights, tmp_path, capsys, monkeypatch):
     for name in ("visible/global", "pooled", "global_logits", "graph_log_probs", "attention_1.W"):
         assert found[name] == "same", name
     assert "exceed their bound" in printed.err
+
+
+@pytest.mark.slow
+def test_caj_agrees_in_everything(tmp_path, capsys, monkeypatch):
+    """Non-local blocks, GeM, the squared triplet, three views; also from the folder around it."""
+    monkeypatch.setattr(side_by_side, "speeds", lambda *_: [])
+    code = tmp_path / "checkout" / "ICCV21_CAJ"
+    shutil.copytree(STAND_IN.with_name("stand_in_agw"), code)
+    shutil.copy(STAND_IN / "resnet.py", code)
+    assert main(["--reference", str(code.parent), "--method", "caj", *SMALL]) == 0
+    printed = capsys.readouterr().out
+    found = verdicts(printed)
+    assert set(found.values()) == {"same"}
+    names = (
+        "infrared/pooled",
+        "visible/global",
+        "triplet",
+        "NL_3.2.theta.weight",
+        "NL_2.0.W.1.bias",
+    )
+    assert set(names) < set(found)
+    assert re.search(r"^gradient +largest .* (\d+) of \1 same$", printed, flags=re.MULTILINE)
 
 
 def test_what_is_no_checkout_is_refused(tmp_path, capsys):

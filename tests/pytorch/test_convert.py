@@ -14,12 +14,18 @@ import torch
 
 from ddag_jax.cli import evaluate
 from ddag_jax.cli.convert import main
-from ddag_jax.config import Config, DDAGConfig
+from ddag_jax.config import BaselineConfig, Config, DDAGConfig
 from ddag_jax.errors import UserError
 from ddag_jax.methods.build import build_method
 from ddag_jax.methods.ddag.method import DDAG
 from ddag_jax.parallel import device_mesh, replicated_shapes
-from ddag_jax.pytorch.keys import Dimensions, reference_table, to_variables, torchvision_table
+from ddag_jax.pytorch.keys import (
+    Dimensions,
+    agw_table,
+    reference_table,
+    to_variables,
+    torchvision_table,
+)
 from ddag_jax.pytorch.reading import read_state_dict
 from ddag_jax.runs.checkpoint import (
     Meta,
@@ -119,6 +125,89 @@ def test_round_trip_is_exact(reference, tmp_path, capsys):
     assert_identical(read_variables(again), read_variables(reference.ours))
     # The checksum is of our variables, so both directions print the same one.
     assert printed.splitlines()[-1] == capsys.readouterr().out.splitlines()[-1]
+
+
+AGW = {"pooling": "gem", "triplet": "weighted"}
+
+
+@pytest.mark.parametrize(
+    ("non_local", "expected"),
+    [
+        ("one", BaselineConfig(non_local="one", **AGW)),
+        ("half", BaselineConfig(non_local="half", **AGW)),  # as the paper has it
+        ("none", BaselineConfig()),
+    ],
+)
+def test_agw_to_ours_and_back_is_exact(non_local, expected, tmp_path, capsys):
+    """What its code holds: five blocks of one channel, or none; never half the channels."""
+    table = agw_table(6, non_local)
+    net = filled(table, set(table.mapped))
+    torch.save({"net": net, "mINP": np.float64(0.5), **FIGURES}, tmp_path / "model.t")
+    command = ["agw", str(tmp_path / "model.t"), str(tmp_path / "ours"), "--image-size", "64", "32"]
+    assert main(command) == 0
+    checksum = capsys.readouterr().out.splitlines()[-1]
+    meta = read_meta(tmp_path / "ours")
+    assert (meta.config.model, meta.classes, meta.config.data.image_height) == (expected, 6, 64)
+    method = build_method(expected, 6)
+    shapes = jax.eval_shape(lambda: method.init(jax.random.key(0), (64, 32)))
+    one_device = device_mesh(jax.devices()[:1])
+    restored = restore_variables(tmp_path / "ours", replicated_shapes(shapes, one_device))
+    arrays = {key: tensor.numpy() for key, tensor in net.items()}
+    assert_identical(restored, to_variables(arrays, table.mappings))
+
+    back = tmp_path / "back.t"
+    if non_local == "half":
+        assert main(["to-agw", str(tmp_path / "ours"), str(back)]) == 2
+        assert "model.non_local is half, there always one" in capsys.readouterr().err
+        return
+    assert main(["to-agw", str(tmp_path / "ours"), str(back)]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == checksum
+    file = torch.load(back, weights_only=True)
+    assert list(file) == ["net", "epoch", "cmc", "mAP", "mINP"]
+    assert {key: tuple(value.shape) for key, value in file["net"].items()} == table.shapes
+    for key, value in file["net"].items():
+        wanted = net[key] if key in table.mapped else torch.zeros_like(value)
+        assert torch.equal(value, wanted), key
+
+
+@pytest.mark.parametrize(
+    ("table", "kind", "right"),
+    [
+        (REFERENCE, "agw", "reference"),
+        (REFERENCE, "torchvision", "reference"),
+        (agw_table(6), "reference", "agw"),
+        (agw_table(6, "none"), "torchvision", "agw"),
+        (torchvision_table("resnet18"), "agw", "torchvision"),
+        (torchvision_table("resnet50"), "reference", "torchvision"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_a_file_of_another_method_names_its_subcommand(table, kind, right, tmp_path, capsys):
+    torch.save({"net": filled(table, set())}, tmp_path / "model.t")
+    assert main([kind, str(tmp_path / "model.t"), str(tmp_path / "ours")]) == 2
+    assert capsys.readouterr().err.endswith(f"convert_weights.py {right}\n")
+    assert not (tmp_path / "ours").exists()
+
+
+@pytest.mark.parametrize(
+    ("model", "command", "reason"),
+    [
+        (DDAGConfig(), "to-agw", "its method is ddag; use convert_weights.py to-reference"),
+        (BaselineConfig(), "to-reference", "its method is baseline; use convert_weights.py to-agw"),
+        (DDAGConfig(pooling="gem"), "to-reference", "model.pooling is gem, there always mean"),
+        (BaselineConfig(pooling="gem"), "to-agw", "model.non_local is none, there always one"),
+        (
+            BaselineConfig(pooling="gem-learnable", non_local="one"),
+            "to-agw",
+            "model.pooling is gem-learnable, there always gem",
+        ),
+    ],
+)
+def test_a_network_that_their_code_has_not_is_refused(model, command, reason, tmp_path, capsys):
+    save_weights(tmp_path / "ours", {"params": {}}, Meta(Config(model=model), 5).to_json())
+    assert main([command, str(tmp_path / "ours"), str(tmp_path / "model.t")]) == 2
+    assert reason in capsys.readouterr().err
+    assert not (tmp_path / "model.t").exists()
 
 
 @pytest.mark.parametrize("backbone", ["resnet18", "resnet50"])

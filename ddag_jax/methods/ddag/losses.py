@@ -2,10 +2,12 @@
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
-from ddag_jax.losses import batch_hard_triplet, cross_entropy, negative_log_likelihood
+from ddag_jax.config import DDAGConfig
+from ddag_jax.losses import cross_entropy, negative_log_likelihood, triplet_terms
 from ddag_jax.methods.ddag.network import TrainingOutput
+from ddag_jax.types import Array as AnyArray
 
 
 def graph_loss(
@@ -29,40 +31,54 @@ def graph_loss(
 def loss_terms(
     output: TrainingOutput,
     labels: Int[Array, " k"],
+    visible: Bool[AnyArray, " k"],
     graph_weight: Float[Array, ""],
-    *,
-    margin: float,
-    graph_reduction: str,
+    config: DDAGConfig,
     axis_name: str | None = None,
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
     """Return L_P + w L_g (Eq. 11) for one device's images, and its terms.
 
     Args:
         output: of the network.
-        labels: class of each image.
+        labels: class of each image, visible ones first.
+        visible: whether the image is visible.
         graph_weight: w; no gradient flows through it.
-        margin: of the triplet loss.
-        graph_reduction: of `graph_loss`.
+        config: of the triplet loss and of the graph loss's reduction.
         axis_name: the device axis among whose features positives and negatives are sought.
 
     Returns:
         The total and `identity`, `triplet`, `part`, `graph` (0 for a branch that is off),
-        `without_graph` (L_P, Eq. 10; without part attention L_b) and `graph_weight`.
+        `without_graph` (L_P, Eq. 10; without part attention L_b) and `graph_weight`; with the
+        squared triplet also `clamped`.
     """
     zero = jnp.zeros((), output.global_logits.dtype)
     identity = cross_entropy(output.global_logits, labels)
-    triplet = batch_hard_triplet(output.pooled, labels, margin, axis_name)
+    triplet = triplet_terms(
+        config.triplet,
+        output.pooled,
+        labels,
+        visible,
+        margin=config.margin,
+        alpha=config.triplet_alpha,
+        gamma=config.triplet_gamma,
+        axis_name=axis_name,
+    )
     part = zero if output.part_logits is None else cross_entropy(output.part_logits, labels)
     graph = (
         zero
         if output.graph_log_probs is None
-        else graph_loss(output.graph_log_probs, labels, graph_reduction, axis_name)
+        else graph_loss(  # the nodes are the first visible view and the infrared one
+            output.graph_log_probs,
+            labels[: len(output.graph_log_probs)],
+            config.graph_reduction,
+            axis_name,
+        )
     )
-    without_graph = identity + triplet + part
+    without_graph = identity + triplet["triplet"] + part
     weight = jax.lax.stop_gradient(graph_weight)
     terms = {
         "identity": identity,
-        "triplet": triplet,
+        **triplet,
         "part": part,
         "graph": graph,
         "without_graph": without_graph,

@@ -2,13 +2,14 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, TypedDict, cast
+from typing import Any, ClassVar, TypedDict, cast
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Bool, Float, Int, Key
 
 from ddag_jax.config import DDAGConfig
-from ddag_jax.methods.base import Modality, Variables, View
+from ddag_jax.losses import clamped_warnings
+from ddag_jax.methods.base import Modality, Variables, View, by_modality
 from ddag_jax.methods.ddag.losses import dynamic_graph_weight, loss_terms
 from ddag_jax.methods.ddag.network import Network, TrainingOutput, dummy_inputs
 
@@ -33,6 +34,7 @@ class DDAG:
     config: DDAGConfig
     classes: int
     axis_name: str | None = None
+    third_view: ClassVar[bool] = True
 
     @property
     def network(self) -> Network:
@@ -70,30 +72,35 @@ class DDAG:
         memory: Memory,
         keys: Key[Array, " k"] | None,
     ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]], Any]:
-        """Return L_P + w L_g (Eq. 11), its terms, and the new running statistics."""
-        visible, infrared = views
-        labels = jnp.concatenate([visible.labels, infrared.labels])
+        """Return L_P + w L_g (Eq. 11), its terms, and the new running statistics.
+
+        L_P is over the images of all views; a second visible view has no nodes in the graph.
+        """
+        images = by_modality(views)
         output, changed = self.network.apply(
-            variables, visible.images, infrared.images, labels, keys, mutable=["batch_stats"]
+            variables, images.visible, images.infrared, images.labels, keys, mutable=["batch_stats"]
         )
-        total, terms = self.output_loss(output, labels, memory)
+        total, terms = self.output_loss(output, images.labels, images.is_visible, memory)
         return total, terms, changed["batch_stats"]
 
     def output_loss(
-        self, output: TrainingOutput, labels: Int[Array, " k"], memory: Memory
+        self,
+        output: TrainingOutput,
+        labels: Int[Array, " k"],
+        visible: Bool[Array, " k"],
+        memory: Memory,
     ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
         """Return the loss of the network's output, visible images first, and its terms.
 
-        Override it to train the same network with another loss.
+        `visible` is whether each image is visible. Override it to train the same network with
+        another loss.
         """
-        return loss_terms(
-            output,
-            labels,
-            memory["graph_weight"],
-            margin=self.config.margin,
-            graph_reduction=self.config.graph_reduction,
-            axis_name=self.axis_name,
-        )
+        weight = memory["graph_weight"]
+        return loss_terms(output, labels, visible, weight, self.config, self.axis_name)
+
+    def warnings(self, terms: Mapping[str, float]) -> dict[str, str]:
+        """Warn where most anchors of the squared triplet have no gradient."""
+        return clamped_warnings(terms)
 
     def remember(
         self,

@@ -3,6 +3,7 @@
 from typing import NamedTuple
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
@@ -11,7 +12,8 @@ from ddag_jax.methods.ddag.graph_attention import GraphAttention
 from ddag_jax.methods.ddag.part_attention import PartAttention
 from ddag_jax.models.classifier import Classifier, neck_scale, unit_rows
 from ddag_jax.models.normalisation import BatchNorm
-from ddag_jax.models.precision import at_least_float32, network_dtype
+from ddag_jax.models.pooling import Pooling
+from ddag_jax.models.precision import network_dtype
 from ddag_jax.models.two_stream import TwoStream
 
 
@@ -19,7 +21,7 @@ class TrainingOutput(NamedTuple):
     """What the network returns in training mode; None for a branch that is off."""
 
     pooled: Float[Array, "k c"]
-    """Average-pooled backbone feature before the neck, which triplet loss and graph read."""
+    """Pooled backbone feature before the neck, which triplet loss and graph read."""
     global_logits: Float[Array, "k y"]
     part_logits: Float[Array, "k y"] | None
     graph_log_probs: Float[Array, "k y"] | None
@@ -40,6 +42,7 @@ class Network(nn.Module):
         config, axis_name = self.config, self.axis_name
         dtype = network_dtype(config.compute_dtype)
         self.two_stream = TwoStream(config.backbone, config.width, dtype, axis_name)
+        self.pooling = Pooling(config.pooling, config.gem_power)
         self.neck = BatchNorm(use_bias=False, scale_init=neck_scale, axis_name=axis_name)
         self.classifier = Classifier(self.classes, dtype)
         # The names of the parameters are those of the paper, as checkpoints have them.
@@ -70,8 +73,7 @@ class Network(nn.Module):
         self, feature_map: Float[Array, "b h w c"], train: bool
     ) -> tuple[Array, Array, Array | None]:
         """Return the pooled feature x°, the global feature, the part feature."""
-        wide = at_least_float32(network_dtype(self.config.compute_dtype))
-        pooled = feature_map.astype(wide).mean((1, 2))
+        pooled = self.pooling(feature_map)
         normalised = self.neck(pooled, train)
         if not self.config.part_attention:
             return pooled, normalised, None
@@ -79,7 +81,7 @@ class Network(nn.Module):
 
     def __call__(
         self,
-        visible: Float[Array, "b h w 3"],
+        visible: Float[Array, "v h w 3"],
         infrared: Float[Array, "b h w 3"],
         labels: Int[Array, " k"],
         keys: Key[Array, " k"] | None,
@@ -87,7 +89,7 @@ class Network(nn.Module):
         """Return what the losses read, in training mode; updates the collection `batch_stats`.
 
         `labels` and `keys` (for dropout; None switches it off) list the visible images first, then
-        the infrared ones.
+        the infrared ones. The graph's nodes are the first b visible images and the infrared ones.
         """
         pooled, normalised, part = self._features(self.two_stream(visible, infrared, True), True)
         part_logits = graph = None
@@ -95,7 +97,10 @@ class Network(nn.Module):
             shared = self.config.part_aggregation != "concatenation"
             part_logits = (self.classifier if shared else self.part_classifier)(part)
         if self.config.graph_attention:
-            graph = self.graph_attention(pooled, labels, keys)
+            nodes, b = (pooled, labels, keys), len(infrared)
+            if len(visible) > b:  # a second visible view
+                nodes = jax.tree.map(lambda x: jnp.concatenate([x[:b], x[-b:]]), nodes)
+            graph = self.graph_attention(*nodes)
         return TrainingOutput(pooled, self.classifier(normalised), part_logits, graph)
 
     def feature_map(
