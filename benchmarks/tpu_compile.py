@@ -252,7 +252,7 @@ def train_purposes(state: "TrainState", images: int) -> Purpose:
 
     Args:
         state: training state; shapes suffice.
-        images: number of images in the whole batch, both modalities.
+        images: number of images in the whole batch, of all views.
     """
     import jax
 

@@ -112,6 +112,15 @@ def test_the_third_view_is_the_visible_image_augmented_once_more() -> None:
             assert {*map(tuple, image)} <= {*map(tuple, source.astype(float))} | {(0.0, 0.0, 0.0)}
 
 
+def test_a_method_has_a_key_for_each_image_in_the_views_order() -> None:
+    """The second half of the image's key; the first is the augmentation's."""
+    for views in (2, 3):
+        keys = image_keys(jax.random.fold_in(jax.random.key(1), 5), 0, N, M, views)
+        _, own = jax.vmap(jax.random.split, out_axes=1)(keys.reshape(-1))
+        expected = jax.vmap(jax.random.uniform)(own).reshape(views, N, M).swapaxes(0, 1)
+        np.testing.assert_array_equal(seen(1, views)["draws"], expected)
+
+
 def same_channels(images: np.ndarray) -> np.ndarray:
     return (images == images[..., :1]).all((-3, -2, -1))
 
