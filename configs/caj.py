@@ -4,10 +4,11 @@ Command: python train.py configs/caj.py --workdir runs/caj --init weights/resnet
 Hardware: one GPU, or several that divide 8 identities. Not run by us: we hold no licence.
 Published, rank-1 / mAP / mINP of the feature `global`, averaged with the mirror image's, in CAJ's
 paper: SYSU-MM01 all-search 69.88 / 66.89 / 53.61; RegDB visible to infrared 85.03 / 79.14 / 65.33.
-LLCM, rank-1 / mAP as its authors trained CAJ, with their own settings, the second direction in their
-own reading: 49.86 / 56.40 infrared to visible, 63.73 / 47.71 visible to infrared.
+LLCM, rank-1 / mAP as its authors trained CAJ, with their own settings: 49.86 / 56.40 infrared to
+visible, 63.73 / 47.71 visible to infrared, which they read in their own way (docs/datasets.md).
 
-The published triplet loss may be clamped and without a gradient; the log warns of it (docs/methods.md).
+The published triplet loss may be clamped, without a gradient: the log then warns, and
+docs/methods.md says why.
 """
 
 from ddag_jax.config import (

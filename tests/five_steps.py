@@ -3,14 +3,20 @@
 python -m tests.five_steps OUT.npz HOST:PORT PROCESS PROCESSES
 """
 
+import functools
 import sys
 import time
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from ddag_jax.config import BaselineConfig
+from ddag_jax.data.augment import adaptive_grey, erase, exchange_channels
+from ddag_jax.methods.base import Method
+from ddag_jax.methods.baseline import Baseline
 from ddag_jax.parallel import (
     AXIS,
     device_mesh,
@@ -34,10 +40,37 @@ class Run(NamedTuple):
     state: TrainState
 
 
-def run(mesh: Mesh, dtype: type, mapping: str = "shard_map") -> Run:
-    """Two and a half epochs, dropout and augmentation on."""
+def caj() -> Method:
+    """CAJ's network and triplet loss, with a gamma that clamps nothing."""
+    config = BaselineConfig(
+        backbone="resnet18",
+        width=8,
+        pooling="gem",
+        non_local="one",
+        triplet="squared",
+        triplet_gamma=0.05,
+    )
+    return Baseline(config, tiny.CLASSES, AXIS)
+
+
+METHODS: dict[str, Callable[[], Method]] = {
+    "ddag": lambda: tiny.method(axis_name=AXIS),
+    "caj": caj,
+    "ddag_caj": lambda: tiny.method(axis_name=AXIS),
+}
+CHANNELS = exchange_channels, adaptive_grey
+ERASING = functools.partial(
+    erase, probability=0.5, share=(0.02, 0.4), aspect=(0.3, 1 / 0.3), fill=(0.5, 0.5, 0.5)
+)
+
+
+def run(mesh: Mesh, dtype: type, mapping: str = "shard_map", name: str = "ddag") -> Run:
+    """Two and a half epochs, dropout and augmentation on; CAJ's recipe has three views."""
+    recipe: dict[str, Any] = {}
+    if name != "ddag":
+        recipe = {"erasing": ERASING, "channels": (None, *CHANNELS)}
     with jax.enable_x64(dtype is np.float64):
-        method, optimizer = tiny.method(axis_name=AXIS), tiny.optimizer()
+        method, optimizer = METHODS[name](), tiny.optimizer()
         variables = tiny.random_variables(method)
         state = new_state(variables, optimizer, method.memory(), jax.random.key(0))
         step = make_train_step(
@@ -48,6 +81,7 @@ def run(mesh: Mesh, dtype: type, mapping: str = "shard_map") -> Run:
             nonfinite_limit=1,
             padding=3,
             flip=True,
+            **recipe,
         )
         step, state = map_train_step(step, mesh, mapping), replicate(state, mesh)
         outcomes = []

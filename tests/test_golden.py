@@ -218,6 +218,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
             for group in sorted({key.split("/")[0] for key in np.load(file).files})
         ],
     }
+    found["largest_case"] = _largest(found["case_file"])
     for name, cases in found.items():
         if name in metafunc.fixturenames:
             none = pytest.mark.skip(reason=f"{folder} has no {name.replace('_', ' ')}")
@@ -225,6 +226,23 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
             metafunc.parametrize(
                 name, cases or [pytest.param(None, marks=none)], ids=ids or ["none"]
             )
+
+
+def _largest(files: list[Path]) -> list[Path]:
+    """Return the case with the most pixels of DDAG, and that of the other methods."""
+
+    def described(file: Path) -> dict:
+        case: dict = json.loads(str(np.load(file)["case"]))
+        return case
+
+    def pixels(file: Path) -> int:
+        case = described(file)
+        return int(case["height"] * case["width"] * len(case["labels"]))
+
+    kinds: dict[bool, list[Path]] = {}
+    for file in files:
+        kinds.setdefault("method" in described(file), []).append(file)
+    return [max(same, key=pixels) for same in kinds.values()]
 
 
 def test_metrics(metrics_group: tuple[Path, str]) -> None:
@@ -277,9 +295,18 @@ def test_gallery(gallery_file: Path) -> None:
 
 
 @pytest.mark.slow  # compiles ResNet-50, forwards and backwards
-@pytest.mark.parametrize("dtype", [np.float64, np.float32], ids=["float64", "float32"])
-def test_network(case_file: Path, dtype: type) -> None:
+def test_network(case_file: Path) -> None:
     """Embeddings, training outputs, losses, gradients, coefficient, state after training."""
+    check_network(case_file, np.float64)
+
+
+@pytest.mark.slow  # compiles ResNet-50, forwards and backwards
+def test_network_in_float32(largest_case: Path) -> None:
+    """The same within float32's bounds, which show what a run rounds: one case of each network."""
+    check_network(largest_case, np.float32)
+
+
+def check_network(case_file: Path, dtype: type) -> None:
     with jax.enable_x64(dtype is np.float64):
         run = Run(case_file, dtype)
         run.check_embeddings(run.variables, "embeddings", "eval")

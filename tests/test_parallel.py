@@ -44,8 +44,8 @@ def mesh_of(devices: int) -> Mesh:
 
 
 @functools.cache
-def run(devices: int, dtype: type, mapping: str = "shard_map") -> Run:
-    return five_steps.run(mesh_of(devices), dtype, mapping)
+def run(devices: int, dtype: type, mapping: str = "shard_map", name: str = "ddag") -> Run:
+    return five_steps.run(mesh_of(devices), dtype, mapping, name)
 
 
 def relative(ours: Any, expected: Any) -> dict[str, float]:
@@ -101,9 +101,20 @@ def test_devices_change_nothing_in_float32() -> None:
     check_close(run(8, np.float32), run(1, np.float32), losses=2e-3, parameters=5e-3)
 
 
-def test_both_mappings_are_identical() -> None:
+@pytest.mark.parametrize("name", ["caj", "ddag_caj"])
+def test_devices_change_nothing_with_three_views(name: str) -> None:
+    """GeM, non-local blocks, the squared triplet; DDAG's graph without the second visible view."""
+    whole = run(1, np.float64, name=name)
+    check_close(run(8, np.float64, name=name), whole, losses=1e-9, parameters=1e-9)
+    moved = {"caj": "triplet", "ddag_caj": "graph"}[name]
+    assert len(np.unique(whole.terms[moved])) == STEPS
+
+
+@pytest.mark.parametrize("name", ["ddag", "caj"])
+def test_both_mappings_are_identical(name: str) -> None:
     """To the last bit."""
-    one, other = (run(4, np.float64, mapping) for mapping in ("shard_map", "pmap"))
+    devices = 4 if name == "ddag" else 8
+    one, other = (run(devices, np.float64, mapping, name) for mapping in ("shard_map", "pmap"))
     chex.assert_trees_all_equal(one, other)
 
 
