@@ -7,6 +7,7 @@ import PIL.Image
 import pytest
 
 from ddag_jax.config import AugmentConfig
+from ddag_jax.data.augment import IMAGENET_MEAN, IMAGENET_STD
 from ddag_jax.data.augmentation_sheet import augmentation_sheet
 from tests.datasets.commands import call
 
@@ -43,21 +44,19 @@ def test_each_column_shows_its_augmentation() -> None:
     assert all(own in crop for crop in crops)
     assert all({own, mean} <= one for one in erased)
     # After normalisation one value in all channels is one of so many colours.
-    scale = 255 * np.array([0.229, 0.224, 0.225])
-    channels = (np.array(own) - 255 * np.array([0.485, 0.456, 0.406])) / scale
+    offset, scale = 255 * np.array(IMAGENET_MEAN), 255 * np.array(IMAGENET_STD)
+    channels = (np.array(own) - offset) / scale
 
     def colour(value: float) -> tuple[int, ...]:
-        return tuple(
-            np.rint(np.clip(value * scale + 255 * np.array([0.485, 0.456, 0.406]), 0, 255))
-            .astype(int)
-            .tolist()
-        )
+        return tuple(np.rint((value * scale + offset).clip(0, 255)).astype(int).tolist())
 
     one_channel = [{colour(value)} for value in channels]
     the_grey = {colour(channels @ [0.2989, 0.5870, 0.1140])}
-    every = lambda cases: {*map(frozenset, cases)}  # noqa: E731
-    assert every(exchanged) == every(one_channel)
-    assert every(adaptive) == every([*one_channel, the_grey, {own}])
+    for drawn, cases in (
+        (exchanged, one_channel),
+        (adaptive, [*one_channel, the_grey, {own}]),
+    ):
+        assert {*map(frozenset, drawn)} == {*map(frozenset, cases)}
     assert grey == the_grey
 
 
