@@ -4,6 +4,7 @@ import functools
 from collections.abc import Sequence
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Key, UInt8
 from PIL import Image, ImageDraw, ImageFont
@@ -56,11 +57,13 @@ def augmentation_sheet(
         fill=settings.erasing_fill,
     )
 
+    on_device = jnp.asarray(images)
+
     def cropped(keys: Key[Array, " b"]) -> Float[Array, "b h w 3"]:
-        return augment(images, keys, padding=settings.padding, flip=True)
+        return augment(on_device, keys, padding=settings.padding, flip=True)
 
     def changed(change: Change, keys: Key[Array, " b"]) -> Float[Array, "b h w 3"]:
-        return change(normalise(images), keys)
+        return change(normalise(on_device), keys)
 
     keys = jax.random.split(jax.random.key(seed), (draws, len(images)))
     always_grey = functools.partial(grey, probability=1.0)
