@@ -57,13 +57,13 @@ def augmentation_sheet(
         fill=settings.erasing_fill,
     )
 
-    pixels = jnp.asarray(images)
+    on_device = jnp.asarray(images)
 
     def cropped(keys: Key[Array, " b"]) -> Float[Array, "b h w 3"]:
-        return augment(pixels, keys, padding=settings.padding, flip=True)
+        return augment(on_device, keys, padding=settings.padding, flip=True)
 
     def changed(change: Change, keys: Key[Array, " b"]) -> Float[Array, "b h w 3"]:
-        return change(normalise(pixels), keys)
+        return change(normalise(on_device), keys)
 
     keys = jax.random.split(jax.random.key(seed), (draws, len(images)))
     always_grey = functools.partial(grey, probability=1.0)
