@@ -170,7 +170,7 @@ class AugmentationsCommand(Command):
     """Folder of prepared datasets (`data.dir` of the configuration)."""
     to: str
     """Picture to write, PNG; must not exist."""
-    dataset: str = "sysu_mm01"
+    dataset: str = str(DataConfig.dataset)
     """sysu_mm01, regdb or llcm; or a configuration file (.py) whose data.dataset is your own."""
     image_size: tuple[int, int] = (288, 144)
     """Height and width that it was prepared at, in pixels."""

@@ -67,8 +67,8 @@ def test_from_training_to_the_table(
         for before, after in itertools.pairwise(steps)
     ]
     assert np.median(counts) == pytest.approx(views * 8 * 2, rel=0.2)
-    assert evaluate([str(run)]) == 0
-    records = json.loads((run / "evaluation.json").read_text())["records"]
+    assert evaluate([str(run), "--json", str(tmp_path / "table.json")]) == 0
+    records = json.loads((tmp_path / "table.json").read_text())
     assert list(dict.fromkeys(record["feature"] for record in records)) == features
 
 

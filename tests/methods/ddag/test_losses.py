@@ -5,10 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from ddag_jax.config import DDAGConfig
 from ddag_jax.losses import batch_hard_triplet, cross_entropy
 from ddag_jax.methods.ddag.losses import dynamic_graph_weight, graph_loss, loss_terms
 from ddag_jax.methods.ddag.network import TrainingOutput
-from tests.test_losses import BOUND, LABELS, normal, over_devices
+from tests.test_losses import BOUND, LABELS, VISIBLE, normal, over_devices
 
 # ------------------------------------------------------------------------------------- graph
 
@@ -49,7 +50,7 @@ def test_total(part: bool, graph: bool) -> None:
     with jax.enable_x64(True):
         given = output(part, graph)
         labels = jnp.array(LABELS)
-        total, terms = loss_terms(given, labels, jnp.array(0.4), margin=0.3, graph_reduction="mean")
+        total, terms = loss_terms(given, labels, VISIBLE, jnp.array(0.4), DDAGConfig())
         identity = cross_entropy(given.global_logits, labels)
         triplet = batch_hard_triplet(given.pooled, labels, 0.3)
         parts = cross_entropy(given.part_logits, labels) if part else 0.0
@@ -76,9 +77,9 @@ def test_no_gradient_through_the_coefficient() -> None:
         total, _ = loss_terms(
             given._replace(graph_log_probs=log_probs),
             jnp.array(LABELS),
+            VISIBLE,
             weight,
-            margin=0.3,
-            graph_reduction="mean",
+            DDAGConfig(),
         )
         return total
 
