@@ -1,5 +1,6 @@
 """Our side of the comparisons with PyTorch: the step of train.py, the embedding of evaluate.py."""
 
+import dataclasses
 from typing import Any
 
 import jax
@@ -8,8 +9,10 @@ import numpy as np
 from jaxtyping import UInt8
 
 from benchmarks.workload import CLASSES, GRAPH_WEIGHT, STEPS, Noise
-from ddag_jax.config import Config
+from ddag_jax.config import BaselineConfig, Config
 from ddag_jax.evaluation.embed import make_embed
+from ddag_jax.methods.base import Variables, View
+from ddag_jax.methods.baseline import Baseline
 from ddag_jax.methods.build import build_method
 from ddag_jax.parallel import (
     AXIS,
@@ -48,7 +51,9 @@ class Training:
         step = build_train_step(config, method, optimizer, STEPS, AXIS)
         self.step: Any = map_train_step(step, mesh)
         self.batch = shard(Batch(*noise), mesh)
-        memory = method.memory() | {"graph_weight": jnp.float32(GRAPH_WEIGHT)}
+        memory = method.memory()
+        if "graph_weight" in memory:
+            memory |= {"graph_weight": jnp.float32(GRAPH_WEIGHT)}
         state = new_state(variables, optimizer, memory, jax.random.key(0))
         self.state: TrainState = replicate(state, mesh)
 
@@ -59,6 +64,25 @@ class Training:
         jax.block_until_ready((self.state, outcome))
         terms: dict[str, jax.Array] = outcome.terms
         return terms
+
+
+@dataclasses.dataclass(frozen=True)
+class NoNetwork(Baseline):
+    """A method whose step is the augmentation and little else: it reads every pixel once."""
+
+    def init(self, key: jax.Array, image_size: tuple[int, int]) -> dict[str, Any]:
+        return {"params": {"scale": jnp.ones(())}, "batch_stats": {}}
+
+    def loss(self, variables: Variables, views: tuple[View, ...], memory: Any, keys: Any) -> Any:
+        mean = sum(view.images.mean() for view in views)
+        return variables["params"]["scale"] * mean, {"mean": mean}, {}
+
+
+class NoNetworkConfig(BaselineConfig):
+    """For `build_method`."""
+
+    def build(self, classes: int, axis_name: str | None) -> NoNetwork:
+        return NoNetwork(self, classes, axis_name)
 
 
 class Embedding:

@@ -2,6 +2,7 @@
 
     python -m benchmarks.train_step                  16 images: 2 identities, 4 of each modality
     python -m benchmarks.train_step --identities N   8 N images
+    python -m benchmarks.train_step --config caj     another recipe beside DDAG, both ours
     python -m benchmarks.train_step --quick          a small network on small images, to try it
 
 The published network (B+P+G on ResNet-50, 288 x 144 pixels, 395 identities) in float32, on a batch
@@ -12,10 +13,15 @@ must agree within FLOAT32_LOSSES of workload.py. Then they run in turn, each in 
 that they share no heap, with the same number of threads and the same settings of glibc's allocator.
 Peak memory is the median of five processes that take two steps, including imports, with a program
 that was compiled before. Prints a table and writes results/train_step.json.
+
+With --config, a shipped configuration's step is timed beside DDAG's, both ours, for as many
+identities, and beside its own augmentation alone: a step of a method without a network. Writes
+results/train_step_NAME.json.
 """
 
 import argparse
 import contextlib
+import dataclasses
 import functools
 import os
 import statistics
@@ -26,6 +32,7 @@ from typing import Any
 from benchmarks import measure, workload
 from ddag_jax.cli import environment
 from ddag_jax.config import Config
+from ddag_jax.io.config_file import load_config
 
 REPEATS = 7
 PROCESSES = 5
@@ -66,6 +73,16 @@ def both(config: Config) -> tuple[Step, Step]:
 
     variables = torch_ddag.variables(theirs.network)
     return jax_ddag.Training(config, variables, workload.noise(config)), theirs
+
+
+def augmentation(config: Config) -> Step:
+    """Return our step of a method without a network."""
+    environment.prepare()
+    from benchmarks import jax_ddag
+
+    config = dataclasses.replace(config, model=jax_ddag.NoNetworkConfig())
+    variables = jax_ddag.random_variables(config)
+    return jax_ddag.Training(config, variables, workload.noise(config))
 
 
 _step: Step | None = None
@@ -118,6 +135,41 @@ def largest_difference(losses: Mapping[str, Mapping[str, float]]) -> float:
     return largest
 
 
+def recipe(name: str, ddag: Config, quick: bool, folder: Path) -> None:
+    """Time the step of a configuration beside DDAG's and beside its own augmentation."""
+    given = load_config(name)
+    views = given.training.views
+    model = given.model
+    if quick:
+        tiny = workload.tiny(ddag.training.identities_per_batch)
+        model = dataclasses.replace(model, width=tiny.model.width)
+        ddag = tiny
+    config = dataclasses.replace(
+        ddag,
+        augment=dataclasses.replace(given.augment, padding=ddag.augment.padding),
+        model=model,
+        training=dataclasses.replace(ddag.training, views=views),
+    )
+    print(measure.describe(measure.machine()), end="\n\n")
+    sides = {name: (ours, config), "augmentation": (augmentation, config), "ddag": (ours, ddag)}
+    with contextlib.ExitStack() as stack:
+        turns = {}
+        for side, (build, settings) in sides.items():
+            process = stack.enter_context(measure.Process())
+            process(start, build, settings)
+            turns[side] = functools.partial(process, take)
+        times = measure.interleaved(turns, 1 if quick else REPEATS)
+    step, alone, other = (times[side].median for side in sides)
+    images = {side: workload.images(settings) for side, (_, settings) in sides.items()}
+    for side, taken in times.items():
+        print(f"{side:<14}{images[side]:>4} images  {taken}")
+    print(f"augmentation: {100 * alone / step:.1f} % of the step; target 5")
+    print(f"{name} / ddag: {step / other:.2f}; target 1.6 with three views")
+    record = {"times": times, "images": images, "augmentation_share": alone / step}
+    name = f"train_step_{name}"
+    print("written:", measure.write(name, {**record, "ratio": step / other}, folder))
+
+
 def main(arguments: Sequence[str] | None = None, folder: Path = measure.RESULTS) -> None:
     """Run the command; write the results to `folder`."""
     parser = argparse.ArgumentParser(
@@ -132,6 +184,9 @@ def main(arguments: Sequence[str] | None = None, folder: Path = measure.RESULTS)
         help="identities in a batch, at least 2, with 4 images in each modality (default: 2)",
     )
     parser.add_argument(
+        "--config", metavar="NAME", help="a shipped configuration, beside DDAG's step"
+    )
+    parser.add_argument(
         "--quick",
         action="store_true",
         help="a small network on small images, without augmentation and dropout",
@@ -140,6 +195,8 @@ def main(arguments: Sequence[str] | None = None, folder: Path = measure.RESULTS)
     if given.identities < 2:
         parser.error(f"--identities {given.identities}: must be 2 or more, for the triplet loss")
     config = workload.published(given.identities)
+    if given.config is not None:
+        return recipe(given.config, config, given.quick, folder)
     if given.quick:  # deterministic throughout, so that one program is compiled
         config = workload.deterministic(workload.tiny(given.identities))
 

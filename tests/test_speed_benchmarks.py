@@ -85,6 +85,19 @@ def test_train_step(tmp_path, capsys):
     assert result["first_losses"]["ours"].keys() == set(gpu.LOSSES)
 
 
+@pytest.mark.slow
+def test_a_recipe_beside_ddag(tmp_path, capsys):
+    train_step.main(["--quick", "--config", "caj"], tmp_path)
+    printed, result = capsys.readouterr().out, written(tmp_path, "train_step_caj")
+    assert result["images"] == {"caj": 24, "augmentation": 24, "ddag": 16}
+    medians = {
+        name: measure.Times(tuple(t["seconds"])).median for name, t in result["times"].items()
+    }
+    assert result["augmentation_share"] == medians["augmentation"] / medians["caj"]
+    assert result["ratio"] == medians["caj"] / medians["ddag"]
+    assert f"augmentation: {100 * result['augmentation_share']:.1f} % of the step" in printed
+
+
 @pytest.mark.parametrize("loss", [1.01, float("nan")])
 def test_losses_that_differ_end_the_command(loss):
     theirs = {"identity": 1.0, "total": 1.0}

@@ -146,6 +146,19 @@ def test_a_slice_is_compiled(tmp_path: Path) -> None:
     assert [line.split()[:2] for line in last[1:]] == [["train", "16"], ["embed", "16"]]
 
 
+@needs_libtpu
+@pytest.mark.slow
+def test_three_views_are_compiled_for_a_slice(tmp_path: Path) -> None:
+    """CAJ's step: non-local blocks, GeM, the squared triplet, erasing, channel augmentation."""
+    result = tpu_command(tmp_path, "--config", "tests/configs/caj.py")
+    assert result.returncode == 0, result.stderr
+    train, embed = json.loads((tmp_path / "tpu_compile.json").read_text())["result"]["programs"]
+    assert (train["images"], embed["images"]) == (96, 32)
+    found = carried(train)
+    assert found["pooled features"] == 2 * 4 * 64 * 96  # and their gradients
+    assert found["labels"] == 4 * 96
+
+
 def carried(program: dict[str, Any]) -> dict[str, int]:
     """Return the bytes of the collectives' results, by purpose."""
     totals: dict[str, int] = {}

@@ -142,6 +142,50 @@ def _noisy(row: Row, share: float) -> Row:
     )
 
 
+_RECIPES: Mapping[str, Mapping[str, Any]] = {
+    "erasing": {"augment.erasing": 0.5},
+    # Of V itself where there is no V': some of its images must keep their colours.
+    "channels": {
+        "augment.visible_channels": "adaptive-grey",
+        "augment.infrared_channels": "adaptive-grey",
+    },
+    "both": {
+        "augment.erasing": 0.5,
+        "augment.visible_channels": "adaptive-grey",
+        "augment.infrared_channels": "adaptive-grey",
+    },
+    "third_view": {
+        "augment.erasing": 0.5,
+        "augment.visible_channels": "exchange",
+        "augment.infrared_channels": "adaptive-grey",
+        "training.views": 3,
+    },
+}
+"""Erasing and channel augmentation on two views, alone and together; CAJ's recipe."""
+
+
+def _recipes(row: Row) -> tuple[Row, ...]:
+    plain = dataclasses.replace(row, title=f"{row.title}, plain", published={})
+    return (
+        plain,
+        *(
+            Row(
+                f"{row.name}_{name}",
+                f"{row.title}, {name.replace('_', ' ')}",
+                row.ablation,
+                changes,
+            )
+            for name, changes in _RECIPES.items()
+        ),
+    )
+
+
+def _triplet(kind: str) -> Row:
+    if kind == "hard":
+        return dataclasses.replace(_B, title="B, hard", published={})
+    return Row(f"b_{kind.replace('-', '_')}", f"B, {kind}", "b", {"model.triplet": kind})
+
+
 EXPERIMENTS: Mapping[str, Experiment] = {
     "table1": Experiment(
         "Table 1: part attention (P) and graph attention (G)", (_B, _B_P, _B_G, _B_P_G)
@@ -191,5 +235,13 @@ EXPERIMENTS: Mapping[str, Experiment] = {
             )
             for row in (_B, _B_P_G)
         ),
+    ),
+    "recipe": Experiment(
+        "Erasing, channel augmentation and a second visible view, on B and on B+P+G",
+        (*_recipes(_B), *_recipes(_B_P_G)),
+    ),
+    "triplets": Experiment(
+        "Triplet losses, on B",
+        tuple(_triplet(kind) for kind in ("hard", "weighted", "squared", "hetero-centre")),
     ),
 }

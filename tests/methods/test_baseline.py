@@ -1,5 +1,6 @@
 """The baseline is DDAG with both branches off, bit for bit."""
 
+import functools
 from typing import Any
 
 import chex
@@ -81,3 +82,24 @@ def test_updates_and_embeddings_are_the_same(ddag: Method, baseline: Method) -> 
         )
         assert set(embedded) == set(baseline.features)
         chex.assert_trees_all_equal(found["global"], embedded["global"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("non_local", ["one", "half"])
+def test_agw_in_bfloat16_is_close_to_float32(non_local: Any) -> None:
+    """As vectors, also what no learned scale has kept from the sum: statistics stay float32."""
+    fields: Any = {"backbone": "resnet18", "width": 8, "pooling": "gem", "non_local": non_local}
+    visible, infrared = views(0)
+    outputs = []
+    for dtype in ("float32", "bfloat16"):
+        method = Baseline(BaselineConfig(**fields, compute_dtype=dtype), tiny.CLASSES)
+        variables = tiny.random_variables(method)
+        output, changed = jax.jit(functools.partial(method.network.apply, mutable=["batch_stats"]))(
+            variables, visible.images, infrared.images
+        )
+        assert {leaf.dtype.name for leaf in jax.tree.leaves(changed)} == {"float32"}
+        outputs.append(output)
+    for wide, narrow in zip(*outputs, strict=True):
+        assert narrow.dtype == jnp.float32
+        difference = jnp.linalg.norm(wide - narrow) / jnp.linalg.norm(wide)
+        assert 0 < difference < 0.1
