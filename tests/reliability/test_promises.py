@@ -161,8 +161,9 @@ def test_a_full_disk_ends_the_run_and_spares_the_last_checkpoint(
         assert run_linear(run, "--resume") == 2
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
-    (error,) = capsys.readouterr().err.splitlines()
-    assert error.startswith("error: ")
+    # JAX says so, too, if it has a program to write to its cache.
+    lines = capsys.readouterr().err.splitlines()
+    (error,) = (line for line in lines if line.startswith("error: "))
     assert "cannot be written" in error
     assert "that of step 8 is whole: make room, then go on with --resume" in error
     assert saved_steps(run)[-1] == 8
