@@ -128,6 +128,8 @@ def test_the_lock_holds_every_declared_dependency_within_its_bounds():
 
 def test_the_lock_holds_what_torch_needs():
     torch = pytest.importorskip("torch")
+    if torch.version.cuda is not None:
+        pytest.skip("this torch is a build with CUDA, whose packages the lock leaves out")
     assert pins("requirements-torch.lock") == {"torch": (torch.__version__.split("+")[0], 0)}
     lock = pins("requirements.lock")
     for line in importlib.metadata.requires("torch"):

