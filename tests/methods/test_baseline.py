@@ -87,8 +87,10 @@ def test_updates_and_embeddings_are_the_same(ddag: Method, baseline: Method) -> 
 @pytest.mark.slow
 @pytest.mark.parametrize("non_local", ["one", "half"])
 def test_agw_in_bfloat16_is_close_to_float32(non_local: Any) -> None:
-    """As vectors. A block is cubic in its input, so that it triples a rounding of what comes before:
-    in float32 throughout, the blocks leave the differences as they are."""
+    """As vectors. Non-local blocks are cubic in their input, and triple the rounding before them.
+
+    Computing the blocks themselves in float32 leaves the differences as they are.
+    """
     fields: Any = {"backbone": "resnet18", "width": 8, "pooling": "gem", "non_local": non_local}
     visible, infrared = views(0)
     outputs = []
