@@ -130,6 +130,7 @@ def test_round_trip_is_exact(reference, tmp_path, capsys):
 AGW = {"pooling": "gem", "triplet": "weighted"}
 
 
+@pytest.mark.slow  # files of three whole ResNet-50
 @pytest.mark.parametrize(
     ("non_local", "expected"),
     [
@@ -170,6 +171,7 @@ def test_agw_to_ours_and_back_is_exact(non_local, expected, tmp_path, capsys):
         assert torch.equal(value, wanted), key
 
 
+@pytest.mark.slow  # files of three whole ResNet-50
 @pytest.mark.parametrize(
     ("table", "kind", "right"),
     [

@@ -19,6 +19,8 @@ from ddag_jax.training.state import new_state
 from ddag_jax.training.step import image_keys
 from tests.models import tiny
 
+pytestmark = pytest.mark.slow  # compiles a step for each number of devices
+
 N, M = 4, 2
 ERASING = {"erasing": 0.5, "erasing_fill": (50.0, 60.0, 70.0)}
 
