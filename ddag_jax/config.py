@@ -169,7 +169,8 @@ class TwoStreamConfig:
             "model.width: must be at least 8 channels (64 in the published ResNets)",
         )
         _check(self.margin >= 0, "model.margin: must be 0 or more")
-        _check(self.gem_power > 0, "model.gem_power: must be above 0 (AGW: 3)")
+        # Below 1 the gradient at 0, which ReLU leaves everywhere, is infinite.
+        _check(self.gem_power >= 1, "model.gem_power: must be at least 1, the mean (AGW: 3)")
         _check(self.triplet_alpha > 0, "model.triplet_alpha: must be above 0 (CAJ: 1)")
         _check(self.triplet_gamma > 0, "model.triplet_gamma: must be above 0 (CAJ: 1)")
         if self.pooling == "mean":
@@ -182,7 +183,7 @@ class TwoStreamConfig:
 
     def _without_effect(self, field: str, under: str) -> None:
         _check(
-            getattr(self, field) == getattr(TwoStreamConfig, field),
+            getattr(self, field) == getattr(type(self), field),
             f"model.{field}: does nothing with {under}; leave it out, or change {under}",
         )
 

@@ -204,6 +204,25 @@ def test_a_method_s_field_that_does_nothing_is_an_error(
     assert getattr(kind(**fields | {switch: value}), name) == fields[name]
 
 
+def test_a_power_below_one_is_an_error() -> None:
+    """Its gradient at 0 is infinite."""
+    with pytest.raises(ValueError, match=r"model\.gem_power: must be at least 1"):
+        BaselineConfig(pooling="gem", gem_power=0.5)
+    assert BaselineConfig(pooling="gem", gem_power=1.0).gem_power == 1
+
+
+def test_a_subclass_s_own_default_is_not_an_error() -> None:
+    """It was not set, whatever the triplet is."""
+
+    @dataclasses.dataclass(frozen=True)
+    class Gentle(BaselineConfig):
+        triplet_gamma: float = 0.02
+
+    assert Gentle().triplet_gamma == 0.02
+    with pytest.raises(ValueError, match=r"model\.triplet_gamma: does nothing"):
+        Gentle(triplet_gamma=1.0)
+
+
 def test_every_section_is_covered() -> None:
     assert {field.name for field in dataclasses.fields(Config)} == set(SECTIONS)
 

@@ -127,7 +127,7 @@ class HasWarnings(Protocol):
     def warnings(self, terms: Mapping[str, float]) -> dict[str, str]:
         """Return a sentence, by a name of its kind, for whatever a logged step's terms show.
 
-        The log has each kind once.
+        The log has each kind once, and once more after a resume.
         """
 
 

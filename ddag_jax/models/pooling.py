@@ -1,6 +1,7 @@
 """Max-pooling of the stem, pooling of the last feature map, and its averages over stripes."""
 
 import functools
+import math
 
 import flax.linen as nn
 import jax
@@ -119,7 +120,10 @@ class Pooling(nn.Module):
             power = int(self.power) if self.power == int(self.power) else self.power
             return ((x**power).mean((1, 2)) + 1e-12) ** (1 / self.power)
         p = self.param("power", nn.initializers.constant(self.power), (), x.dtype)
-        return (jnp.maximum(x, 1e-6) ** p).mean((1, 2)) ** (1 / p)
+        # By logarithms: from p = 6.4 on, float32 has no 1e-6^p, and a channel of zeros no gradient.
+        logarithms = p * jnp.log(jnp.maximum(x, 1e-6))
+        positions = x.shape[1] * x.shape[2]
+        return jnp.exp((jax.nn.logsumexp(logarithms, (1, 2)) - math.log(positions)) / p)
 
 
 def stripe_matrix(height: int, parts: int, dtype: DTypeLike) -> Float[Array, "p h"]:

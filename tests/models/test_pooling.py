@@ -63,6 +63,17 @@ def test_gem_by_its_definition(kind: str, power: float) -> None:
     assert np.isfinite(gradient).all()
 
 
+@pytest.mark.parametrize("power", [1.0, 8.0])
+def test_learnable_gem_has_gradients_in_float32(power: float) -> None:
+    """Where a channel is 0 all over, also if 1e-6 to that power is below the smallest number."""
+    x = jnp.asarray(np.maximum(normal(0, 2, 4, 3, 5), 0), jnp.float32).at[0, :, :, 1].set(0)
+    value, gradients = jax.value_and_grad(
+        lambda p, x: Pooling("gem-learnable").apply({"params": {"power": p}}, x).sum(), (0, 1)
+    )(power, x)
+    assert np.isfinite(value)
+    assert all(np.isfinite(gradient).all() for gradient in gradients)
+
+
 def test_the_power_learns() -> None:
     pooling, x = Pooling("gem-learnable"), jnp.asarray(np.abs(normal(0, 2, 4, 3, 5)))
     gradient = jax.grad(lambda p: pooling.apply({"params": {"power": p}}, x).sum())(3.0)

@@ -10,6 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from ddag_jax.losses import cross_entropy, negative_log_likelihood
+from ddag_jax.methods.ddag.graph_attention import GraphAttention
 from ddag_jax.methods.ddag.method import DDAG
 from ddag_jax.methods.ddag.network import TrainingOutput
 from tests.models import tiny
@@ -176,6 +178,33 @@ def test_bfloat16_is_close_to_float32(variables: dict, images: tuple) -> None:
         one, other = np.asarray(one, np.float64), np.asarray(other, np.float64)
         assert np.linalg.norm(one - other) < 0.1 * np.linalg.norm(other)
         assert not np.array_equal(one, other)
+
+
+def test_a_second_visible_view_has_no_node_in_the_graph(variables: dict, images: tuple) -> None:
+    """Its keys are not those of the dropout either; all other losses are over the three views."""
+    method, config = tiny.method(), tiny.method().config
+    second = np.random.default_rng(1).normal(size=images[0].shape).astype(np.float32)
+    visible, infrared = np.concatenate([images[0], second]), images[1]
+    labels = jnp.array(np.tile(LABELS[:COUNT], 3))
+    keys = jax.random.split(jax.random.key(2), 3 * COUNT)
+    output, _ = jax.jit(functools.partial(method.network.apply, mutable=["batch_stats"]))(
+        variables, visible, infrared, labels, keys
+    )
+    assert output.part_logits.shape == output.global_logits.shape == (3 * COUNT, tiny.CLASSES)
+    nodes = np.r_[:COUNT, 2 * COUNT : 3 * COUNT]
+    graph = GraphAttention(
+        tiny.CLASSES, config.graph_heads, config.graph_head_dim, config.graph_dropout
+    )
+    expected = graph.apply(
+        {"params": variables["params"]["cgsa"]}, output.pooled[nodes], labels[nodes], keys[nodes]
+    )
+    np.testing.assert_allclose(output.graph_log_probs, expected, rtol=1e-4, atol=1e-5)
+
+    is_visible = jnp.arange(3 * COUNT) < 2 * COUNT
+    _, terms = method.output_loss(output, labels, is_visible, method.memory())
+    np.testing.assert_allclose(terms["part"], cross_entropy(output.part_logits, labels), rtol=1e-6)
+    graph_loss = negative_log_likelihood(expected, labels[nodes])
+    np.testing.assert_allclose(terms["graph"], graph_loss, rtol=1e-4)
 
 
 # ------------------------------------------------------------------------------ initialisation
