@@ -71,6 +71,7 @@ class DataConfig:
 
 
 Channels = Literal["none", "exchange", "adaptive-grey", "grey"]
+Triplet = Literal["hard", "weighted", "squared", "hetero-centre"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -147,7 +148,7 @@ class TwoStreamConfig:
     has it; AGW's paper has it learnable, here at the neck's learning rate."""
     gem_power: float = 3.0
     """Power of `gem`; of `gem-learnable` at the start."""
-    triplet: Literal["hard", "weighted", "squared", "hetero-centre"] = "hard"
+    triplet: Triplet = "hard"
     """Triplet loss of the pooled features, in Euclidean distance: batch-hard (Eq. 1), AGW's
     weighted regularised, CAJ's enhanced squared difference, or that of the modality centres (Liu et
     al. 2020)."""

@@ -1,15 +1,10 @@
 """Losses that any method may use: each the mean over the images of one device, at least float32."""
 
-from collections.abc import Mapping
-from typing import Literal
-
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from ddag_jax.types import Array as AnyArray
-
-Triplet = Literal["hard", "weighted", "squared", "hetero-centre"]
 
 
 def cross_entropy(logits: Float[AnyArray, "k y"], labels: Int[Array, " k"]) -> Float[Array, ""]:
@@ -31,39 +26,6 @@ def negative_log_likelihood(
     1.0397
     """
     return -jnp.take_along_axis(log_probs, labels[:, None], axis=1).mean()
-
-
-def triplet_terms(
-    kind: Triplet,
-    features: Float[AnyArray, "k c"],
-    labels: Int[Array, " k"],
-    visible: Bool[AnyArray, " k"],
-    *,
-    margin: float,
-    alpha: float,
-    gamma: float,
-    axis_name: str | None = None,
-) -> dict[str, Float[Array, ""]]:
-    """Return the term `triplet` of this kind; of the squared one also `clamped`, to log.
-
-    Args:
-        kind: "hard", "weighted", "squared" or "hetero-centre": the functions below.
-        features: of this device's images.
-        labels: class of each image.
-        visible: whether the image is visible; only the centres read it.
-        margin: of "hard" and "hetero-centre".
-        alpha: of "squared".
-        gamma: of "squared".
-        axis_name: the device axis among whose features positives and negatives are sought.
-    """
-    if kind == "squared":
-        loss, clamped = squared_triplet(features, labels, alpha, gamma, axis_name)
-        return {"triplet": loss, "clamped": clamped}
-    if kind == "weighted":
-        return {"triplet": weighted_triplet(features, labels, axis_name)}
-    if kind == "hetero-centre":
-        return {"triplet": hetero_centre_triplet(features, labels, visible, margin, axis_name)}
-    return {"triplet": batch_hard_triplet(features, labels, margin, axis_name)}
 
 
 def batch_hard_triplet(
@@ -152,22 +114,6 @@ def squared_triplet(
 
 _SHORTEST = 1e-6  # distance: the root of the clamp
 _LARGEST_EXPONENT = 88.0  # e^88 is just below float32's largest number
-
-
-def clamped_warnings(terms: Mapping[str, float]) -> dict[str, str]:
-    """Return a warning, by its name, if most anchors of a squared triplet are clamped.
-
-    >>> clamped_warnings({"clamped": 0.5}), list(clamped_warnings({"clamped": 0.75}))
-    ({}, ['clamped'])
-    """
-    share = terms.get("clamped", 0.0)
-    if share <= 0.5:
-        return {}
-    text = (
-        f"the squared triplet loss is clamped for {100 * share:.0f} % of this step's anchors, which"
-        " have no gradient; train with a smaller --model.triplet-gamma, or --model.triplet weighted"
-    )
-    return {"clamped": text}
 
 
 def hetero_centre_triplet(

@@ -6,7 +6,6 @@ python -m tests.five_steps OUT.npz HOST:PORT PROCESS PROCESSES
 import functools
 import sys
 import time
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -53,11 +52,6 @@ def caj() -> Method:
     return Baseline(config, tiny.CLASSES, AXIS)
 
 
-METHODS: dict[str, Callable[[], Method]] = {
-    "ddag": lambda: tiny.method(axis_name=AXIS),
-    "caj": caj,
-    "ddag_caj": lambda: tiny.method(axis_name=AXIS),
-}
 CHANNELS = exchange_channels, adaptive_grey
 ERASING = functools.partial(
     erase, probability=0.5, share=(0.02, 0.4), aspect=(0.3, 1 / 0.3), fill=(0.5, 0.5, 0.5)
@@ -65,12 +59,16 @@ ERASING = functools.partial(
 
 
 def run(mesh: Mesh, dtype: type, mapping: str = "shard_map", name: str = "ddag") -> Run:
-    """Two and a half epochs, dropout and augmentation on; CAJ's recipe has three views."""
+    """Two and a half epochs, dropout and augmentation on.
+
+    `name` is "ddag", or with three views "caj" or "ddag_caj".
+    """
     recipe: dict[str, Any] = {}
     if name != "ddag":
         recipe = {"erasing": ERASING, "channels": (None, *CHANNELS)}
     with jax.enable_x64(dtype is np.float64):
-        method, optimizer = METHODS[name](), tiny.optimizer()
+        method = caj() if name == "caj" else tiny.method(axis_name=AXIS)
+        optimizer = tiny.optimizer()
         variables = tiny.random_variables(method)
         state = new_state(variables, optimizer, method.memory(), jax.random.key(0))
         step = make_train_step(

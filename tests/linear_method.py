@@ -67,8 +67,8 @@ class Linear:
     ) -> tuple[jax.Array, dict[str, jax.Array], Any]:
         images = jnp.concatenate([view.images for view in views])
         labels = jnp.concatenate([view.labels for view in views])
-        keep = jax.vmap(lambda key: jax.random.bernoulli(key, 1 - self.config.dropout, size))
         size = images.shape[1:]
+        keep = jax.vmap(lambda key: jax.random.bernoulli(key, 1 - self.config.dropout, size))
         features = self._features(variables, jnp.where(keep(keys), images, 0))
         classifier = variables["params"]["classifier"]["kernel"]
         identity, part = (cross_entropy(x @ classifier, labels) for x in features.values())

@@ -10,13 +10,13 @@ import pytest
 import torch
 from jax.sharding import Mesh, PartitionSpec
 
+from ddag_jax.config import BaselineConfig, Triplet
 from ddag_jax.losses import (
-    Triplet,
     batch_hard_triplet,
     cross_entropy,
     squared_triplet,
-    triplet_terms,
 )
+from ddag_jax.methods.triplet import triplet_terms
 
 LABELS = np.array([0, 0, 1, 1, 2, 2, 3, 3])
 BOUND = {"rtol": 1e-10, "atol": 1e-12}
@@ -134,10 +134,12 @@ THREE_VIEWS = np.tile(np.arange(4), 3), np.arange(12) < 8
 """Labels, and who is visible: two visible views and an infrared one of four identities."""
 
 
-def triplet_of(kind: Triplet, alpha: float = 1.0, gamma: float = 0.05, **more: object) -> Callable:
+def triplet_of(kind: Triplet, alpha: float = 1.0, axis_name: str | None = None) -> Callable:
+    factors = {"triplet_alpha": alpha, "triplet_gamma": 0.05} if kind == "squared" else {}
+    config = BaselineConfig(triplet=kind, **factors)
+
     def loss(x: jax.Array, labels: jax.Array, visible: jax.Array) -> jax.Array:
-        factors = {"margin": 0.3, "alpha": alpha, "gamma": gamma}
-        return triplet_terms(kind, x, labels, visible, **factors, **more)["triplet"]
+        return triplet_terms(config, x, labels, visible, axis_name)["triplet"]
 
     return loss
 

@@ -5,12 +5,15 @@ authors' code of CAJ. Each is a plain function of images and of a key for each o
 image's draws depend on its own key alone.
 """
 
+import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key, UInt8
+
+from ddag_jax.config import AugmentConfig
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 """Of red, green, blue in [0, 1]."""
@@ -149,6 +152,19 @@ def erase(
 
     colour = jnp.asarray(fill, images.dtype)
     return jnp.where(jax.vmap(mask)(keys)[..., None], colour, images)
+
+
+def erasing_of(settings: AugmentConfig) -> Change | None:
+    """Return `erase` as a configuration sets it; None where it is off."""
+    if not settings.erasing:
+        return None
+    return functools.partial(
+        erase,
+        probability=settings.erasing,
+        share=settings.erasing_share,
+        aspect=settings.erasing_aspect,
+        fill=settings.erasing_fill,
+    )
 
 
 def exchange_channels(

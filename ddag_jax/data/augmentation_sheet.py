@@ -1,5 +1,6 @@
 """A picture of what each augmentation makes of some images."""
 
+import dataclasses
 import functools
 from collections.abc import Sequence
 
@@ -16,7 +17,7 @@ from ddag_jax.data.augment import (
     Change,
     adaptive_grey,
     augment,
-    erase,
+    erasing_of,
     exchange_channels,
     grey,
     normalise,
@@ -49,14 +50,8 @@ def augmentation_sheet(
     Returns:
       An RGB picture.
     """
-    erased = functools.partial(
-        erase,
-        probability=1.0,
-        share=settings.erasing_share,
-        aspect=settings.erasing_aspect,
-        fill=settings.erasing_fill,
-    )
-
+    erased = erasing_of(dataclasses.replace(settings, erasing=1.0))
+    assert erased is not None
     on_device = jnp.asarray(images)
 
     def cropped(keys: Key[Array, " b"]) -> Float[Array, "b h w 3"]:

@@ -133,7 +133,7 @@ _NOISE = (0.0, 0.1, 0.2, 0.3)
 
 def _noisy(row: Row, share: float) -> Row:
     if not share:
-        return dataclasses.replace(row, title=f"{row.title}, 0 % noise", published={})
+        return _renamed(row, f"{row.title}, 0 % noise", ())
     return Row(
         f"{row.name}_noise_{share:g}",
         f"{row.title}, {100 * share:g} % noise",
@@ -142,32 +142,25 @@ def _noisy(row: Row, share: float) -> Row:
     )
 
 
+_ERASING = {"augment.erasing": 0.5}
+# Of V itself where there is no V': some of its images must keep their colours.
+_CHANNELS = {
+    "augment.visible_channels": "adaptive-grey",
+    "augment.infrared_channels": "adaptive-grey",
+}
+_BOTH = {**_ERASING, **_CHANNELS}
 _RECIPES: Mapping[str, Mapping[str, Any]] = {
-    "erasing": {"augment.erasing": 0.5},
-    # Of V itself where there is no V': some of its images must keep their colours.
-    "channels": {
-        "augment.visible_channels": "adaptive-grey",
-        "augment.infrared_channels": "adaptive-grey",
-    },
-    "both": {
-        "augment.erasing": 0.5,
-        "augment.visible_channels": "adaptive-grey",
-        "augment.infrared_channels": "adaptive-grey",
-    },
-    "third_view": {
-        "augment.erasing": 0.5,
-        "augment.visible_channels": "exchange",
-        "augment.infrared_channels": "adaptive-grey",
-        "training.views": 3,
-    },
+    "erasing": _ERASING,
+    "channels": _CHANNELS,
+    "both": _BOTH,
+    "third_view": {**_BOTH, "augment.visible_channels": "exchange", "training.views": 3},
 }
 """Erasing and channel augmentation on two views, alone and together; CAJ's recipe."""
 
 
 def _recipes(row: Row) -> tuple[Row, ...]:
-    plain = dataclasses.replace(row, title=f"{row.title}, plain", published={})
     return (
-        plain,
+        _renamed(row, f"{row.title}, plain", ()),
         *(
             Row(
                 f"{row.name}_{name}",
@@ -182,7 +175,7 @@ def _recipes(row: Row) -> tuple[Row, ...]:
 
 def _triplet(kind: str) -> Row:
     if kind == "hard":
-        return dataclasses.replace(_B, title="B, hard", published={})
+        return _renamed(_B, "B, hard", ())
     return Row(f"b_{kind.replace('-', '_')}", f"B, {kind}", "b", {"model.triplet": kind})
 
 

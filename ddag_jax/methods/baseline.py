@@ -9,8 +9,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from ddag_jax.config import BaselineConfig
-from ddag_jax.losses import clamped_warnings, cross_entropy, triplet_terms
+from ddag_jax.losses import cross_entropy
 from ddag_jax.methods.base import Modality, Variables, View, by_modality
+from ddag_jax.methods.triplet import clamped_warnings, triplet_terms
 from ddag_jax.models.classifier import Classifier, neck_scale, unit_rows
 from ddag_jax.models.normalisation import BatchNorm
 from ddag_jax.models.pooling import Pooling
@@ -121,18 +122,8 @@ class Baseline:
         `visible` is whether each image is visible. Override it to train the same network with
         another loss.
         """
-        config = self.config
         identity = cross_entropy(logits, labels)
-        triplet = triplet_terms(
-            config.triplet,
-            pooled,
-            labels,
-            visible,
-            margin=config.margin,
-            alpha=config.triplet_alpha,
-            gamma=config.triplet_gamma,
-            axis_name=self.axis_name,
-        )
+        triplet = triplet_terms(self.config, pooled, labels, visible, self.axis_name)
         return identity + triplet["triplet"], {"identity": identity, **triplet}
 
     def warnings(self, terms: Mapping[str, float]) -> dict[str, str]:

@@ -36,3 +36,12 @@ class NonLocal(nn.Module):
 
 
 _PROJECTIONS = ("theta", "phi", "g")
+
+
+def inner_width(kind: str, channels: int) -> int:
+    """Return the inner width of a block: 1 for "one" (AGW's code), half the channels for "half".
+
+    >>> inner_width("one", 512), inner_width("half", 512)
+    (1, 256)
+    """
+    return {"one": 1, "half": channels // 2}[kind]

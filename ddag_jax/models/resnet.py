@@ -9,7 +9,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from ddag_jax.models.convolution import Conv
-from ddag_jax.models.non_local import NonLocal
+from ddag_jax.models.non_local import NonLocal, inner_width
 from ddag_jax.models.normalisation import BatchNorm
 
 
@@ -122,7 +122,7 @@ class Stages(nn.Module):
                 if self.non_local != "none" and index >= first:
                     channels = self.width * 2**stage * expansion
                     x = NonLocal(
-                        {"one": 1, "half": channels // 2}[self.non_local],
+                        inner_width(self.non_local, channels),
                         dtype=self.dtype,
                         axis_name=self.axis_name,
                         name=f"stage{stage + 1}_non_local{index - first}",

@@ -221,13 +221,7 @@ def to_reference(source: str, destination: str, *, overwrite: bool = False) -> S
         UserError: there is no checkpoint, the reference has no such network (every field that
             it cannot have is named), or `destination` exists.
     """
-
-    def table(model: Any, classes: int) -> KeyTable:
-        return reference_table(
-            Dimensions(classes, model.parts, model.graph_heads, model.graph_head_dim)
-        )
-
-    return _to_pytorch(source, destination, overwrite, _DDAG, table)
+    return _to_pytorch(source, destination, overwrite, _DDAG)
 
 
 def to_agw(source: str, destination: str, *, overwrite: bool = False) -> Summary:
@@ -244,11 +238,7 @@ def to_agw(source: str, destination: str, *, overwrite: bool = False) -> Summary
     Raises:
         UserError: as `to_reference`.
     """
-
-    def table(model: Any, classes: int) -> KeyTable:
-        return agw_table(classes, model.non_local)
-
-    return _to_pytorch(source, destination, overwrite, _AGW, table)
+    return _to_pytorch(source, destination, overwrite, _AGW)
 
 
 class _Theirs(NamedTuple):
@@ -260,6 +250,8 @@ class _Theirs(NamedTuple):
     networks: tuple[Mapping[str, Any], ...]
     """The fields that it fixes, of each of its networks."""
     figures: Mapping[str, Any]
+    table: Callable[[Any, int], KeyTable]
+    """Of a model's configuration and its number of classes."""
 
 
 _FIGURES = {"epoch": 0, "cmc": [math.nan] * _RANKS, "mAP": math.nan}
@@ -281,6 +273,9 @@ _DDAG = _Theirs(
         },
     ),
     _FIGURES,
+    lambda model, classes: reference_table(
+        Dimensions(classes, model.parts, model.graph_heads, model.graph_head_dim)
+    ),
 )
 _AGW = _Theirs(
     "AGW's code",
@@ -291,16 +286,11 @@ _AGW = _Theirs(
         {**_RESNET, "pooling": "mean", "non_local": "none"},
     ),
     {**_FIGURES, "mINP": math.nan},
+    lambda model, classes: agw_table(classes, model.non_local),
 )
 
 
-def _to_pytorch(
-    source: str,
-    destination: str,
-    overwrite: bool,
-    theirs: _Theirs,
-    table_of: Callable[[Any, int], KeyTable],
-) -> Summary:
+def _to_pytorch(source: str, destination: str, overwrite: bool, theirs: _Theirs) -> Summary:
     output = Path(destination)
     if output.is_dir() or (output.exists() and not overwrite):
         raise UserError(_exists(destination, replaceable=output.is_file()))
@@ -308,7 +298,7 @@ def _to_pytorch(
     meta = read_meta(checkpoint)
     if faults := _not_in(theirs, meta.config.model):
         raise UserError(f"{source}: {theirs.name} cannot hold this network: {'; '.join(faults)}")
-    table = table_of(meta.config.model, meta.classes)
+    table = theirs.table(meta.config.model, meta.classes)
     variables = read_variables(checkpoint)
     arrays = to_state_dict(variables, table.mappings)
     found = {key: array.shape for key, array in arrays.items()}

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from ddag_jax.models.non_local import inner_width
 from ddag_jax.models.resnet import ARCHITECTURES, NON_LOCAL_BLOCKS, Architecture
 
 Path = tuple[str, ...]
@@ -248,15 +249,13 @@ def agw_table(classes: int, non_local: str = "one") -> KeyTable:
         classes: width of the classifier.
         non_local: as in `BaselineConfig`.
     """
-    shapes, ignored = _backbone_shapes()
-    shapes |= _normalisation_shapes("bottleneck", _CHANNELS)
-    shapes["classifier.weight"] = (classes, _CHANNELS)
+    shapes, ignored = _baseline_shapes(classes)
     mappings = baseline_mappings()
     if non_local != "none":
         mappings += non_local_mappings()
         for stage, blocks in enumerate(NON_LOCAL_BLOCKS, 1):
             channels = 128 * 2**stage
-            inner = {"one": 1, "half": channels // 2}[non_local]
+            inner = inner_width(non_local, channels)
             for key in (f"NL_{stage}.{block}" for block in range(blocks)):
                 for name in ("g.0", "theta", "phi"):
                     shapes[f"{key}.{name}.weight"] = (inner, channels, 1, 1)
@@ -270,8 +269,11 @@ def agw_table(classes: int, non_local: str = "one") -> KeyTable:
     return KeyTable(tuple(mappings), shapes, ignored, zeros)
 
 
-def _backbone_shapes() -> tuple[dict[str, Shape], dict[str, str]]:
-    """Return the shapes of the authors' three ResNet-50, and why a part of each is ignored."""
+def _baseline_shapes(classes: int) -> tuple[dict[str, Shape], dict[str, str]]:
+    """Return the shapes of what every network of the authors has, and why some are ignored.
+
+    That is three ResNet-50, of which a part each is used, the neck and the classifier.
+    """
     shapes: dict[str, Shape] = {}
     ignored: dict[str, str] = {}
     for prefix, used in (
@@ -283,17 +285,17 @@ def _backbone_shapes() -> tuple[dict[str, Shape], dict[str, str]]:
             shapes[prefix + key] = shape
             if ("stages" if key.startswith("layer") else "stem") != used:
                 ignored[prefix + key] = f"of this ResNet-50 the network uses only the {used}"
+    shapes |= _normalisation_shapes("bottleneck", _CHANNELS)
+    shapes["classifier.weight"] = (classes, _CHANNELS)
     return shapes, ignored
 
 
 def reference_table(dimensions: Dimensions) -> KeyTable:
     """Return the table of the reference's network; 991 keys with its four heads."""
     classes, heads, head_dim = dimensions.classes, dimensions.heads, dimensions.head_dim
-    shapes, ignored = _backbone_shapes()
+    shapes, ignored = _baseline_shapes(classes)
     channels = _CHANNELS
     matrix = (channels, channels, 1, 1)
-    shapes |= _normalisation_shapes("bottleneck", channels)
-    shapes["classifier.weight"] = (classes, channels)
     for key in ("classifier1.weight", "classifier2.weight"):
         shapes[key] = (classes, channels)
         ignored[key] = "a classifier that is never called"

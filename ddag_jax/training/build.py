@@ -9,7 +9,7 @@ import optax
 from jaxtyping import PRNGKeyArray
 
 from ddag_jax.config import AugmentConfig, Channels, Config
-from ddag_jax.data.augment import Change, adaptive_grey, erase, exchange_channels, grey
+from ddag_jax.data.augment import Change, adaptive_grey, erasing_of, exchange_channels, grey
 from ddag_jax.errors import UserError
 from ddag_jax.methods.base import Method
 from ddag_jax.training.optimizer import Schedule, learning_rate_schedule, sgd
@@ -120,13 +120,6 @@ def build_train_step(
                 " set it to 2"
             )
         channels = (None, visible, infrared)
-    erasing = functools.partial(
-        erase,
-        probability=settings.erasing,
-        share=settings.erasing_share,
-        aspect=settings.erasing_aspect,
-        fill=settings.erasing_fill,
-    )
     return make_train_step(
         method,
         optimizer,
@@ -135,7 +128,7 @@ def build_train_step(
         nonfinite_limit=nonfinite_limit(config),
         padding=settings.padding,
         flip=settings.flip,
-        erasing=erasing if settings.erasing else None,
+        erasing=erasing_of(settings),
         channels=channels,
     )
 

@@ -5,8 +5,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from ddag_jax.config import DDAGConfig
-from ddag_jax.losses import cross_entropy, negative_log_likelihood, triplet_terms
+from ddag_jax.losses import cross_entropy, negative_log_likelihood
 from ddag_jax.methods.ddag.network import TrainingOutput
+from ddag_jax.methods.triplet import triplet_terms
 from ddag_jax.types import Array as AnyArray
 
 
@@ -53,16 +54,7 @@ def loss_terms(
     """
     zero = jnp.zeros((), output.global_logits.dtype)
     identity = cross_entropy(output.global_logits, labels)
-    triplet = triplet_terms(
-        config.triplet,
-        output.pooled,
-        labels,
-        visible,
-        margin=config.margin,
-        alpha=config.triplet_alpha,
-        gamma=config.triplet_gamma,
-        axis_name=axis_name,
-    )
+    triplet = triplet_terms(config, output.pooled, labels, visible, axis_name)
     part = zero if output.part_logits is None else cross_entropy(output.part_logits, labels)
     graph = (
         zero

@@ -8,10 +8,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from ddag_jax.config import DDAGConfig
-from ddag_jax.losses import clamped_warnings
 from ddag_jax.methods.base import Modality, Variables, View, by_modality
 from ddag_jax.methods.ddag.losses import dynamic_graph_weight, loss_terms
 from ddag_jax.methods.ddag.network import Network, TrainingOutput, dummy_inputs
+from ddag_jax.methods.triplet import clamped_warnings
 
 
 class Memory(TypedDict):
