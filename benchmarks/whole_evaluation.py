@@ -57,7 +57,7 @@ class Size(NamedTuple):
 
 
 FULL = Size(people=96, repeats=REPEATS)
-QUICK = Size(people=4, repeats=1)
+QUICK = Size(people=2, repeats=1)
 
 
 def configuration(data_dir: Path) -> Config:

@@ -43,6 +43,7 @@ jaxtyping.install_import_hook(
 )
 
 # After the settings, since they import jax.
+from ddag_jax import parallel  # noqa: E402
 from tests import programs  # noqa: E402
 from tests.linear_method import CONFIG  # noqa: E402
 
@@ -92,6 +93,15 @@ def _forget_programs() -> Iterator[None]:
 def _not_silenced(monkeypatch: pytest.MonkeyPatch) -> None:
     """A command with --quiet silences its process, and here many share one."""
     monkeypatch.setattr("ddag_jax.io.progress._quiet", False)
+
+
+@pytest.fixture
+def optimised(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the product compiles is compiled as without haste (see `flags`)."""
+    options = parallel.compiler_options
+    more = {"xla_backend_optimization_level": 1, "xla_cpu_use_fusion_emitters": True}
+    monkeypatch.setattr(parallel, "compiler_options", lambda mesh: options(mesh) | more)
+    monkeypatch.setenv("XLA_FLAGS", flags(devices=8, hasty=False))  # for processes that it starts
 
 
 @pytest.fixture(scope="session")

@@ -11,13 +11,18 @@ ROOT = Path(__file__).parents[1]
 LIMIT = 3600  # seconds: a test that takes as long hangs, however busy the machine
 
 
-def flags(devices: int) -> str:
+def flags(devices: int, *, hasty: bool = True) -> str:
     """Return XLA_FLAGS for so many CPU devices.
 
-    LLVM optimises at level 1: it compiles a train step in two thirds of the time, and the step of a
-    small network runs as fast.
+    In haste, XLA compiles a train step in a third of its time, and a tiny step runs as fast: LLVM
+    does not optimise, and XLA's older emitter makes fewer kernels. A large step, or one in float64,
+    would run several times longer. Without haste, LLVM optimises at level 1, which takes two thirds
+    of its usual time to compile and gives programs as fast.
     """
-    return f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=1"
+    result = f"--xla_force_host_platform_device_count={devices}"
+    if hasty:
+        return f"{result} --xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
+    return f"{result} --xla_backend_optimization_level=1"
 
 
 def together(
@@ -25,6 +30,7 @@ def together(
     devices: int,
     words: Callable[[list[object]], Sequence[object]],
     meanwhile: Callable[[list[subprocess.Popen]], None] | None = None,
+    hasty: bool = True,
 ) -> list[subprocess.CompletedProcess]:
     """Run Python in several processes, each with its own CPU devices, until all have ended.
 
@@ -34,6 +40,7 @@ def together(
         words: the command line after `python`, given [HOST:PORT, process, processes]; of a process
             that is alone, given [].
         meanwhile: what to do while they run, given them.
+        hasty: how XLA compiles, see `flags`.
     """
     with socket.socket() as free:
         free.bind(("localhost", 0))
@@ -48,7 +55,7 @@ def together(
                 env={
                     **os.environ,
                     "JAX_PLATFORMS": "cpu",
-                    "XLA_FLAGS": flags(devices),
+                    "XLA_FLAGS": flags(devices, hasty=hasty),
                 },
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,

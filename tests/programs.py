@@ -50,6 +50,12 @@ def forget() -> None:
     jax.clear_caches()
 
 
+def compiled(function: Callable[..., Any], **options: Any) -> Callable[..., Any]:
+    """Compile as the product compiles a train step."""
+    mesh = parallel.device_mesh()
+    return jax.jit(function, compiler_options=parallel.compiler_options(mesh), **options)
+
+
 def _batch(config: Any) -> tuple[int, int]:
     return config.training.identities_per_batch, config.training.images_per_identity
 

@@ -2,11 +2,9 @@
 
 import functools
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -31,21 +29,13 @@ from tests.processes import together
 pytestmark = pytest.mark.slow
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _compiled_in_haste() -> Iterator[None]:
-    """Compile without optimisations: seven programs of five tiny steps each take half the time."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 def mesh_of(devices: int) -> Mesh:
     return device_mesh(jax.devices()[:devices])
 
 
 @functools.cache
-def run(devices: int, dtype: type, mapping: str = "shard_map", name: str = "ddag") -> Run:
-    return five_steps.run(mesh_of(devices), dtype, mapping, name)
+def run(devices: int, dtype: type, name: str = "ddag") -> Run:
+    return five_steps.run(mesh_of(devices), dtype, name=name)
 
 
 def relative(ours: Any, expected: Any) -> dict[str, float]:
@@ -70,15 +60,12 @@ def check_close(ours: Run, expected: Run, losses: float, parameters: float) -> N
     assert not far
 
 
-def test_processes_change_nothing_in_float64(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_processes_change_nothing_in_float64(tmp_path: Path) -> None:
     """Two of two devices each, which exchange over loopback, against one device.
 
     It comes first: the programs of the tests below are compiled while the processes wait.
     """
     out = tmp_path / "found.npz"
-    monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 
     def meanwhile(processes: list[subprocess.Popen]) -> None:
         run(1, np.float64)
@@ -110,12 +97,12 @@ def test_devices_change_nothing_with_three_views(name: str) -> None:
     assert len(np.unique(whole.terms[moved])) == STEPS
 
 
-@pytest.mark.parametrize("name", ["ddag", "caj"])
-def test_both_mappings_are_identical(name: str) -> None:
-    """To the last bit."""
-    devices = 4 if name == "ddag" else 8
-    one, other = (run(devices, np.float64, mapping, name) for mapping in ("shard_map", "pmap"))
-    chex.assert_trees_all_equal(one, other)
+@pytest.mark.parametrize(("name", "devices"), [("ddag", 4), ("caj", 8)])
+def test_both_mappings_are_identical(name: str, devices: int) -> None:
+    """To the last bit, shapes included."""
+    words = ["-m", "tests.both_mappings", name, devices]
+    (result,) = together(1, devices, lambda where: words, hasty=False)
+    assert result.returncode == 0, result.stderr[-3000:]
 
 
 def test_the_run_is_a_real_one() -> None:
@@ -131,12 +118,12 @@ def test_the_run_is_a_real_one() -> None:
 
 
 def test_the_state_has_no_device_axis() -> None:
-    """Neither after shard_map nor after pmap."""
-    shapes = [
-        [leaf.shape for leaf in jax.tree.leaves(run(*how).state)]
-        for how in ((1, np.float64), (8, np.float64), (4, np.float64, "pmap"))
-    ]
-    assert shapes[0] == shapes[1] == shapes[2]
+    """After shard_map; that of pmap is the same, see above."""
+    one, other = (
+        [leaf.shape for leaf in jax.tree.leaves(run(devices, np.float64).state)]
+        for devices in (1, 8)
+    )
+    assert one == other
 
 
 # ------------------------------------------------------------------------------------- pieces

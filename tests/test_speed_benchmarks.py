@@ -127,6 +127,7 @@ def test_features_that_differ_end_the_command():
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("optimised")
 def test_whole_evaluation(tmp_path, capsys):
     whole_evaluation.main(["--quick"], tmp_path)
     printed, result = capsys.readouterr().out, written(tmp_path, "whole_evaluation")

@@ -11,10 +11,10 @@ import pytest
 from ddag_jax.config import BaselineConfig
 from ddag_jax.methods.base import Method, View
 from ddag_jax.methods.baseline import Baseline
-from ddag_jax.parallel import compiler_options, device_mesh
 from ddag_jax.training.state import TrainState, new_state
 from ddag_jax.training.step import make_update
 from tests.models import tiny
+from tests.programs import compiled
 
 STEPS = 2
 
@@ -32,7 +32,7 @@ def trained(method: Method) -> tuple[TrainState, list[Any]]:
     update = make_update(
         method, tiny.optimizer(), axis_name=None, steps_per_epoch=STEPS, nonfinite_limit=1
     )
-    update = jax.jit(update, compiler_options=compiler_options(device_mesh()))
+    update = compiled(update)
     size = tiny.HEIGHT, tiny.WIDTH
     variables = jax.jit(method.init, static_argnums=1)(jax.random.key(3), size)
     state, reported = new_state(variables, tiny.optimizer(), method.memory(), jax.random.key(0)), []
@@ -60,6 +60,7 @@ def test_fresh_variables_are_the_same(ddag: Method, baseline: Method) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("optimised")  # what XLA fuses decides how the two round
 def test_updates_and_embeddings_are_the_same(ddag: Method, baseline: Method) -> None:
     assert (ddag.features, baseline.features) == (("global",), ("pooled", "global"))
     (one, reported), (other, expected) = trained(ddag), trained(baseline)
@@ -77,7 +78,7 @@ def test_updates_and_embeddings_are_the_same(ddag: Method, baseline: Method) -> 
     variables = {"params": one.params, "batch_stats": one.batch_stats}
     for view in views(STEPS):
         found, embedded = (
-            jax.jit(method.embed, static_argnums=2)(variables, view.images, view.modality)
+            compiled(method.embed, static_argnums=2)(variables, view.images, view.modality)
             for method in (ddag, baseline)
         )
         assert set(embedded) == set(baseline.features)

@@ -2,7 +2,7 @@
 
 import signal
 import subprocess
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import jax
@@ -20,16 +20,6 @@ from tests.reliability.debug_runs import computed, copy, log_lines, notes, steps
 pytestmark = pytest.mark.slow  # starts processes that train and compile
 
 Run = Callable[..., int]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _compiled_in_haste() -> Iterator[None]:
-    """Compile without optimisations, here and in the processes: three processes compile DDAG."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
-        jax.config.update("jax_disable_most_optimizations", True)
-        yield
-        jax.config.update("jax_disable_most_optimizations", False)
 
 
 LOW = ("--optimizer.learning-rate", "0.001")
