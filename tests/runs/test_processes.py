@@ -130,11 +130,6 @@ def by_four(tmp_path_factory: pytest.TempPathFactory, on_devices: Run) -> Path:
     return run
 
 
-def without_gloo(printed: str) -> str:
-    """What we print: the library of the CPU's collectives says when it is connected."""
-    return "".join(line for line in printed.splitlines(True) if not line.startswith("[Gloo]"))
-
-
 def test_evaluation_is_the_same_in_two_processes(
     by_four: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -149,7 +144,12 @@ def test_evaluation_is_the_same_in_two_processes(
     results = together(2, 2, lambda where: ["evaluate.py", *words, *named(where)])
     for result in results:
         assert result.returncode == 0, result.stderr[-3000:]
-    assert [without_gloo(result.stdout) for result in results] == [table, ""]
+    # Before it, the library of the CPU's collectives prints that it is connected: from several
+    # threads, which may break each other's lines.
+    first, second = (result.stdout for result in results)
+    assert first.endswith(table)
+    printed = set(filter(None, table.splitlines()))
+    assert printed.isdisjoint(second.splitlines())
     assert (checkpoint / "evaluation.json").read_text() == records
 
 
