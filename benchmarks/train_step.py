@@ -141,9 +141,10 @@ def recipe(name: str, ddag: Config, quick: bool, folder: Path) -> None:
     views = given.training.views
     model = given.model
     if quick:
-        tiny = workload.tiny(ddag.training.identities_per_batch)
-        model = dataclasses.replace(model, width=tiny.model.width)
-        ddag = tiny
+        ddag = workload.tiny(ddag.training.identities_per_batch)
+        small = {"backbone": "resnet18", "width": ddag.model.width}
+        model = dataclasses.replace(model, **small)
+        ddag = dataclasses.replace(ddag, model=dataclasses.replace(ddag.model, **small))
     config = dataclasses.replace(
         ddag,
         augment=dataclasses.replace(given.augment, padding=ddag.augment.padding),
