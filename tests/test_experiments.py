@@ -147,6 +147,7 @@ def test_a_dry_run_measures_elsewhere(
     assert re.search(r"measured with b_seed0: 0\.\d{3} s a step", printed)
 
 
+@pytest.mark.slow
 def test_a_row_that_fails_stops_the_table(
     pair: Callable[..., int], tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -161,6 +162,7 @@ def test_a_row_that_fails_stops_the_table(
     assert "when that is fixed, the same command continues" in error
 
 
+@pytest.mark.slow
 def test_a_row_whose_process_is_killed_stops_the_table(tmp_path: Path) -> None:
     folder = epath.Path(tmp_path / "b_seed0")
     with pytest.raises(UserError, match=r"was ended by signal 9; .* the same command continues"):

@@ -64,6 +64,7 @@ def test_both_triplet_losses_agree():
     torch.testing.assert_close(one, torch_ddag.triplet_at_once(features, labels, 0.3))
 
 
+@pytest.mark.slow
 def test_the_process_of_pytorch_does_not_import_jax():
     """Its memory is measured."""
     code = (

@@ -154,6 +154,7 @@ def check_counts(counts: np.ndarray, expected: np.ndarray) -> None:
     assert abs(chi_square - freedom) < 5 * np.sqrt(2 * freedom)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("height", "width"), [(16, 8), (8, 16), (24, 12)])
 def test_erased_extents_have_the_defined_distribution(height: int, width: int) -> None:
     """Every height and width against its probability, integrated over share and aspect. Images so
@@ -187,6 +188,7 @@ def test_erased_corners_are_uniform_with_both_ends(height: int, width: int) -> N
                 check_counts(counts, np.full(free, counts.sum() / free))
 
 
+@pytest.mark.slow
 def test_erased_share_and_aspect_at_the_published_size() -> None:
     """Against a loop of the definition: largest difference of the distribution functions."""
     height, width = 288, 144

@@ -28,6 +28,7 @@ def images_in(picture: PIL.Image.Image) -> np.ndarray:
     )
 
 
+@pytest.mark.slow
 def test_each_column_shows_its_augmentation() -> None:
     image = np.full((1, HEIGHT, WIDTH, 3), (RED, GREEN, BLUE), np.uint8)
     settings = AugmentConfig(padding=12, erasing=1.0, erasing_fill=(0.0, 0.0, 0.0))
@@ -60,6 +61,7 @@ def test_each_column_shows_its_augmentation() -> None:
     assert grey == the_grey
 
 
+@pytest.mark.slow
 def test_the_command_draws_training_images(data_dir: Path, tmp_path: Path) -> None:
     words = ("augmentations", data_dir, *SIZE, "--images", 3, "--draws", 2, "--padding", 2)
     files = [tmp_path / f"{name}.png" for name in ("one", "again", "other")]

@@ -107,6 +107,7 @@ def test_reference_to_ours_is_exact_and_complete(reference):
     assert_identical(restored, to_variables(arrays, REFERENCE.mappings))
 
 
+@pytest.mark.slow
 def test_round_trip_is_exact(reference, tmp_path, capsys):
     back = tmp_path / "back.t"
     assert main(["to-reference", str(reference.ours), str(back)]) == 0

@@ -61,9 +61,9 @@ def benchmark(name: str, *words: str) -> subprocess.CompletedProcess:
 
 
 def test_killed_again_and_again_a_run_ends_as_if_it_had_not_been() -> None:
-    ended = benchmark("kill_resume", "--config", CONFIG, "--kills", "12")
+    ended = benchmark("kill_resume", "--config", CONFIG, "--kills", "6")
     assert ended.returncode == 0, ended.stdout + ended.stderr[-3000:]
-    assert ended.stdout.startswith("12 kills in ")
+    assert ended.stdout.startswith("6 kills in ")
 
 
 def test_an_evaluation_that_a_kill_cut_off_is_made_up_for(

@@ -180,6 +180,7 @@ def test_bfloat16_is_close_to_float32(variables: dict, images: tuple) -> None:
         assert not np.array_equal(one, other)
 
 
+@pytest.mark.slow
 def test_a_second_visible_view_has_no_node_in_the_graph(variables: dict, images: tuple) -> None:
     """Its keys are not those of the dropout either; all other losses are over the three views."""
     method, config = tiny.method(), tiny.method().config
