@@ -11,11 +11,12 @@ import functools
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import jaxtyping
 import pytest
 
-from tests.processes import ROOT, flags
+from tests.processes import HAS_OLDER_EMITTER, ROOT, flags
 
 # Before anything imports jax. Settings from outside win.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -99,7 +100,9 @@ def _not_silenced(monkeypatch: pytest.MonkeyPatch) -> None:
 def optimised(monkeypatch: pytest.MonkeyPatch) -> None:
     """What the product compiles is compiled as without haste (see `flags`)."""
     options = parallel.compiler_options
-    more = {"xla_backend_optimization_level": 1, "xla_cpu_use_fusion_emitters": True}
+    more: dict[str, Any] = {"xla_backend_optimization_level": 1}
+    if HAS_OLDER_EMITTER:
+        more["xla_cpu_use_fusion_emitters"] = True
     monkeypatch.setattr(parallel, "compiler_options", lambda mesh: options(mesh) | more)
     monkeypatch.setenv("XLA_FLAGS", flags(devices=8, hasty=False))  # for processes that it starts
 
