@@ -23,7 +23,7 @@ INSTALL := $(PIP) install --quiet --no-deps --no-build-isolation
 .PHONY: help demo test check setup lint format types lock clean
 help:
 	@echo 'make demo    install, render the people, train, evaluate, print the table, write the report'
-	@echo 'make check   lint, types and the fast tests: minutes, for every save'
+	@echo 'make check   lint, types and the fast tests: 3 minutes, for every save'
 	@echo 'make test    install, run the test suite (PYTEST_ARGS="-k ranking" for a part of it);'
 	@echo '             the report is tested in a browser where there is a chromium'
 	@echo 'make setup   install only: everything that demo and test need'
