@@ -104,13 +104,23 @@ def _dot_conv(x: Array, kernel: Array, stride: int) -> Array:
     return jnp.dot(x[:, ::stride, ::stride], kernel[0, 0])
 
 
+def _gpu_pointwise_conv(x: Array, kernel: Array, stride: int) -> Array:
+    """Apply a 1x1 kernel as a matrix product, unless its operand would be a strided slice.
+
+    While XLA of jaxlib 0.11.2 fuses such a slice with the product, it ends the process for some
+    sizes (openxla/xla issue 47381: "Check failed: subdim_size_accumulator == dim_size").
+    """
+    return _dot_conv(x, kernel, stride) if stride == 1 else _xla_conv(x, kernel, stride, padding=0)
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def _pointwise_conv(x: Array, kernel: Array, stride: int) -> Array:
     return jax.lax.platform_dependent(
         x,
         kernel,
+        cpu=functools.partial(_dot_conv, stride=stride),
         tpu=functools.partial(_xla_conv, stride=stride, padding=0),
-        default=functools.partial(_dot_conv, stride=stride),
+        default=functools.partial(_gpu_pointwise_conv, stride=stride),
     )
 
 
@@ -141,7 +151,7 @@ def _pointwise_conv_bwd(stride: int, saved: tuple[Array, Array], g: Array) -> tu
         g,
         cpu=functools.partial(_dot_gradients, stride=stride),
         tpu=automatic(functools.partial(_xla_conv, stride=stride, padding=0)),
-        default=automatic(functools.partial(_dot_conv, stride=stride)),
+        default=automatic(functools.partial(_gpu_pointwise_conv, stride=stride)),
     )
     return gradients
 

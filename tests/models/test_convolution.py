@@ -71,3 +71,20 @@ def test_lowering_follows_the_platform_compiled_for() -> None:
         return exported.mlir_module().count("stablehlo.convolution")
 
     assert convolutions("cpu") + 1 == convolutions("tpu") == convolutions("cuda")
+
+
+@pytest.mark.parametrize(("stride", "products"), [(1, 3), (2, 0)])
+def test_on_a_gpu_no_product_has_a_strided_operand(stride: int, products: int) -> None:
+    """XLA ends the process at some of those; output and both gradients are convolutions instead."""
+
+    @jax.jit
+    def gradients(x: jax.Array, kernel: jax.Array, g: jax.Array) -> tuple:
+        y, pull = jax.vjp(functools.partial(conv2d, stride=stride, padding=0), x, kernel)
+        return y, *pull(g)
+
+    x, kernel = jnp.zeros((1, 8, 4, 2)), jnp.zeros((1, 1, 2, 2))
+    g = jnp.zeros((1, 8 // stride, 4 // stride, 2))
+    module = jax.export.export(gradients, platforms=["cuda"])(x, kernel, g).mlir_module()
+    assert module.count("stablehlo.dot_general") == products
+    assert module.count("stablehlo.convolution") == 3 - products
+    assert "stablehlo.slice" not in module
