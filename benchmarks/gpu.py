@@ -5,9 +5,9 @@
 
 Needs jax with CUDA and PyTorch with CUDA in one environment, and numpy, flax, optax, jaxtyping and
 absl-py. Each variant runs in its own process, so that no memory pool is shared. First each takes a
-step without augmentation and dropout from the same random weights: in float32 the losses of both
-sides must agree within FLOAT32_LOSSES of workload.py, in TF32 and bfloat16 within a wider bound.
-Then all variants of one batch size run in turn, a block of steps at a time.
+step without augmentation and dropout from the same random weights, in another process: in float32
+the losses of both sides must agree within FLOAT32_LOSSES of workload.py, in TF32 and bfloat16
+within a wider bound. Then all variants of one batch size run in turn, a block of steps at a time.
 
 Our step is train.py's, including augmentation and normalisation. PyTorch's (torch_ddag.py) takes
 images that are normalised already. "as the reference" also computes the triplet loss anchor by
@@ -110,7 +110,38 @@ def weights(config: Config) -> dict[str, Any]:
     return torch_ddag.variables(torch_ddag.network(config))
 
 
-def build_ours(way: Way, config: Config, variables: dict[str, Any], check: bool) -> Facts:
+def _of(way: Way, config: Config) -> Config:
+    """Return the configuration of a variant of ours."""
+    if not way.bfloat16:
+        return config
+    model = dataclasses.replace(config.model, compute_dtype="bfloat16")
+    return dataclasses.replace(config, model=model)
+
+
+def check_ours(way: Way, config: Config, variables: dict[str, Any]) -> Facts:
+    """Return the losses of a variant of ours, without augmentation and dropout."""
+    _take_memory_as_needed()
+    from ddag_jax.cli import environment
+
+    environment.prepare()
+    import jax
+
+    from benchmarks import jax_ddag
+
+    config = workload.deterministic(_of(way, config))
+
+    def first_losses() -> dict[str, float]:
+        losses = jax_ddag.Training(config, variables, workload.noise(config))()
+        return {name: float(losses[name]) for name in LOSSES}
+
+    facts: Facts = {"losses": first_losses()}
+    if way.exact:
+        with jax.default_matmul_precision("highest"):
+            facts["exact losses"] = first_losses()
+    return facts
+
+
+def build_ours(way: Way, config: Config, variables: dict[str, Any]) -> Facts:
     """Build a variant of ours in this process, take a step, and return its facts."""
     _take_memory_as_needed()
     from ddag_jax.cli import environment
@@ -120,24 +151,9 @@ def build_ours(way: Way, config: Config, variables: dict[str, Any], check: bool)
 
     from benchmarks import jax_ddag, roofline
 
-    if way.bfloat16:
-        model = dataclasses.replace(config.model, compute_dtype="bfloat16")
-        config = dataclasses.replace(config, model=model)
-    noise = workload.noise(config)
-
-    def first_losses() -> dict[str, float]:
-        side = jax_ddag.Training(workload.deterministic(config), variables, noise)
-        losses = side()
-        return {name: float(losses[name]) for name in LOSSES}
-
-    facts: Facts = {}
-    if check:
-        facts["losses"] = first_losses()
-        if way.exact:
-            with jax.default_matmul_precision("highest"):
-                facts["exact losses"] = first_losses()
+    config, facts = _of(way, config), Facts()
     start = time.perf_counter()
-    side = jax_ddag.Training(config, variables, noise)
+    side = jax_ddag.Training(config, variables, workload.noise(config))
     side()
     facts["first_step_s"] = time.perf_counter() - start
     costs = side.step.lower(side.state, side.batch).compile().cost_analysis() or {}
@@ -152,8 +168,8 @@ def build_ours(way: Way, config: Config, variables: dict[str, Any], check: bool)
     return facts
 
 
-def build_pytorch(way: Way, config: Config, check: bool) -> Facts:
-    """Build a variant of PyTorch's in this process, take a step, and return its facts."""
+def _pytorch(way: Way, config: Config) -> Callable[..., Any]:
+    """Return a variant of PyTorch's, on the GPU where there is one."""
     import torch
 
     from benchmarks import torch_ddag
@@ -163,27 +179,31 @@ def build_pytorch(way: Way, config: Config, check: bool) -> Facts:
     if device == "cpu":  # oneDNN in bfloat16 sometimes returned NaN
         torch.backends.mkldnn.enabled = False
     style = torch_ddag.Style(reference=way.reference, bfloat16=way.bfloat16, compiled=way.compiled)
-    noise = workload.noise(config)
+    return torch_ddag.Training(config, workload.noise(config), style, device)
+
+
+def check_pytorch(way: Way, config: Config) -> Facts:
+    """Return the losses of a variant of PyTorch's, without augmentation and dropout."""
+    import torch
 
     def first_losses() -> dict[str, float]:
-        side = torch_ddag.Training(workload.deterministic(config), noise, style, device)
-        return {name: loss.item() for name, loss in side().items()}
+        losses = _pytorch(way, workload.deterministic(config))()
+        return {name: loss.item() for name, loss in losses.items()}
 
-    facts: Facts = {}
-    if check:
-        facts["losses"] = first_losses()
-        if way.exact:
-            torch.backends.cudnn.allow_tf32 = False
-            facts["exact losses"] = first_losses()
-            torch.backends.cudnn.allow_tf32 = True
-    if device == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-    start = time.perf_counter()
-    side = torch_ddag.Training(config, noise, style, device)
-    side()
-    facts["first_step_s"] = time.perf_counter() - start
-    _become(side)
+    facts: Facts = {"losses": first_losses()}
+    if way.exact:
+        torch.backends.cudnn.allow_tf32 = False
+        facts["exact losses"] = first_losses()
     return facts
+
+
+def build_pytorch(way: Way, config: Config) -> Facts:
+    """Build a variant of PyTorch's in this process, take a step, and return its facts."""
+    start = time.perf_counter()
+    side = _pytorch(way, config)
+    side()
+    _become(side)
+    return {"first_step_s": time.perf_counter() - start}
 
 
 def _become(side: Callable[[int], Any]) -> None:
@@ -224,30 +244,40 @@ def run_ways(
     if not ways:
         return {}, {}
     variables = ask_once(weights, config)
-    facts: dict[str, Facts] = {}
+    facts: dict[str, Facts] = {way.name: {} for way in ways}
 
-    def attempt(way: Way, work: Callable[..., Any], *arguments: Any) -> Any:
-        """Call in the variant's process; note a failure, such as of memory, and go on."""
-        if "failed" in facts.setdefault(way.name, {}):
+    def attempt(way: Way, call: Callable[..., Any], work: Callable[..., Any], *given: Any) -> Any:
+        """Call in a process; note a failure, such as of memory, and go on."""
+        if "failed" in facts[way.name]:
             return None
         try:
-            return processes[way.name](work, *arguments)
+            return call(work, *given)
         except Exception as error:
             facts[way.name] = {"failed": f"{type(error).__name__}: {error}".splitlines()[0]}
 
+    def learn(way: Way, call: Callable[..., Any], ours: Any, pytorch: Any) -> None:
+        """Add the facts that a variant's `ours` or `pytorch` returns."""
+        if way.ours:
+            known = attempt(way, call, ours, way, config, variables)
+        else:
+            known = attempt(way, call, pytorch, way, config)
+        facts[way.name] |= known or {}
+
+    for way in ways if check else ():
+        print(f"first losses: {way.name}", flush=True)
+        learn(way, ask_once, check_ours, check_pytorch)
     with contextlib.ExitStack() as stack:
         processes = {way.name: stack.enter_context(measure.Process()) for way in ways}
         for way in ways:
             print(f"building: {way.name}, {workload.images(config)} images", flush=True)
-            if way.ours:
-                known = attempt(way, build_ours, way, config, variables, check)
-            else:
-                known = attempt(way, build_pytorch, way, config, check)
-            facts[way.name] |= known or {}
-        blocks = {way.name: functools.partial(attempt, way, take, steps) for way in ways}
+            learn(way, processes[way.name], build_ours, build_pytorch)
+        blocks = {
+            way.name: functools.partial(attempt, way, processes[way.name], take, steps)
+            for way in ways
+        }
         times = measure.interleaved(blocks, REPEATS)
         for way in ways:
-            facts[way.name]["peak_mib"] = attempt(way, peak, way)
+            facts[way.name]["peak_mib"] = attempt(way, processes[way.name], peak, way)
     return facts, {
         name: measure.Times(tuple(taken / steps for taken in block.seconds))
         for name, block in times.items()
