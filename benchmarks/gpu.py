@@ -17,7 +17,7 @@ mode, which the authors' code sets. "compiled" is torch.compile with bfloat16 au
 channels_last and a fused optimiser.
 
 Prints tables and writes results/gpu.json. Without a GPU it says so and writes rows marked as not
-measured. Takes about ten minutes, mostly to compile.
+measured. Takes ten minutes or more, mostly to compile.
 """
 
 import argparse
