@@ -39,16 +39,19 @@ class Run(NamedTuple):
     state: TrainState
 
 
-def caj() -> Method:
-    """CAJ's network and triplet loss, with a gamma that clamps nothing."""
-    config = BaselineConfig(
-        backbone="resnet18",
-        width=8,
-        pooling="gem",
-        non_local="one",
-        triplet="squared",
-        triplet_gamma=0.05,
-    )
+BASELINES: dict[str, dict[str, Any]] = {
+    "agw": {"pooling": "gem-learnable", "non_local": "half", "triplet": "weighted"},
+    # A gamma that clamps nothing.
+    "caj": {"pooling": "gem", "non_local": "one", "triplet": "squared", "triplet_gamma": 0.05},
+}
+"""What the networks differ in; between them, every kind of pooling and of non-local block."""
+
+
+def method_of(name: str) -> Method:
+    """Return DDAG, or AGW or CAJ of its size."""
+    if name not in BASELINES:
+        return tiny.method(axis_name=AXIS)
+    config = BaselineConfig(backbone="resnet18", width=8, **BASELINES[name])
     return Baseline(config, tiny.CLASSES, AXIS)
 
 
@@ -61,13 +64,13 @@ ERASING = functools.partial(
 def run(mesh: Mesh, dtype: type, mapping: str = "shard_map", name: str = "ddag") -> Run:
     """Two and a half epochs, dropout and augmentation on.
 
-    `name` is "ddag", or with three views "caj" or "ddag_caj".
+    `name` is "ddag" or "agw", or with three views "caj" or "ddag_caj".
     """
     recipe: dict[str, Any] = {}
-    if name != "ddag":
+    if name in ("caj", "ddag_caj"):
         recipe = {"erasing": ERASING, "channels": (None, *CHANNELS)}
     with jax.enable_x64(dtype is np.float64):
-        method = caj() if name == "caj" else tiny.method(axis_name=AXIS)
+        method = method_of(name)
         optimizer = tiny.optimizer()
         variables = tiny.random_variables(method)
         state = new_state(variables, optimizer, method.memory(), jax.random.key(0))

@@ -16,9 +16,11 @@ from ddag_jax.config import AugmentConfig, BaselineConfig, Config
 from ddag_jax.datasets.prepare import prepare
 from ddag_jax.errors import UserError
 from ddag_jax.io.config_file import load_config
+from ddag_jax.runs.checkpoint import saved_steps
+from ddag_jax.runs.preemption import StopRequest
 from ddag_jax.runs.train import train
 from tests import linear_method
-from tests.reliability.debug_runs import log_lines, notes, prepared_people
+from tests.reliability.debug_runs import differences, log_lines, notes, prepared_people
 
 pytestmark = pytest.mark.slow
 
@@ -49,12 +51,14 @@ def test_from_training_to_the_table(
     features: list[str],
     debug_data: Path,
     tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    """And stopped within an epoch and resumed, to the same bits."""
     run, more = tmp_path / "run", []
     if name == "ddag_caj":
         more = ["--model.graph-head-dim", "8", "--model.graph-heads", "2"]
-    words = [name, "--workdir", str(run), "--data.dir", str(debug_data), *SMALL, *more]
-    assert train_command(words) == 0
+    words = [name, "--data.dir", str(debug_data), *SMALL, *more, "--workdir"]
+    assert train_command([*words, str(run)]) == 0
     steps = [line for line in log_lines(run) if line["kind"] == "train"]
     assert len(steps) == 6
     for line in steps:
@@ -70,6 +74,14 @@ def test_from_training_to_the_table(
     assert evaluate([str(run), "--json", str(tmp_path / "table.json")]) == 0
     records = json.loads((tmp_path / "table.json").read_text())
     assert list(dict.fromkeys(record["feature"] for record in records)) == features
+
+    resumed = [*words, str(tmp_path / "resumed"), "--resume"]
+    with monkeypatch.context() as patch:
+        patch.setattr(StopRequest, "after", lambda self, step: step == 2)
+        assert train_command(resumed) == 0
+    assert saved_steps(tmp_path / "resumed") == [2]
+    assert train_command(resumed) == 0
+    assert differences(tmp_path / "resumed", run) == []
 
 
 def linear(data: Path, **sections: Any) -> Config:
