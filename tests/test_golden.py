@@ -28,8 +28,6 @@ from ddag_jax.training.step import make_update
 from tests.golden import inputs
 from tests.programs import compiled
 
-pytestmark = pytest.mark.usefixtures("optimised")
-
 # Relative bounds (norm of the difference over the norm of the recorded array).
 BOUNDS = {
     np.float64: {
