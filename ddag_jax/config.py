@@ -31,7 +31,8 @@ class DataConfig:
     """Which images, and which of them are for training."""
 
     dataset: str | NamedDataset = "sysu_mm01"
-    """`sysu_mm01`, `regdb` or `llcm`; in a configuration file also a `Dataset` of your own."""
+    """`sysu_mm01`, `regdb` or `llcm`; `folder` for images of your own; in a configuration file also
+    a `Dataset` of your own."""
     dir: str = "data"
     """Folder that `python -m ddag_jax.data prepare` wrote the dataset to."""
     image_height: int = 288
@@ -43,7 +44,7 @@ class DataConfig:
     train_on: Literal["train", "train+val"] = "train+val"
     """Identity lists to train on: `train` (296 identities of SYSU-MM01) leaves the 99 of `val` to
     choose the best checkpoint by; `train+val` (395) is the published setting. RegDB and LLCM have
-    no `val` list; `train+val` is all that they train on."""
+    no `val` list; `train+val` is all that they train on. Own images: the splits of their list."""
     holdout_identities: int = 0
     """This many training identities, drawn by the seed, are kept out of training to choose the
     best checkpoint by. For `train+val`; `train` has `val` for it."""
@@ -374,13 +375,18 @@ class EvaluationConfig:
     others both."""
     mode: str = "both"
     """SYSU-MM01: gallery of cameras 1, 2, 4, 5 (`all`), of 1, 2 (`indoor`), or `both`."""
-    shots: Literal["single", "multi"] = "single"
-    """SYSU-MM01: 1 or 10 gallery images of each identity and camera."""
+    shots: Literal["single", "multi", "all"] = "single"
+    """SYSU-MM01: 1 or 10 gallery images of each identity and camera. Own images: 1 (`single`), or
+    every image of the gallery's modality (`all`)."""
     draw: Literal["seeded", "rand_perm_cam"] = "seeded"
     """SYSU-MM01: how the gallery is drawn: by the reference's generator, seeded with the draw's
     number, or by the authors' published permutations, exp/rand_perm_cam.mat. LLCM: seeded."""
+    camera_rule: Literal["protocol", "none"] = "protocol"
+    """Which gallery images a query skips because of their camera: those that the protocol says, or
+    none. Own images only."""
     trials: int = 10
-    """SYSU-MM01 and LLCM: gallery draws, averaged. RegDB has no draw: its trials are runs."""
+    """SYSU-MM01, LLCM and own images: gallery draws, averaged. RegDB has no draw: its trials are
+    runs."""
     feature: str = "both"
     """What is ranked: all features of the method (`both`), one of them by its name (DDAG: `global`
     and, where P is on, `part`), or all of them side by side (`concatenation`). Published: the part

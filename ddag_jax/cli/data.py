@@ -13,6 +13,7 @@ from ddag_jax.cli.options import parse
 from ddag_jax.config import AugmentConfig, Config, DataConfig
 from ddag_jax.datasets.dataset import Dataset
 from ddag_jax.datasets.find import find_dataset
+from ddag_jax.datasets.folder import FOLDER, Drawn, folder_dataset
 from ddag_jax.datasets.prepare import check, prepare, read_folder
 from ddag_jax.errors import UserError
 from ddag_jax.io.config_file import load_config
@@ -70,16 +71,28 @@ class Source(Command):
     """A dataset's folder."""
 
     dataset: tyro.conf.Positional[str]
-    """sysu_mm01, regdb or llcm; or a configuration file (.py) whose data.dataset is your own."""
+    """sysu_mm01, regdb or llcm; folder for images of your own; or a configuration file (.py) whose
+    data.dataset is your own."""
     source: Annotated[str, tyro.conf.arg(name="from")]
-    """The folder that the dataset was unpacked to; docs/datasets.md shows the layouts."""
+    """The folder that the dataset was unpacked to; docs/datasets.md shows the layouts. Own images:
+    a list of them or a folder, see docs/own-data.md."""
     train_arrays: bool = False
     """SYSU-MM01 only: take the training images from train_{rgb,ir}_resized_{img,label}.npy in
     that folder, which the reference's preprocessing writes, instead of cam1 ... cam6."""
 
+    split_seed: int | None = None
+    """Own images without a column split: seed that divides the identities (0)."""
+    test_share: float | None = None
+    """Own images without a column split: share of the identities to test on (0.5)."""
+
     def find(self) -> Dataset:
-        """Return the published dataset, or the one of the configuration file."""
-        return find_named(self.dataset)
+        """Return the dataset of that name, or the one of the configuration file."""
+        dataset, drawn = find_named(self.dataset), Drawn(self.split_seed, self.test_share)
+        if dataset is FOLDER:
+            return folder_dataset(drawn)
+        if drawn.given:
+            raise UserError(f"{drawn.given[0]}: {dataset.name} has splits of its own; leave it out")
+        return dataset
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

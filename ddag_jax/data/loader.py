@@ -112,8 +112,8 @@ def open_split(
       data_dir: folder that the dataset was prepared to.
       dataset: its name.
       image_size: height and width in pixels that it was prepared at.
-      split: name of a stored split, of several joined by + ("train+val"), or of a subset (RegDB's
-        "train_1" ... "test_10").
+      split: name of a stored split or of a subset (RegDB's "train_1" ... "test_10"), or of several
+        joined by + ("train+val").
 
     Raises:
       UserError: the dataset is not prepared, or not at this size.
@@ -135,12 +135,15 @@ def open_split(
         )
     builder = tfds.builder_from_directory(folder)
     metadata = builder.info.metadata
-    stored = next(iter(metadata["index"])) if split in metadata["subsets"] else split
+    parts, subsets = split.split("+"), metadata["subsets"]
+    stored = next(iter(metadata["index"])) if parts[0] in subsets else split
     columns = {
         name: np.concatenate([metadata["index"][part][name] for part in stored.split("+")])
         for name in ImageEntry._fields
     }
-    keys = np.asarray(metadata["subsets"].get(split, np.arange(len(columns["name"]))), np.int64)
+    keys = np.arange(len(columns["name"]))
+    if stored != split:
+        keys = np.concatenate([np.asarray(subsets[part], np.int64) for part in parts])
     return ImageSource(
         identities=columns["identity"][keys],
         cameras=columns["camera"][keys],
@@ -193,6 +196,12 @@ def training_split(config: DataConfig, seed: int) -> tuple[ImageSource, ImageSou
     training = _open(config, find_dataset(config.dataset).train_split(config))
     if config.train_on == "train":
         validation = _open(config, "val")
+        if not len(validation):
+            raise UserError(
+                f"data.train_on: {config.train_on}, but {validation.folder} has no image of the"
+                " split val; leave it at train+val, and hold identities out with"
+                " data.holdout_identities"
+            )
     elif config.holdout_identities >= training.classes:
         raise UserError(
             f"data.holdout_identities: {config.holdout_identities} of {training.classes}"

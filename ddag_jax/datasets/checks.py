@@ -215,7 +215,7 @@ def image_files(folder: epath.Path) -> list[epath.Path]:
     Raises:
       UserError: the folder cannot be listed.
     """
-    return sorted(path for path in _children(folder) if _is_image(path.name))
+    return sorted(path for path in _children(folder) if is_image(path.name))
 
 
 def _children(folder: epath.Path) -> list[epath.Path]:
@@ -225,7 +225,8 @@ def _children(folder: epath.Path) -> list[epath.Path]:
         raise UserError(f"{folder}: cannot be listed ({error}); correct its permissions") from error
 
 
-def _is_image(name: str) -> bool:
+def is_image(name: str) -> bool:
+    """Return whether a file of this name is read as an image: by its suffix, and not hidden."""
     # Copies made on a Mac carry "._0001.jpg" beside each "0001.jpg".
     return name.lower().endswith(SUFFIXES) and not name.startswith(".")
 
@@ -314,7 +315,7 @@ def read_identities(path: epath.Path, faults: list[str]) -> set[int]:
     if wrong := [word for word in words if not re.fullmatch(r"[0-9]{1,9}", word)]:
         faults.append(
             f"{path}: {count(wrong, 'entry is not', 'entries are not')} a whole number"
-            f" ({examples(map(_quoted, wrong))}); list identities like 1,2,3"
+            f" ({examples(map(quoted, wrong))}); list identities like 1,2,3"
         )
     listed = collections.Counter(int(word) for word in words if word not in wrong)
     if twice := [identity for identity, times in listed.items() if times > 1]:
@@ -386,16 +387,16 @@ def read_image_lists(
                 continue
             line = _parse_line(f"{list_name} line {number}", text, top)
             if isinstance(line, str):
-                wrong[line].append(f"{list_name} line {number}: {_quoted(text)}")
+                wrong[line].append(f"{list_name} line {number}: {quoted(text)}")
                 continue
             if line.name not in present:
                 line = line._replace(name=spellings.get(_spelling(line.name), line.name))
             if line.name in seen:
-                wrong["repeated"].append(f"{line.where}: {_quoted(text)}")
+                wrong["repeated"].append(f"{line.where}: {quoted(text)}")
                 continue
             seen.add(line.name)
             if line.name not in present:
-                absent.setdefault(line.name, f"{_quoted(line.name)} of {line.where}")
+                absent.setdefault(line.name, f"{quoted(line.name)} of {line.where}")
             found[list_name].append(line)
     if missing:
         faults.append(
@@ -459,7 +460,7 @@ def check_labels(
         # The most frequent label of an identity comes last and overwrites the others.
         usual = dict(sorted(times, key=times.__getitem__))
         wrong += [
-            f"{line.where}: {line.label}, not {usual[line.identity]}, for {_quoted(line.name)}"
+            f"{line.where}: {line.label}, not {usual[line.identity]}, for {quoted(line.name)}"
             for line in lines
             if line.label != usual[line.identity]
         ]
@@ -550,6 +551,6 @@ def _first(things: Sequence[str]) -> str:
     return ", ".join(things[:3]) + (", ..." if len(things) > 3 else "")
 
 
-def _quoted(text: str) -> str:
+def quoted(text: str) -> str:
     """Quote untrusted text for a message: on one line, cut to 80 characters."""
     return repr(text if len(text) <= 80 else text[:77] + "...")

@@ -19,7 +19,7 @@ from ddag_jax.errors import UserError
 Direction = Literal["infrared_to_visible", "visible_to_infrared"]
 """Modality of the queries, then modality of the gallery."""
 
-Shots = Literal["single", "multi"]
+Shots = Literal["single", "multi", "all"]
 
 DIRECTIONS: dict[Direction, str] = {
     "visible_to_infrared": "visible → infrared",
@@ -97,12 +97,14 @@ class Dataset:
     """Cameras of the gallery by search mode (SYSU-MM01); empty: no modes, cameras of all images."""
     mode_while_training: str = "both"
     """Mode that is evaluated every few epochs; `both` is every mode."""
-    drawn: Mapping[Shots, int] = dataclasses.field(default_factory=dict)
-    """Gallery images that a draw takes of each identity and camera, by shots. Empty: nothing is
-    drawn, every image of the modality is in the gallery."""
+    drawn: Mapping[Shots, int | None] = dataclasses.field(default_factory=dict)
+    """Gallery images that a draw takes of each identity and camera, by shots; None: every image of
+    the modality is in the gallery. Empty: as with None, and there is no choice."""
     permutations: bool = False
     """Whether the authors publish their gallery draws (SYSU-MM01's rand_perm_cam.mat)."""
     camera_rule: CameraRule = CameraRule()
+    camera_rule_is_optional: bool = False
+    """Whether an evaluation may do without it, see evaluation.camera_rule."""
     is_infrared: Callable[[str, int], bool | None] | None = None
     """Modality of an image by its file name and camera, for features from a file; None if these do
     not show it. A dataset without this function takes no features from files."""
@@ -180,6 +182,10 @@ def check_settings(dataset: Dataset, data: DataConfig, evaluation: EvaluationCon
         evaluation.shots == "single" or evaluation.shots in dataset.drawn,
         f"evaluation.shots: the protocol of {title} has no {evaluation.shots}-shot gallery; leave"
         " it out",
+    )
+    _check(
+        evaluation.camera_rule == "protocol" or dataset.camera_rule_is_optional,
+        f"evaluation.camera_rule: the protocol of {title} prescribes it; leave it out",
     )
     _check(
         evaluation.draw == "seeded" or dataset.permutations,

@@ -12,7 +12,7 @@ Dimensions: N images, q queries, g gallery images, d channels.
 import dataclasses
 import random
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple, TypedDict, cast
+from typing import Any, Literal, NamedTuple, TypedDict, cast
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -68,10 +68,12 @@ class Record(TypedDict):
     mode: str | None
     """Null if the dataset has no modes."""
     shots: Shots | None
-    """Gallery images of each identity and camera; null if nothing is drawn (RegDB)."""
+    """Gallery images of each identity and camera; null if the protocol has no choice (RegDB)."""
     draw: str | None
     """How the gallery is drawn: `seeded`, the reference's draw from the draw's number, or
     `rand_perm_cam`, the authors' permutations; null if nothing is drawn."""
+    camera_rule: Literal["protocol", "none"]
+    """Whether queries skip gallery images by their cameras as the protocol says."""
     feature: str
     """One of the method's features, or `concatenation`; `stored` for features from a file."""
     flip: bool
@@ -190,9 +192,9 @@ def searches(
         candidates = ~is_query
         if mode is not None:
             candidates &= np.isin(images.cameras, dataset.modes[mode])
-        if dataset.drawn:
+        taken = dataset.drawn.get(settings.shots)
+        if taken is not None:
             folders = _folders(images.identities, images.cameras, images.names, candidates)
-            taken = dataset.drawn[settings.shots]
             galleries = [
                 _seeded(folders, number, taken)
                 if settings.draw == "seeded"
@@ -202,7 +204,10 @@ def searches(
         else:
             galleries = [order[candidates[order]]]
         query = order[is_query[order]]
-        search = Search(direction, mode, query, galleries, dataset.camera_rule)
+        rule = dataset.camera_rule
+        if settings.camera_rule == "none":
+            rule = CameraRule(counts=rule.counts)
+        search = Search(direction, mode, query, galleries, rule)
         _check(search, images, dataset)
         found.append(search)
     return found
@@ -274,7 +279,8 @@ def score(
                 "direction": search.direction,
                 "mode": search.mode,
                 "shots": settings.shots if dataset.drawn else None,
-                "draw": settings.draw if dataset.drawn else None,
+                "draw": None if dataset.drawn.get(settings.shots) is None else settings.draw,
+                "camera_rule": settings.camera_rule,
                 "feature": name,
                 "flip": settings.flip,
                 "rerank": settings.rerank,
@@ -396,7 +402,13 @@ def kind(settings: EvaluationConfig) -> str:
         value = getattr(settings, field.name)
         if field.name == "batch_size" or value == field.default:
             continue
-        named = {"trials": f"{value}_trials", "feature": f"{value}_feature"}
+        named = {
+            "trials": f"{value}_trials",
+            "feature": f"{value}_feature",
+            "camera_rule": "no_camera_rule",
+        }
+        if value == "all" and field.name == "shots":  # all-search is a mode
+            named["shots"] = "whole_gallery"
         words.append(field.name if value is True else named.get(field.name, str(value)))
     return "".join(f"_{word}" for word in words)
 

@@ -44,16 +44,20 @@ def format_table(records: Sequence[Record], title: str, untrained: Sequence[Reco
 
 def describe(record: Record) -> list[str]:
     """Return the settings of an evaluation in words, for the heading of its table."""
-    said = [record["dataset_title"] + "'s layout, rendered people" * record["rendered"]]
+    title = record["dataset_title"]
+    possessive = title + ("'" if title.endswith("s") else "'s")
+    said = [f"{possessive} layout, rendered people" if record["rendered"] else title]
     if record["mode"]:
         said.append(DIRECTIONS[record["direction"]])
     if record["shots"]:
-        said.append(f"{record['shots']}-shot")
+        said.append("whole gallery" if record["shots"] == "all" else f"{record['shots']}-shot")
     if record["draw"]:
         said += [
             f"{record['draw']} draw",
             f"{record['trials']} trial{'s' * (record['trials'] > 1)}",
         ]
+    if record["camera_rule"] == "none":
+        said.append("no camera rule")
     if record["halves"]:
         several = len(record["halves"]) > 1
         said.append(f"trial{'s' * several} {', '.join(map(str, record['halves']))}")
