@@ -43,6 +43,8 @@ class ImageSource:
     """Of the prepared folder: its source, and its files' names and sizes."""
     rendered: bool
     """Whether the images are rendered people in the dataset's layout."""
+    notes: list[str]
+    """Remarks on the folder that was prepared, such as how identities were divided."""
     draws: dict[str, list[list[int]]]
     """Published gallery draws by folder, see `FolderContent.draws`."""
     _records: Sequence[bytes]
@@ -156,6 +158,7 @@ def open_split(
             sorted((path.name, path.stat().length) for path in folder.iterdir()),
         ),
         rendered=metadata["rendered"],
+        notes=metadata.get("notes", []),
         draws=metadata["draws"],
         _records=builder.as_data_source(
             stored, deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES

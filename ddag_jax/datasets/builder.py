@@ -72,7 +72,8 @@ class ImageFolderBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):  
     Examples are ordered by identity, camera, name. `info.metadata["index"]` repeats these columns,
     so that a split can be sampled without reading images. `info.metadata["subsets"]` has splits
     that overlap, as positions in the one stored split; `["draws"]` the published gallery draws;
-    `["source"]` the fingerprint of the folder; `["rendered"]` whether its images are rendered.
+    `["source"]` the fingerprint of the folder; `["rendered"]` whether its images are rendered;
+    `["notes"]` remarks on the folder, which stores of version 0.1.0 lack.
 
     Shard by shard, not with TFDS's GeneratorBasedBuilder, which sorts in memory and, above 1 GB,
     needs TensorFlow to spill to disk.
@@ -142,6 +143,7 @@ class ImageFolderBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):  
         self.info.metadata.update(
             source=content.source,
             rendered=content.rendered,
+            notes=content.notes,
             subsets=content.subsets,
             draws=content.draws,
             index={

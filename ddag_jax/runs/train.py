@@ -223,6 +223,7 @@ def train(
             )
             if restored is None:
                 log.hyper_parameters(to_dict(config))
+                notes = [*notes, *(f"data: {note}" for note in images.notes)]
             for note in notes:
                 run.note(note)
             return run.train(state, resume)

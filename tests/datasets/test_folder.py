@@ -25,6 +25,7 @@ from ddag_jax.synthetic.files import write_people
 from ddag_jax.synthetic.image import People
 from tests.datasets.commands import call_prepare, fails
 from tests.linear_method import CONFIG
+from tests.reliability.debug_runs import notes
 
 Line = tuple[str, str, str, str, str]
 COLUMNS = ("path", "identity", "modality", "camera", "split")
@@ -179,6 +180,7 @@ def test_folders_without_a_list(folders: Path, tmp_path: Path) -> None:
     assert "(no cameras given: 1 stands for visible, 2 for infrared)" in out
     assert "(identities divided by seed 0: 4 to train on, 4 to test)" in out
     test = open_split(tmp_path / "data", "folder", (32, 16), "test")
+    assert "identities divided by seed 0: 4 to train on, 4 to test" in test.notes
     assert test.classes == 4
     assert set(test.cameras[test.infrared]) == {2}
     assert call_prepare("folder", folders, tmp_path / "data")[1].endswith(", kept\n")
@@ -342,10 +344,12 @@ def test_from_pictures_to_a_table(
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    assert call_prepare("folder", own(lines), tmp_path / "data")[0] == 0
+    tracked = own(((*line, "7") for line in lines), (*COLUMNS, "tracklet"))
+    assert call_prepare("folder", tracked, tmp_path / "data")[0] == 0
     words = [CONFIG, "--data.dataset", "folder", "--data.dir", str(tmp_path / "data")]
     assert train([*words, "--workdir", str(tmp_path / "run")]) == 0
     assert (tmp_path / "run" / "log.jsonl").read_text().count('"held_out"')  # the list's val
+    assert "data: 1 column ignored: tracklet" in notes(tmp_path / "run")
     for more, said in (
         ([], "own images' layout, rendered people, single-shot, seeded draw, 10 trials"),
         (
