@@ -184,7 +184,8 @@ class AugmentationsCommand(Command):
     to: str
     """Picture to write, PNG; must not exist."""
     dataset: str = str(DataConfig.dataset)
-    """sysu_mm01, regdb or llcm; or a configuration file (.py) whose data.dataset is your own."""
+    """sysu_mm01, regdb, llcm or folder; or a configuration file (.py) whose data.dataset is your
+    own."""
     image_size: tuple[int, int] = (288, 144)
     """Height and width that it was prepared at, in pixels."""
     images: int = 2

@@ -276,8 +276,12 @@ def _is_local(path: epath.Path) -> bool:
     return "://" not in os.fspath(path)
 
 
-def _read_list(path: epath.Path) -> str:
+def read_list(path: epath.Path, longest: int = _LIST_BYTES) -> str:
     """Return the text of a list of identities or images.
+
+    Args:
+      path: the list.
+      longest: bytes that are accepted.
 
     Raises:
       UserError: the file does not exist, is not text, or is too long.
@@ -286,12 +290,12 @@ def _read_list(path: epath.Path) -> str:
         raise UserError(f"{path}: no such file")
     try:
         with path.open("rb") as file:
-            content = file.read(_LIST_BYTES + 1)
+            content = file.read(longest + 1)
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error}); copy it again") from error
-    if len(content) > _LIST_BYTES:
+    if len(content) > longest:
         raise UserError(
-            f"{path}: is longer than any list ({_LIST_BYTES // 2**20} MiB); copy it again from the"
+            f"{path}: is longer than any list ({longest // 2**20} MiB); copy it again from the"
             " original"
         )
     try:
@@ -306,7 +310,7 @@ def read_identities(path: epath.Path, faults: list[str]) -> set[int]:
         faults.append(f"{path}: no such file; it lists identities separated by commas")
         return set()
     try:
-        words = [word for word in re.split(r"[,\s]+", _read_list(path)) if word]
+        words = [word for word in re.split(r"[,\s]+", read_list(path)) if word]
     except UserError as error:
         faults.append(str(error))
         return set()
@@ -375,7 +379,7 @@ def read_image_lists(
             missing.append(list_name)
             continue
         try:
-            texts = [text.strip() for text in _read_list(root / list_name).split("\n")]
+            texts = [text.strip() for text in read_list(root / list_name).split("\n")]
         except UserError as error:
             faults.append(str(error))
             continue

@@ -40,10 +40,11 @@ from ddag_jax.datasets.checks import (
     image_files,
     is_image,
     quoted,
+    read_list,
 )
 from ddag_jax.datasets.dataset import CameraRule, Dataset
 from ddag_jax.errors import UserError
-from ddag_jax.io.files import is_file, read_bytes
+from ddag_jax.io.files import is_file
 
 FOLDER_OR_LIST = (
     "a list of images (.csv, .tsv, .parquet), or a folder that holds visible and infrared"
@@ -243,13 +244,9 @@ def _text_rows(path: epath.Path) -> Iterator[tuple[int, list[str]]]:
     delimiter = _DELIMITERS.get(path.suffix.lower())
     if delimiter is None:
         raise UserError(f"{path}: is not a .csv, .tsv or .parquet file; give {FOLDER_OR_LIST}")
-    try:
-        text = read_bytes(path, _LONGEST).decode("utf-8-sig")  # Excel puts a mark in front
-    except UnicodeDecodeError:
-        raise UserError(f"{path}: is not text in UTF-8; save it as UTF-8") from None
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error}); correct its permissions") from error
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    reader = csv.reader(
+        io.StringIO(read_list(path, _LONGEST), newline=""), delimiter=delimiter, strict=True
+    )
     try:
         for row in reader:
             yield reader.line_num, row
