@@ -18,7 +18,7 @@ def flags(devices: int, *, hasty: bool = True) -> str:
 
     In haste, XLA compiles a train step in a third of its time, and a tiny step runs as fast: LLVM
     does not optimise, and XLA's older emitter, which jaxlib has up to 0.10, makes fewer kernels. A
-    large step, or one in float64, would run several times longer. Without haste, LLVM optimises at
+    program that runs many times would take several times longer. Without haste, LLVM optimises at
     level 1, which takes two thirds of its usual time to compile and gives programs as fast.
     """
     result = f"--xla_force_host_platform_device_count={devices}"

@@ -79,7 +79,7 @@ def test_processes_change_nothing_in_float64(tmp_path: Path) -> None:
     assert not far
 
 
-@pytest.mark.parametrize("devices", [2, 8])
+@pytest.mark.parametrize("devices", [2, 4, 8])
 def test_devices_change_nothing_in_float64(devices: int) -> None:
     check_close(run(devices, np.float64), run(1, np.float64), losses=1e-9, parameters=1e-9)
 

@@ -185,10 +185,10 @@ def conv2d(
 ) -> Float[Array, "b ho wo o"]:
     """Convolve with the same stride and zero padding in both directions, as PyTorch's `conv2d`.
 
-    A 1x1 kernel is applied as a matrix product, except on a TPU. This halves a ResNet-50 step on a
-    CPU and makes no difference on a GPU; on a TPU, product and convolution need different layouts,
-    so that a product between 3x3 convolutions would need copies. On a CPU, wide 3x3 convolutions
-    use Winograd's filtering (`winograd.py`).
+    A 1x1 kernel is applied as a matrix product, except on a TPU and, with a stride, on a GPU. This
+    halves a ResNet-50 step on a CPU and makes no difference on a GPU; on a TPU, product and
+    convolution need different layouts, so that a product between 3x3 convolutions would need
+    copies. On a CPU, wide 3x3 convolutions use Winograd's filtering (`winograd.py`).
 
     Args:
         x: input, [b, h, w, c], of the kernel's dtype.
