@@ -41,6 +41,7 @@ class Evaluator:
         variables: Any,
         progress: str | None = None,
         interrupted: Callable[[], bool] = lambda: False,
+        source: ImageSource | None = None,
     ) -> dict[str, Float[np.ndarray, "N d"]]:
         """Return the method's features of all images, float32 rows of unit length by name.
 
@@ -48,16 +49,18 @@ class Evaluator:
             variables: {"params", "batch_stats"}, replicated over the mesh.
             progress: title of the progress bar; None for no bar.
             interrupted: as in `embed_images`, whose errors are raised.
+            source: other images of the same size; None for those of the evaluation.
         """
+        images = source or self._source
 
-        def embed_batch(images: Any, modality: Modality) -> Mapping[str, Any]:
-            return self._embed(variables, shard(images, self._mesh), modality)
+        def embed_batch(batch: Any, modality: Modality) -> Mapping[str, Any]:
+            return self._embed(variables, shard(batch, self._mesh), modality)
 
-        source, size = self._source, self._mesh.size
+        size = self._mesh.size
         found = embed_images(
             embed_batch,
-            lambda numbers: source.images(my_part(numbers)),
-            source.infrared,
+            lambda numbers: images.images(my_part(numbers)),
+            images.infrared,
             -(-self._config.evaluation.batch_size // size) * size,
             progress if is_first_process() else None,
             interrupted,

@@ -12,7 +12,7 @@ Dimensions: N images, q queries, g gallery images, d channels.
 import dataclasses
 import random
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, NamedTuple, TypedDict, cast
+from typing import Any, Literal, NamedTuple, NotRequired, TypedDict, cast
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -20,6 +20,7 @@ from jaxtyping import Bool, Float, Int
 from ddag_jax.config import EvaluationConfig
 from ddag_jax.datasets.dataset import CameraRule, Dataset, Direction, Shots, label
 from ddag_jax.errors import UserError
+from ddag_jax.evaluation.pairs import OperatingPoints
 from ddag_jax.evaluation.ranking import Metrics, distances, rank_distances
 from ddag_jax.evaluation.reranking import rerank
 from ddag_jax.io.progress import Progress
@@ -102,6 +103,9 @@ class Record(TypedDict):
     """Queries with a match in the gallery; the others enter no figure."""
     gallery: int
     """Gallery images of a draw."""
+    operating_points: NotRequired[OperatingPoints | None]
+    """Thresholds of the feature, equal in all searches; null where all pairs are of one kind, and
+    absent from averages and from evaluations while training."""
 
 
 def _folders(
@@ -356,7 +360,8 @@ def average(runs: Sequence[Sequence[Record]], names: Sequence[str]) -> list[Reco
     Raises:
         UserError: two runs were evaluated differently, or are of the same published split.
     """
-    varying = {f"{name}{end}" for name in FIGURES for end in ("", "_std")} | {"halves", "rendered"}
+    varying = {f"{name}{end}" for name in FIGURES for end in ("", "_std")}
+    varying |= {"halves", "rendered", "operating_points"}
     if all(run[0]["halves"] for run in runs):
         varying |= {"queries", "gallery"}
     for name, run in zip(names, runs, strict=True):
@@ -378,7 +383,8 @@ def average(runs: Sequence[Sequence[Record]], names: Sequence[str]) -> list[Reco
     for same in zip(*runs, strict=True):
         rows = [cast(Mapping[str, Any], record) for record in same]
         figures = {name: [row[name] for row in rows] for name in FIGURES}
-        record = {**same[0], "halves": sorted(splits), "runs": len(runs)}
+        record = {**rows[0], "halves": sorted(splits), "runs": len(runs)}
+        record.pop("operating_points", None)  # a threshold is of one network
         averaged.append(cast(Record, record | _mean_and_deviation(figures)))
     return averaged
 

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ddag_jax.datasets.dataset import DIRECTIONS, label
+from ddag_jax.evaluation.pairs import OperatingPoints
 from ddag_jax.evaluation.protocols import FIGURES, Record
 
 
@@ -40,6 +41,42 @@ def format_table(records: Sequence[Record], title: str, untrained: Sequence[Reco
             )
             lines.append(f"{prefix + record['feature']:<18}" + "".join(f"{c:>15}" for c in cells))
     return "\n".join(lines)
+
+
+def format_points(found: Mapping[str, OperatingPoints | None]) -> str:
+    """Return the operating points of features, by name, as a table of text."""
+    lines = []
+    for feature, one in found.items():
+        if one is None:
+            lines.append(f"no thresholds of {feature}: all pairs are of one person, or none is")
+            continue
+        if not lines:
+            lines = [
+                f"thresholds on the cosine similarity, from {describe_pairs(one)}",
+                f"{'feature':<18}" + "".join(f"{head:>15}" for head in _POINT_HEADS),
+            ]
+        for name, point in one["points"].items():
+            cells = ["", "too few pairs", ""]
+            if point is not None:
+                cells = [
+                    f"{point['threshold']:.4f}",
+                    f"{100 * point['false_accept_rate']:.3f}",
+                    f"{100 * point['true_accept_rate']:.2f}",
+                ]
+            lines.append(f"{feature:<18}" + "".join(f"{cell:>15}" for cell in (name, *cells)))
+    return "\n".join(lines)
+
+
+_POINT_HEADS = ("point", "threshold", "false accept %", "true accept %")
+
+
+def describe_pairs(found: OperatingPoints) -> str:
+    """Return what the operating points are from, in words."""
+    whose = {
+        "held-out": "identities held out of training",
+        "test": "the test images themselves, so optimistic",
+    }[found["images"]]
+    return f"{found['same']:,} pairs of one person and {found['different']:,} of two ({whose})"
 
 
 def describe(record: Record) -> list[str]:

@@ -9,6 +9,7 @@ from jaxtyping import Float, Int
 
 from ddag_jax.datasets.dataset import label
 from ddag_jax.evaluation.embed import ReadImages
+from ddag_jax.evaluation.pairs import OperatingPoints, compare_pairs
 from ddag_jax.evaluation.protocols import Images, Record, Search, rank_draws
 from ddag_jax.evaluation.table import describe
 from ddag_jax.methods.base import HasBatchAttention, HasFeatureMap, Method, Modality
@@ -21,7 +22,6 @@ from ddag_jax.report.attention import (
 )
 from ddag_jax.report.figures import Figure
 from ddag_jax.report.page import Block, Page
-from ddag_jax.report.pairs import compare_pairs
 from ddag_jax.report.ranked_lists import choose_queries, nearest_images, spread
 from ddag_jax.report.thumbnails import thumbnails
 from ddag_jax.report.training_curves import training_curves
@@ -54,6 +54,8 @@ class EvaluatedRun:
     """The features in the table, of the network before training."""
     records: Sequence[Record]
     untrained_records: Sequence[Record]
+    operating_points: Mapping[str, OperatingPoints | None]
+    """Of the features in the table."""
     reranked: bool
     method: Method
     """The method, without a device axis."""
@@ -76,6 +78,7 @@ def page_contents(run: EvaluatedRun) -> Page:
         curves=charts,
         lists=_lists(run, precisions),
         embeddings=_embeddings(run),
+        operating_points=run.operating_points,
         attention=_attention(run),
         training=_training(run.log),
     )

@@ -19,7 +19,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Canvas
 from PIL import Image
 
-from ddag_jax.report.pairs import BINS, Pairs
+from ddag_jax.evaluation.pairs import BINS, Pairs
 
 _INK = "#010203"  # placeholder, replaced by the text's colour in the SVG
 _LINES = ("#3a86c8", "#cc6f1c", "#2a9a6c", "#a566d6", "#d0506e", "#808a94")

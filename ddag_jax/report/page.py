@@ -12,7 +12,9 @@ from typing import Any, NamedTuple
 
 import ddag_jax
 from ddag_jax.errors import UserError
+from ddag_jax.evaluation.pairs import OperatingPoints
 from ddag_jax.evaluation.protocols import FIGURES, Record
+from ddag_jax.evaluation.table import describe_pairs
 from ddag_jax.io.files import new_folder
 from ddag_jax.report.figures import Figure
 
@@ -46,6 +48,7 @@ class Page(NamedTuple):
     lists: Mapping[str, Any]
     """Ranked lists, identities and thumbnails, in the form that page.js reads."""
     embeddings: Sequence[Figure]
+    operating_points: Mapping[str, OperatingPoints | None]
     attention: Sequence[Figure]
     training: Sequence[Figure]
 
@@ -135,6 +138,7 @@ def render(page: Page) -> str:
         # Escaped, so that no "<" ends the script element or starts a comment in it.
         data=json.dumps(page.lists, separators=(",", ":")).replace("<", "\\u003c"),
         embeddings=_figures(page.embeddings),
+        thresholds=_thresholds(page.operating_points),
         attention=_figures(page.attention),
         training=_figures(page.training) if page.training else absent,
     )
@@ -167,6 +171,30 @@ def _block(block: Block, several: bool) -> str:
         f'<div class="wide" tabindex="0" role="region" aria-label="{label}">'
         f'<table aria-label="{label}"><thead><tr><th scope="col">feature</th>{head}</tr></thead>'
         f"<tbody>{rows}</tbody></table></div>"
+    )
+
+
+def _thresholds(found: Mapping[str, OperatingPoints | None]) -> str:
+    """Return the operating points as a table with a row for each feature and point."""
+    known = {feature: one for feature, one in found.items() if one is not None}
+    if not known:
+        return '<p class="note">All pairs are of the same person, or none is: no thresholds.</p>'
+    rows = []
+    for feature, one in known.items():
+        for name, point in one["points"].items():
+            cells = "<td>too few pairs</td><td></td><td></td>"
+            if point is not None:
+                far, tar = 100 * point["false_accept_rate"], 100 * point["true_accept_rate"]
+                cells = f"<td>{point['threshold']:.4f}</td><td>{far:.3f}</td><td>{tar:.2f}</td>"
+            rows.append(f'<tr><th scope="row">{html.escape(feature)}, {name}</th>{cells}</tr>')
+    heads = ("feature, point", "threshold", "false accepts, %", "true accepts, %")
+    head = "".join(f'<th scope="col">{name}</th>' for name in heads)
+    said = html.escape(describe_pairs(next(iter(known.values()))))
+    return (
+        f"<p>A pair of at least this cosine similarity is taken for one person. From {said}.</p>"
+        '<div class="wide" tabindex="0" role="region" aria-label="Thresholds">'
+        f'<table id="thresholds" aria-label="Thresholds"><thead><tr>{head}</tr></thead>'
+        f"<tbody>{''.join(rows)}</tbody></table></div>"
     )
 
 

@@ -312,17 +312,28 @@ def _restore(checkpoint: epath.Path, item: str, like: Any) -> Any:
     return found
 
 
+def variables_checksum(folder: epath.PathLike) -> int:
+    """Return the stored checksum of a checkpoint's variables: equal for equal networks.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    return _stored_checksum(epath.Path(folder), "variables")
+
+
+def _stored_checksum(checkpoint: epath.Path, item: str) -> int:
+    try:
+        return int(read_json(checkpoint / "meta" / "metadata")["checksums"][item])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise Damaged(_damaged(checkpoint / "meta", f"no checksums: {error!r}")) from None
+
+
 def _check_content(checkpoint: epath.Path, item: str, found: Any) -> None:
     """Raise Damaged if the checksum of an item differs from the stored one.
 
     Orbax and tensorstore do not detect every altered file.
     """
-    try:
-        stored = read_json(checkpoint / "meta" / "metadata")
-        expected = stored["checksums"][item]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise Damaged(_damaged(checkpoint / "meta", f"no checksums: {error!r}")) from None
-    if checksum(found) != expected:
+    if checksum(found) != _stored_checksum(checkpoint, item):
         raise Damaged(_damaged(checkpoint / item, "its content is not what was saved"))
 
 

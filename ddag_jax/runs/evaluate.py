@@ -8,22 +8,23 @@ import json as jsonlib
 import os
 import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import numpy as np
 from etils import epath
 
 from ddag_jax.config import Config, DataConfig, EvaluationConfig, differences
-from ddag_jax.data.loader import ImageSource, evaluation_split
+from ddag_jax.data.loader import ImageSource, evaluation_split, training_split
 from ddag_jax.datasets.dataset import check_settings
 from ddag_jax.datasets.find import find_dataset
 from ddag_jax.datasets.rand_perm_cam import read_permutations
 from ddag_jax.errors import UserError
 from ddag_jax.evaluation import protocols, stored_features
 from ddag_jax.evaluation.evaluator import Evaluator, pick
-from ddag_jax.evaluation.protocols import Record
-from ddag_jax.evaluation.table import format_table
+from ddag_jax.evaluation.pairs import OperatingPoints, compare_pairs
+from ddag_jax.evaluation.protocols import Images, Record
+from ddag_jax.evaluation.table import format_points, format_table
 from ddag_jax.io.files import check_new_file, whole_file, write_text
 from ddag_jax.methods.base import Method
 from ddag_jax.methods.build import build_method
@@ -31,7 +32,12 @@ from ddag_jax.parallel import Mesh, device_mesh, is_first_process, on_all_device
 from ddag_jax.report import page
 from ddag_jax.report.contents import EvaluatedRun, page_contents
 from ddag_jax.report.ranked_lists import ranked_lists
-from ddag_jax.runs.checkpoint import find_checkpoint, read_meta, restore_variables
+from ddag_jax.runs.checkpoint import (
+    find_checkpoint,
+    read_meta,
+    restore_variables,
+    variables_checksum,
+)
 from ddag_jax.runs.logs import read_log
 
 
@@ -45,6 +51,11 @@ class Trained:
     config: Config
     classes: int
     """Training identities, the width of the classifiers."""
+
+    @property
+    def checksum(self) -> int:
+        """Checksum of its variables: equal for equal networks. Raises UserError if damaged."""
+        return variables_checksum(self.checkpoint)
 
     def method(self) -> Method:
         """Return its method, for one device."""
@@ -106,10 +117,10 @@ def evaluate(
 ) -> list[Record]:
     """Evaluate runs or checkpoints by the protocol of their dataset, on all devices.
 
-    Of each run the table is printed, and `evaluation.json` and `ranked_lists.png` are written into
-    its folder; settings that differ from the published protocol are in the files' names
-    (`evaluation_multi.json`). Of several runs the average is printed and written too, beside the
-    first one's folder.
+    Of each run the table and its thresholds (`evaluation.pairs`) are printed, and
+    `evaluation.json` and `ranked_lists.png` are written into its folder; settings that differ from
+    the published protocol are in the files' names (`evaluation_multi.json`). Of several runs the
+    average is printed and written too, beside the first one's folder.
 
     Args:
         runs: folders of runs (their best checkpoint, or the last one), or of checkpoints.
@@ -229,8 +240,11 @@ def evaluate_features(
             settings,
             split=data.trial if dataset.splits and len(files) == 1 else None,
         )
+        points = {"stored": _points(features, images, "test", None, flip=False)}
+        records = _with_points(records, points)
         if not quiet:
             print(format_table(records, os.fspath(file)))
+            print("\n" + format_points(points))
         _write(file.with_name(f"{file.stem}.evaluation{what}.json"), records)
         found.append(records)
     return _average(names, found, what, json, quiet, writes=True)
@@ -247,6 +261,8 @@ class _Result:
     source: ImageSource
     features: dict[str, np.ndarray]
     records: list[Record]
+    points: dict[str, OperatingPoints | None]
+    """Of the features in the table."""
     untrained: dict[str, np.ndarray]
     """Features of the untrained network; empty if it is not evaluated."""
     untrained_records: list[Record]
@@ -272,6 +288,7 @@ def _embed_and_rank(network: Trained, *, untrained: bool) -> _Result:
     if untrained:
         floor = evaluator.embed(fresh(), progress="untrained network")
     features = evaluator.embed(variables, progress="embedding")
+    points = _operating_points(network, evaluator, variables, features)
     return _Result(
         network,
         method,
@@ -279,10 +296,56 @@ def _embed_and_rank(network: Trained, *, untrained: bool) -> _Result:
         evaluator,
         source,
         features,
-        evaluator.score(features),
+        _with_points(evaluator.score(features), points),
+        points,
         floor,
         evaluator.score(floor) if floor else [],
     )
+
+
+def _operating_points(
+    network: Trained, evaluator: Evaluator, variables: Any, features: dict[str, np.ndarray]
+) -> dict[str, OperatingPoints | None]:
+    """Return the thresholds of the features in the table, by identities that are held out of
+    training, or by the test images where there are none."""
+    config = network.config
+    _, held_out = training_split(config.data, config.training.seed)
+    checksum, flip = network.checksum, config.evaluation.flip
+    points: dict[str, OperatingPoints | None] = {}
+    if held_out is not None:
+        images = Images(held_out.identities, held_out.cameras, held_out.infrared, held_out.names)
+        found = evaluator.embed(variables, progress="held-out identities", source=held_out)
+        for name, feature in evaluator.selected(found).items():
+            points[name] = _points(feature, images, "held-out", checksum, flip=flip)
+    for name, feature in evaluator.selected(features).items():
+        if points.get(name) is None:
+            points[name] = _points(feature, evaluator.images, "test", checksum, flip=flip)
+    return points
+
+
+def _points(
+    feature: np.ndarray,
+    images: Images,
+    which: Literal["held-out", "test"],
+    checksum: int | None,
+    *,
+    flip: bool,
+) -> OperatingPoints | None:
+    pairs = compare_pairs(feature, images.identities, images.infrared)
+    if pairs is None:
+        return None
+    return OperatingPoints(
+        images=which,
+        checksum=checksum,
+        flip=flip,
+        same=int(pairs.same.sum()),
+        different=int(pairs.different.sum()),
+        points=pairs.points,
+    )
+
+
+def _with_points(records: list[Record], points: dict[str, OperatingPoints | None]) -> list[Record]:
+    return [{**record, "operating_points": points[record["feature"]]} for record in records]
 
 
 def _show(result: _Result, what: str, save_features: epath.PathLike | None, quiet: bool) -> None:
@@ -292,6 +355,7 @@ def _show(result: _Result, what: str, save_features: epath.PathLike | None, quie
     if not quiet:
         title = os.fspath(result.network.checkpoint)
         print(format_table(result.records, title, result.untrained_records))
+        print("\n" + format_points(result.points))
     folder = epath.Path(result.network.name)
     _write(folder / f"evaluation{what}.json", result.records)
     if result.untrained_records:
@@ -316,6 +380,7 @@ def _evaluated_run(result: _Result) -> EvaluatedRun:
         reported_feature=result.reported_feature,
         untrained=evaluator.selected(result.untrained),
         records=result.records,
+        operating_points=result.points,
         untrained_records=result.untrained_records,
         reranked=network.config.evaluation.rerank,
         method=result.method,

@@ -130,7 +130,7 @@ def test_evaluation_at_sysu_mm01_s_shape(sysu_images):
     ]
     assert [(r["queries"], r["gallery"]) for r in records] == [(3803, 301)] * 2 + [(2208, 112)] * 2
     for record in records:
-        assert set(record) == set(protocols.Record.__annotations__)
+        assert set(record) == protocols.Record.__required_keys__
         assert json.loads(json.dumps(record)) == record
         said = {
             "dataset": "sysu_mm01",

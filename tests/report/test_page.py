@@ -26,7 +26,7 @@ from ddag_jax.errors import UserError
 from ddag_jax.evaluation.protocols import Images, score, searches
 from ddag_jax.report import figures
 from ddag_jax.report.contents import QUERIES, EvaluatedRun, cmc_curves, page_contents
-from ddag_jax.report.page import LIMIT, Page, check_target, write_page
+from ddag_jax.report.page import LIMIT, Page, check_target, render, write_page
 from ddag_jax.runs.checkpoint import find_checkpoint, read_meta
 from tests.models import tiny
 from tests.models.tiny import HEIGHT, WIDTH
@@ -65,6 +65,7 @@ def baseline() -> EvaluatedRun:
         untrained={"global": untrained},
         records=score({"global": trained}, images, found, REGDB, settings, split=1),
         untrained_records=score({"global": untrained}, images, found, REGDB, settings, split=1),
+        operating_points={"global": None},
         reranked=False,
         method=method,
         variables=tiny.random_variables(method),
@@ -117,6 +118,19 @@ def test_nothing_comes_from_elsewhere_and_the_page_is_small(report: Report) -> N
 def test_names_are_text(report: Report) -> None:
     assert "<b>" not in report.html.partition("<script>")[0]
     assert "run &lt;b&gt;&amp;amp;, checkpoint" in report.html
+
+
+def test_the_thresholds_are_the_evaluations(report: Report, baseline_page: Page) -> None:
+    records = json.loads((report.run / "evaluation.json").read_text())
+    for record in records:
+        found = record["operating_points"]
+        assert found["images"] == "held-out"
+        for name, point in found["points"].items():
+            row = f'<th scope="row">{record["feature"]}, {name}</th><td>'
+            row += "too few pairs" if point is None else f"{point['threshold']:.4f}"
+            assert row in report.html
+    assert "identities held out of training" in report.html
+    assert "no thresholds" in render(baseline_page)
 
 
 def test_the_table_and_the_curves_are_the_evaluations(report: Report) -> None:

@@ -17,7 +17,7 @@ from ddag_jax.cli.evaluate import main as evaluate
 from ddag_jax.config import EvaluationConfig
 from ddag_jax.errors import UserError
 from ddag_jax.io.config_file import load_config
-from ddag_jax.runs.checkpoint import find_checkpoint, read_meta
+from ddag_jax.runs.checkpoint import find_checkpoint, read_meta, variables_checksum
 from tests.linear_method import CONFIG
 from tests.reliability.debug_runs import log_lines
 
@@ -78,8 +78,12 @@ def test_stored_features_are_judged_as_the_run_is(trained: Path, tmp_path: Path)
     ours = [r for r in figures(trained / "evaluation.json") if r["feature"] == "part"]
     assert evaluate(["--features", str(file), "--json", str(tmp_path / "out.json")]) == 0
     stored = figures(tmp_path / "out.json")
-    assert without(stored, "feature", "rendered") == without(ours, "feature", "rendered")
+    differing = "feature", "rendered", "operating_points"
+    assert without(stored, *differing) == without(ours, *differing)
     assert figures(tmp_path / "features.evaluation.json") == stored
+    of_run, of_file = ours[0]["operating_points"], stored[0]["operating_points"]
+    assert of_run["checksum"] == variables_checksum(find_checkpoint(trained))
+    assert (of_run["images"], of_file["images"], of_file["checksum"]) == ("held-out", "test", None)
 
     # The other feature, by name.
     other = tmp_path / "global.npz"
@@ -213,4 +217,5 @@ def test_llcm_from_training_to_stored_features(
     assert {(r["shots"], r["draw"], r["trials"]) for r in ours} == {("single", "seeded", 10)}
     assert evaluate(["--features", str(file), "--data.dataset", "llcm"]) == 0
     stored = figures(tmp_path / "features.evaluation.json")
-    assert without(stored, "feature", "rendered") == without(ours, "feature", "rendered")
+    differing = "feature", "rendered", "operating_points"
+    assert without(stored, *differing) == without(ours, *differing)
