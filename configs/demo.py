@@ -1,8 +1,8 @@
 """Rendered people on two CPU cores: what `make demo` trains.
 
 Command: python train.py configs/demo.py --workdir runs/demo
-Hardware: 2 CPU cores, 6 to 8 minutes. No published number: its people are drawn. Without channel
-augmentation, which lowers the held-out rank-1 (docs/experiments.md).
+Hardware: 2 CPU cores, 6 to 8 minutes. No published number: its people are drawn. Without erasing
+and channel augmentation, which lower the held-out rank-1 (docs/experiments.md).
 """
 
 from ddag_jax.config import (
