@@ -17,15 +17,9 @@ every image of it. A query skips gallery images of its own identity by its own c
 evaluation.camera_rule=none.
 """
 
-import collections
-import csv
 import dataclasses
 import functools
-import io
-import os
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
 
 import numpy as np
 from etils import epath
@@ -38,11 +32,16 @@ from ddag_jax.datasets.checks import (
     examples,
     fingerprint,
     image_files,
-    is_image,
-    quoted,
-    read_list,
 )
 from ddag_jax.datasets.dataset import CameraRule, Dataset
+from ddag_jax.datasets.image_table import (
+    MODALITIES,
+    Row,
+    file_stats,
+    numbered,
+    plausible_rows,
+    read_table,
+)
 from ddag_jax.errors import UserError
 from ddag_jax.io.files import is_file
 
@@ -56,10 +55,6 @@ _STORED = "images"
 _SPLITS = ("train", "val", "test")
 _REQUIRED = ("path", "identity", "modality")
 _OPTIONAL = ("camera", "split")
-_MODALITIES = ("visible", "infrared")
-_DELIMITERS = {".csv": ",", ".tsv": "\t"}
-_LONGEST = 2**30
-"""Longest accepted list, bytes."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,17 +88,6 @@ class Drawn:
         )
 
 
-class _Image(NamedTuple):
-    """An image as a line of a list, or a folder, describes it. Empty text: not said."""
-
-    where: str
-    path: str
-    identity: str
-    modality: str
-    camera: str
-    split: str
-
-
 def inspect(source: epath.PathLike, drawn: Drawn = Drawn()) -> tuple[FolderContent, list[str]]:
     """List images and their faults.
 
@@ -128,11 +112,14 @@ def inspect(source: epath.PathLike, drawn: Drawn = Drawn()) -> tuple[FolderConte
         if not images:
             raise UserError(f"{root}: holds no images in visible/IDENTITY or infrared/IDENTITY")
     else:
-        images, where, root = _of_list(root, faults, notes), root, root.parent
-    images = _plausible(images, where, faults)
-    sizes = _sizes(root, images, where, faults)
-    images = [image for image in images if image.path in sizes]
-    identities = _numbered("identity", "identities", (i.identity for i in images), faults, notes)
+        if not is_file(root):
+            raise UserError(f"{root}: no such file or folder; give {FOLDER_OR_LIST}")
+        images, where = read_table(root, _REQUIRED, _OPTIONAL, faults, notes), root
+        root = root.parent
+    images = plausible_rows(images, _REQUIRED, where, faults)
+    stats = file_stats(root, images, where, faults)
+    images = [image for image in images if image.path in stats]
+    identities = numbered("identity", "identities", (i.identity for i in images), faults, notes)
     cameras = _cameras(images, where, faults, notes)
     if any(image.split for image in images):
         splits = _given_splits(images, where, drawn, faults)
@@ -168,7 +155,8 @@ def inspect(source: epath.PathLike, drawn: Drawn = Drawn()) -> tuple[FolderConte
         subsets=subsets,
         notes=notes,
         source=fingerprint(
-            (subsets, [entry[:2] for entry in stored]), [(e.name, sizes[e.name]) for e in stored]
+            (subsets, [entry[:2] for entry in stored]),
+            [(e.name, stats[e.name].st_size) for e in stored],
         ),
     )
     return content, faults
@@ -190,199 +178,40 @@ def folder_dataset(drawn: Drawn) -> Dataset:
 # ------------------------------------------------------------------------- where images come from
 
 
-def _of_folders(root: epath.Path) -> Iterator[_Image]:
-    check_folder(root, _MODALITIES, FOLDER_OR_LIST)
-    for modality in _MODALITIES:
+def _of_folders(root: epath.Path) -> Iterator[Row]:
+    check_folder(root, MODALITIES, FOLDER_OR_LIST)
+    for modality in MODALITIES:
         for person in sorted((root / modality).iterdir()):
             if person.name.startswith(".") or not person.is_dir():
                 continue
             for file in image_files(person):
                 name = f"{modality}/{person.name}/{file.name}"
-                yield _Image(name, name, person.name, modality, "", "")
-
-
-def _of_list(path: epath.Path, faults: list[str], notes: list[str]) -> list[_Image]:
-    """Return the lines of a list; those that are not as wide as its header are faults."""
-    if not is_file(path):
-        raise UserError(f"{path}: no such file or folder; give {FOLDER_OR_LIST}")
-    rows = iter(_parquet(path) if path.suffix.lower() == ".parquet" else _text_rows(path))
-    _, names = next(rows, (0, []))
-    header = [name.strip().lower() for name in names]
-    if missing := [name for name in _REQUIRED if name not in header]:
-        raise UserError(
-            f"{path}: has no column {', '.join(missing)} in its first line"
-            f" ({quoted(','.join(names))}); begin it with {','.join((*_REQUIRED, *_OPTIONAL))}, of"
-            " which the last two may be missing"
-        )
-    if twice := [name for name, times in collections.Counter(header).items() if times > 1]:
-        raise UserError(f"{path}: has two columns {', '.join(twice)}; keep one of them")
-    if ignored := [name for name in header if name not in (*_REQUIRED, *_OPTIONAL)]:
-        notes.append(f"{count(ignored, 'column', 'columns')} ignored: {', '.join(ignored)}")
-    images, uneven = [], []
-    for number, row in rows:
-        if not any(row):
-            continue
-        if len(row) != len(header):
-            uneven.append(f"line {number}: {len(row)} of {len(header)}")
-            continue
-        cells = dict(zip(header, (cell.strip() for cell in row), strict=True))
-        known = {name: cells.get(name, "") for name in (*_REQUIRED, *_OPTIONAL)}
-        lower = {name: known[name].lower() for name in ("modality", "split")}
-        images.append(_Image(where=f"line {number}", **(known | lower)))
-    if uneven:
-        faults.append(
-            f"{path}: {count(uneven, 'line has', 'lines have')} another number of columns than the"
-            f" first line ({', '.join(uneven[:3])}); put text that contains the separator into"
-            " quotes"
-        )
-    if not images and not faults:
-        raise UserError(f"{path}: lists no image; write a line for each")
-    return images
-
-
-def _text_rows(path: epath.Path) -> Iterator[tuple[int, list[str]]]:
-    delimiter = _DELIMITERS.get(path.suffix.lower())
-    if delimiter is None:
-        raise UserError(f"{path}: is not a .csv, .tsv or .parquet file; give {FOLDER_OR_LIST}")
-    reader = csv.reader(
-        io.StringIO(read_list(path, _LONGEST), newline=""), delimiter=delimiter, strict=True
-    )
-    try:
-        for row in reader:
-            yield reader.line_num, row
-    except csv.Error as error:
-        raise UserError(f"{path}: line {reader.line_num} cannot be read ({error})") from None
-
-
-def _parquet(path: epath.Path) -> Iterator[tuple[int, list[str]]]:
-    try:
-        from pyarrow import ArrowException, parquet
-    except ImportError:
-        raise UserError(
-            f"{path}: reading Parquet needs pyarrow: pip install pyarrow, or save the list as .csv"
-        ) from None
-    try:
-        table = parquet.read_table(os.fspath(path))
-    except (ArrowException, OSError) as error:
-        raise UserError(
-            f"{path}: cannot be read as Parquet ({str(error).splitlines()[0]})"
-        ) from None
-    yield 1, list(table.column_names)
-    columns: list[Any] = [column.to_pylist() for column in table.columns]
-    for number, row in enumerate(zip(*columns, strict=True), start=2):
-        yield number, ["" if cell is None else str(cell) for cell in row]
+                yield Row(name, name, person.name, modality)
 
 
 # ------------------------------------------------------------------------------------------ checks
 
 
-def _plausible(images: Sequence[_Image], where: epath.Path, faults: list[str]) -> list[_Image]:
-    """Return the images whose fields make sense, each once; the others are faults."""
-    wrong: dict[tuple[str, str, str], list[str]] = {}
-    seen: set[str] = set()
-    kept = []
-    for image in images:
-        kind, text = None, ""
-        if not image.path or not image.identity:
-            kind = "has no path or no identity", "have no path or no identity", "fill in both"
-        elif image.modality not in _MODALITIES:
-            kind, text = _of_a_list("modality", "visible or infrared"), image.modality
-        elif image.split not in ("", *_SPLITS):
-            kind, text = _of_a_list("split", "train, val or test"), image.split
-        elif not is_image(image.path.rpartition("/")[2]):
-            what = "no .jpg, .jpeg, .png or .bmp file"
-            kind, text = (f"names {what}", f"name {what}", "convert the image"), image.path
-        elif image.path in seen:
-            kind, text = ("repeats an image", "repeat an image", "list each once"), image.path
-        if kind is None:
-            seen.add(image.path)
-            kept.append(image)
-        else:
-            wrong.setdefault(kind, []).append(image.where + (f": {quoted(text)}" if text else ""))
-    for (one, several, repair), lines in wrong.items():
-        faults.append(
-            f"{where}: {count(lines, f'line {one}', f'lines {several}')} ({'; '.join(lines[:3])}"
-            f"{', ...' if len(lines) > 3 else ''}); {repair}"
-        )
-    return kept
-
-
-def _of_a_list(field: str, known: str) -> tuple[str, str, str]:
-    what = f"another {field} than {known}"
-    return f"has {what}", f"have {what}", f"write {known}"
-
-
-def _sizes(
-    root: epath.Path, images: Iterable[_Image], where: epath.Path, faults: list[str]
-) -> dict[str, int]:
-    """Return the sizes in bytes of the images that exist; the others are a fault that names all."""
-    sizes, missing = {}, []
-    for image in images:
-        try:
-            sizes[image.path] = os.stat(root / image.path).st_size
-        except (OSError, ValueError):  # a ValueError of a name with a null character
-            missing.append(f"{image.where}: {quoted(image.path)}")
-    if missing:
-        how = "a path is absolute, or relative to the list"
-        if any("\\" in line for line in missing):
-            how += ", with / between folders"
-        faults.append(
-            f"{where}: {count(missing, 'listed image is', 'listed images are')} not there; {how}:"
-            + "".join(f"\n    {line}" for line in missing)
-        )
-    return sizes
-
-
-def _numbered(
-    one: str,
-    several: str,
-    texts: Iterable[str],
-    faults: list[str],
-    notes: list[str],
-    least: int = 0,
-) -> dict[str, int]:
-    """Return a number for each text: its own if all are whole numbers of at least `least`, else its
-    place among them, from 1."""
-    distinct = sorted(set(texts))
-    if not all(re.fullmatch(r"[0-9]{1,9}", text) and int(text) >= least for text in distinct):
-        if distinct:
-            notes.append(
-                f"{several} are numbered in the order of their names:"
-                f" {', '.join(f'{i} {text}' for i, text in enumerate(distinct[:3], start=1))}"
-                + (", ..." if len(distinct) > 3 else "")
-            )
-        return {text: i for i, text in enumerate(distinct, start=1)}
-    spelled: dict[int, list[str]] = {}
-    for text in distinct:
-        spelled.setdefault(int(text), []).append(text)
-    if twice := [" and ".join(texts) for texts in spelled.values() if len(texts) > 1]:
-        faults.append(
-            f"{count(twice, f'{one} is', f'{several} are')} written in two ways"
-            f" ({examples(twice)}); write each in one way"
-        )
-    return {text: int(text) for text in distinct}
-
-
 def _cameras(
-    images: Sequence[_Image], where: epath.Path, faults: list[str], notes: list[str]
+    images: Sequence[Row], where: epath.Path, faults: list[str], notes: list[str]
 ) -> Mapping[str, int]:
     """Return the number of each camera, or, where there are none, of each modality."""
     without = [image.where for image in images if not image.camera]
     if len(without) == len(images):
         notes.append("no cameras given: 1 stands for visible, 2 for infrared")
-        return {modality: i for i, modality in enumerate(_MODALITIES, start=1)}
+        return {modality: i for i, modality in enumerate(MODALITIES, start=1)}
     if without:
         faults.append(
             f"{where}: {count(without, 'line has', 'lines have')} no camera, and others have one"
             f" ({', '.join(without[:3])}); give each image's, or none"
         )
     given = (image.camera for image in images if image.camera)
-    numbers = _numbered("camera", "cameras", given, faults, notes, least=1)
-    return dict.fromkeys(_MODALITIES, 0) | numbers
+    numbers = numbered("camera", "cameras", given, faults, notes, least=1)
+    return dict.fromkeys(MODALITIES, 0) | numbers
 
 
 def _given_splits(
-    images: Sequence[_Image], where: epath.Path, drawn: Drawn, faults: list[str]
+    images: Sequence[Row], where: epath.Path, drawn: Drawn, faults: list[str]
 ) -> dict[str, str]:
     """Return the split of each identity; one in two splits is a fault."""
     if drawn.given:
@@ -403,7 +232,7 @@ def _given_splits(
     return {identity: min(splits) for identity, splits in found.items() if splits}
 
 
-def _modalities(images: Iterable[_Image]) -> dict[str, set[str]]:
+def _modalities(images: Iterable[Row]) -> dict[str, set[str]]:
     kinds: dict[str, set[str]] = {}
     for image in images:
         kinds.setdefault(image.identity, set()).add(image.modality)
@@ -411,8 +240,8 @@ def _modalities(images: Iterable[_Image]) -> dict[str, set[str]]:
 
 
 def _with_both_modalities(
-    members: dict[str, list[_Image]], where: epath.Path, faults: list[str], notes: list[str]
-) -> dict[str, list[_Image]]:
+    members: dict[str, list[Row]], where: epath.Path, faults: list[str], notes: list[str]
+) -> dict[str, list[Row]]:
     """Return the splits, without training identities of one modality; note what is left out."""
     result = dict(members)
     for split, images in members.items():

@@ -74,28 +74,35 @@ def read_images(
 ) -> Iterator[UInt8[np.ndarray, "h w 3"]]:
     """Yield `read_image` of each path, in order, on all cores.
 
+    Raises:
+      UserError: as `read_image`, of the first image that cannot be read.
+    """
+    for found in try_images(paths, height, width):
+        if isinstance(found, UserError):
+            raise found
+        yield found
+
+
+def try_images(
+    paths: Iterable[ImageFile], height: int, width: int
+) -> Iterator[UInt8[np.ndarray, "h w 3"] | UserError]:
+    """Yield what `read_image` returns or raises of each path, in order, on all cores.
+
     In threads: Pillow releases Python's lock while it decodes and resizes.
     """
+
+    def read(path: ImageFile) -> UInt8[np.ndarray, "h w 3"] | UserError:
+        try:
+            return read_image(path, height, width)
+        except UserError as error:
+            return error
+
     workers = os.cpu_count() or 1
     with concurrent.futures.ThreadPoolExecutor(workers) as pool:
         pending: collections.deque[concurrent.futures.Future] = collections.deque()
         for path in paths:
-            pending.append(pool.submit(read_image, path, height, width))
+            pending.append(pool.submit(read, path))
             if len(pending) > 4 * workers:
                 yield pending.popleft().result()
         while pending:
             yield pending.popleft().result()
-
-
-def unreadable_images(paths: Iterable[ImageFile]) -> Iterator[str | None]:
-    """Yield for each path, in order, why it cannot be read, or None; on all cores."""
-
-    def fault(path: ImageFile) -> str | None:
-        try:
-            read_image(path, height=1, width=1)
-        except UserError as error:
-            return str(error)
-        return None
-
-    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-        yield from pool.map(fault, paths)

@@ -12,7 +12,7 @@ from ddag_jax.datasets.builder import ImageSize, builder_class
 from ddag_jax.datasets.checks import FolderContent, raise_faults
 from ddag_jax.datasets.dataset import Dataset
 from ddag_jax.datasets.find import DATASETS, find_dataset
-from ddag_jax.datasets.images import unreadable_images
+from ddag_jax.datasets.images import try_images
 from ddag_jax.errors import UserError
 from ddag_jax.io.progress import Progress
 
@@ -152,10 +152,10 @@ def _unreadable(content: FolderContent) -> list[str]:
     entries = [entry for stored in content.images.values() for entry in stored]
     faults = []
     with Progress(len(entries), "checking", "image") as bar:
-        for fault in unreadable_images(map(content.image, entries)):
+        for found in try_images(map(content.image, entries), height=1, width=1):
             bar.update()
-            if fault:
-                faults.append(fault)
+            if isinstance(found, UserError):
+                faults.append(str(found))
     if len(faults) > 10:
         faults[10:] = [f"... and {len(faults) - 10} more images that cannot be read"]
     return faults

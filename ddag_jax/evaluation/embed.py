@@ -1,6 +1,6 @@
 """Embed a sequence of images: fixed batches, read ahead, one compilation for each modality."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -73,6 +73,32 @@ def embed_images(
     """
     if not len(infrared):
         raise UserError("no images to embed")
+    result: dict[str, np.ndarray] = {}
+    with Progress(len(infrared), progress or "", "image", shown=progress is not None) as bar:
+        for indices, features in embedded_batches(
+            embed_batch, read_images, infrared, batch_size, interrupted=interrupted
+        ):
+            for name, values in features.items():
+                if name not in result:
+                    result[name] = np.empty((len(infrared), values.shape[1]), dtype=np.float32)
+                result[name][indices] = values
+            bar.update(len(indices))
+    return result
+
+
+def embedded_batches(
+    embed_batch: EmbedBatch,
+    read_images: ReadImages,
+    infrared: Bool[np.ndarray, " N"],
+    batch_size: int,
+    *,
+    first: int = 0,
+    interrupted: Callable[[], bool] = lambda: False,
+) -> Iterator[tuple[Int[np.ndarray, " b"], dict[str, Float[np.ndarray, "b d"]]]]:
+    """Yield the images of each batch, by index, and their features: visible images first.
+
+    Arguments and errors are those of `embed_images`; batches before `first` are left out.
+    """
     members: dict[Modality, np.ndarray] = {
         "visible": np.flatnonzero(~infrared),
         "infrared": np.flatnonzero(infrared),
@@ -81,15 +107,18 @@ def embed_images(
         (modality, indices[start : start + batch_size])
         for modality, indices in members.items()
         for start in range(0, len(indices), batch_size)
-    ]
+    ][first:]
+    if not batches:
+        return
 
     def read(indices: np.ndarray) -> np.ndarray:
         missing = batch_size - len(indices)
         return read_images(np.pad(indices, (0, missing), mode="edge"))
 
-    result: dict[str, np.ndarray] = {}
-
-    def keep(indices: np.ndarray, modality: Modality, features: Mapping[str, Any]) -> None:
+    def fetch(
+        indices: np.ndarray, modality: Modality, features: Mapping[str, Any]
+    ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        found = {}
         for name, feature in features.items():
             values = np.asarray(feature, dtype=np.float32)[: len(indices)]
             broken = ~np.isfinite(values).all(axis=1)
@@ -99,15 +128,10 @@ def embed_images(
                     " finite; the network's weights have diverged, use an earlier checkpoint or a"
                     " lower learning rate"
                 )
-            if name not in result:
-                result[name] = np.empty((len(infrared), values.shape[1]), dtype=np.float32)
-            result[name][indices] = values
-        bar.update(len(indices))
+            found[name] = values
+        return indices, found
 
-    with (
-        Progress(len(infrared), progress or "", "image", shown=progress is not None) as bar,
-        ThreadPoolExecutor(max_workers=1) as reader,
-    ):
+    with ThreadPoolExecutor(max_workers=1) as reader:
         ahead = reader.submit(read, batches[0][1])
         computing: tuple[np.ndarray, Modality, Mapping[str, Any]] | None = None
         for i, (modality, indices) in enumerate(batches):
@@ -119,8 +143,7 @@ def embed_images(
             features = embed_batch(images, modality)
             # The device has this batch queued before the host waits for the one before it.
             if computing is not None:
-                keep(*computing)
+                yield fetch(*computing)
             computing = indices, modality, features
         assert computing is not None  # there is at least one batch
-        keep(*computing)
-    return result
+        yield fetch(*computing)

@@ -47,8 +47,8 @@ class RunLock:
                 who = f"process {owner['process']} on {owner['host']}"
                 if alive(owner):
                     raise UserError(
-                        f"{self._path.parent}: {who} is writing this run; wait for it, stop it, or"
-                        " name another --workdir"
+                        f"{self._path.parent}: {who} is writing in this folder; wait for it, stop"
+                        " it, or name another folder"
                     )
                 self.note = f"took over the lock of {who}, which has ended"
             self._write()

@@ -1,17 +1,18 @@
 """A trained network that embeds images."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
 from etils import epath
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Array, Float, Int, UInt8
 
 from ddag_jax.config import Config
 from ddag_jax.datasets.images import ImageFile, read_images
 from ddag_jax.errors import UserError
 from ddag_jax.evaluation.embed import embed_images, make_embed
+from ddag_jax.evaluation.evaluator import check_feature, pick
 from ddag_jax.methods.base import Modality
 from ddag_jax.parallel import device_mesh, map_embed, shard
 from ddag_jax.runs.evaluate import Trained, find_trained
@@ -45,10 +46,13 @@ class Model:
         config: of the run.
         features: names of the features that `embed` returns; the last one is what is reported.
         image_size: height and width in pixels that images are resized to.
+        batch_size: images embedded at once, a multiple of the number of devices.
+        trained: the checkpoint that it is of.
     """
 
     def __init__(self, trained: Trained, batch_size: int | None = None) -> None:
         method, mesh = trained.method(), device_mesh()
+        self.trained = trained
         self.config = trained.config
         self.features = method.features
         self.image_size = self.config.data.image_height, self.config.data.image_width
@@ -57,7 +61,8 @@ class Model:
         # Compiled at the first call of each modality.
         self._embed = map_embed(make_embed(method, flip=self.config.evaluation.flip), mesh)
         wanted = batch_size or self.config.evaluation.batch_size
-        self._batch_size = -(-wanted // mesh.size) * mesh.size
+        self.batch_size = -(-wanted // mesh.size) * mesh.size
+        self._method = method
 
     def embed(
         self, images: UInt8[np.ndarray, "n h w 3"] | Sequence[Image], modality: Modality
@@ -86,12 +91,35 @@ class Model:
             chosen = [files[number] for number in distinct.tolist()]
             return np.stack(list(read_images(chosen, *self.image_size)))[places]
 
-        def embed_batch(batch: np.ndarray, modality: Modality) -> Any:
-            return self._embed(self._variables, shard(batch, self._mesh), modality)
-
         infrared = np.full(len(files), modality == "infrared")
-        found = embed_images(embed_batch, read, infrared, self._batch_size)
+        found = embed_images(self.embed_batch, read, infrared, self.batch_size)
         return {name: found[name] for name in self.features}
+
+    def embed_batch(
+        self, images: UInt8[np.ndarray, "b h w 3"], modality: Modality
+    ) -> dict[str, Float[Array, "b _"]]:
+        """Return the features of `batch_size` images of `image_size`, perhaps still computing."""
+        return self._embed(self._variables, shard(images, self._mesh), modality)
+
+    def select(
+        self, features: Mapping[str, Float[np.ndarray, "n _"]], feature: str
+    ) -> Float[np.ndarray, "n _"]:
+        """Return one of the features of `embed`, or their `concatenation`, rows of unit length."""
+        return pick({name: features[name] for name in self.features}, feature)
+
+    def reported(self, feature: str | None = None) -> str:
+        """Return the name of a feature; None: the one that the evaluation reports.
+
+        Raises:
+            UserError: the network has no feature of this name.
+        """
+        if feature is None:
+            chosen = self.config.evaluation.feature
+            return self.features[-1] if chosen == "both" else chosen
+        if feature == "both":
+            raise UserError("feature: both are two; give one, or concatenation")
+        check_feature(feature, self._method)
+        return feature
 
 
 def _checked(number: int, image: Any) -> ImageFile:

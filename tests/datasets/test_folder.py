@@ -255,7 +255,7 @@ REFUSED = {
     "split": (COLUMNS, [("a.jpg", "1", "visible", "1", "query")],
               r"1 line has another split than train, val or test \(line 2: 'query'\)"),
     "identity": (COLUMNS, [("a.jpg", "", "visible", "1", "test")],
-                 r"1 line has no path or no identity \(line 2\); fill in both"),
+                 r"1 line has no path or no identity \(line 2\); fill it in"),
     "suffix": (COLUMNS, [("a.gif", "1", "visible", "1", "test")],
                r"1 line names no \.jpg, .* file \(line 2: 'a\.gif'\)"),
     "width": (COLUMNS, [("a.jpg", "1", "visible")],

@@ -452,7 +452,7 @@ def test_a_second_run_in_a_folder_is_refused(
             assert run_linear(run, option, *LONGER) == 2
             error = capsys.readouterr().err
             assert f"process {process.pid} on " in error
-            assert "is writing this run" in error
+            assert "is writing in this folder" in error
     finally:
         process.kill()
         process.communicate()

@@ -30,7 +30,9 @@ def stored(folder: Path, **fields: Any) -> dict[str, Any]:
 def test_it_is_held_while_its_owner_lives(tmp_path: Path) -> None:
     with RunLock(tmp_path) as mine:
         assert mine.note is None
-        with pytest.raises(UserError, match=f"process {os.getpid()} on .* is writing this run"):
+        with pytest.raises(
+            UserError, match=f"process {os.getpid()} on .* is writing in this folder"
+        ):
             RunLock(tmp_path).__enter__()
         assert (tmp_path / NAME).exists()
     assert not (tmp_path / NAME).exists()
@@ -73,7 +75,7 @@ def test_another_machine_is_dead_after_five_silent_minutes(
         with RunLock(tmp_path) as mine:
             assert "on other" in str(mine.note)
     else:
-        with pytest.raises(UserError, match="on other is writing this run"):
+        with pytest.raises(UserError, match="on other is writing in this folder"):
             RunLock(tmp_path).__enter__()
 
 
