@@ -11,17 +11,20 @@ import PIL.Image
 import pytest
 
 import ddag_jax
-from ddag_jax.config import Config
+from ddag_jax.config import Config, DataConfig
 from ddag_jax.data.loader import evaluation_split
 from ddag_jax.errors import UserError
 from ddag_jax.evaluation import embed as embedding
 from ddag_jax.io.config_file import load_config
+from ddag_jax.runs.evaluate import evaluate_features
 from ddag_jax.serving.embed import embed, prune
 from ddag_jax.serving.images import find_images
 from ddag_jax.serving.index import open_index
 from tests.linear_method import CONFIG
 
 pytestmark = pytest.mark.slow  # trains
+
+SIDES = ("query", "gallery")
 
 
 @pytest.fixture(scope="module")
@@ -42,9 +45,8 @@ def pictures(debug_data: Path, tmp_path: Path) -> Path:
 @pytest.fixture(scope="module")
 def test_list(debug_data: Path, finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A list of the test images, in another order than the evaluation's."""
-    source = evaluation_split(load_config(CONFIG).data.__class__(
-        dir=str(debug_data), image_height=32, image_width=16
-    ))  # fmt: skip
+    data = DataConfig(dir=str(debug_data), image_height=32, image_width=16)
+    source = evaluation_split(data)
     file = tmp_path_factory.mktemp("list") / "test.csv"
     tree = debug_data.parent / "people"
     with file.open("w", newline="") as stream:
@@ -74,17 +76,11 @@ def test_features_are_those_of_the_evaluation_bit_for_bit(
             values = found[f"{side}_{column}"]
             np.testing.assert_array_equal(values[rows], expected[f"{side}_{column}"])
     # The evaluation reads the file.
-    figures = [[(r["rank1"], r["mAP"]) for r in ddag_jax_features(file)] for file in (stored, ours)]
+    figures = [
+        [(record["rank1"], record["mAP"]) for record in evaluate_features(file, quiet=True)]
+        for file in (stored, ours)
+    ]
     assert figures[0] == figures[1]
-
-
-SIDES = ("query", "gallery")
-
-
-def ddag_jax_features(file: Path) -> list[dict[str, Any]]:
-    from ddag_jax.runs.evaluate import evaluate_features
-
-    return [dict(record) for record in evaluate_features(file, quiet=True)]
 
 
 class Stopped(Exception):
