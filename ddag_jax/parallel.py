@@ -200,6 +200,24 @@ def map_embed(embed: Embed, mesh: Mesh) -> Embed:
     return jax.jit(over_mesh, static_argnums=2, out_shardings=everywhere, compiler_options=options)
 
 
+def map_blocks(function: Callable[..., Any], mesh: Mesh) -> Callable[..., Any]:
+    """Map `function(replicated, carried, *block)` -> carried over the mesh.
+
+    All but the first argument are sharded over their first axis; so is the result.
+    """
+
+    def over_mesh(replicated: Any, *sharded: Any) -> Any:
+        return jax.shard_map(
+            function,
+            mesh=mesh,
+            in_specs=(_REPLICATED, *(_SHARDED for _ in sharded)),
+            out_specs=_SHARDED,
+            check_vma=False,
+        )(replicated, *sharded)
+
+    return jax.jit(over_mesh, compiler_options=compiler_options(mesh))
+
+
 def on_all_devices(function: Callable[..., Any], mesh: Mesh) -> Callable[..., Any]:
     """Compile `function` so that it returns fresh, donatable arrays, replicated on all devices."""
     return jax.jit(function, out_shardings=NamedSharding(mesh, _REPLICATED))
