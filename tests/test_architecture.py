@@ -87,6 +87,7 @@ ENTRY_POINTS = (
     "ddag_jax/data/__main__.py",
     "ddag_jax/experiments/__main__.py",
     "ddag_jax/pytorch/compare.py",
+    "ddag_jax/serving/__main__.py",
 )
 """Files that start something: above every layer."""
 

@@ -19,6 +19,7 @@ from benchmarks import (
     gpu,
     measure,
     roofline,
+    serving,
     torch_ddag,
     train_step,
     whole_evaluation,
@@ -125,6 +126,15 @@ def test_features_that_differ_end_the_command():
 
 
 # ------------------------------------------------------------------------------------------ ours
+
+
+@pytest.mark.slow
+def test_serving(tmp_path, capsys):
+    serving.main(["--quick"], tmp_path)
+    printed, result = capsys.readouterr().out, written(tmp_path, "serving")
+    assert "features are equal" in printed
+    assert result["images"] == 192
+    assert f"{result['ratio']:.3f} times as many images a second" in printed
 
 
 @pytest.mark.slow

@@ -46,8 +46,8 @@ def find_images(
     A list has a line an image, with the column `path` and perhaps `modality`, `identity`, `camera`
     and `tracklet` (datasets/image_table.py). A folder has all images below it, in the order of
     their paths. The modality is that of a list's column, or else that of the deepest folder in the
-    path, as it is written, that is named visible or infrared, or else `modality`; in
-    visible/IDENTITY/IMAGE and infrared/IDENTITY/IMAGE the identity is the folder's name.
+    path, as it is written, that is named visible or infrared, or else `modality`. Without a list,
+    the identity of visible/IDENTITY/IMAGE and infrared/IDENTITY/IMAGE is the folder's name.
 
     Args:
         sources: paths of files, folders and lists.
@@ -65,9 +65,10 @@ def find_images(
     unknown: list[str] = []
     other: list[str] = []
     for source in map(epath.Path, sources):
+        listed = source.suffix.lower() in TABLE_SUFFIXES
         for root, row, stat in _rows(source, faults, notes):
             file = os.path.abspath(root / row.path)
-            folder_modality, identity = _said_by_folders(row.where)
+            folder_modality, identity = _said_by_folders(row.path if listed else row.where)
             known = row.modality or folder_modality or modality
             if known is None:
                 unknown.append(file)
@@ -79,7 +80,7 @@ def find_images(
                     file,
                     row.path,
                     cast(Modality, known),
-                    row.identity or identity,
+                    row.identity if listed else identity,
                     row.camera,
                     row.tracklet,
                     (stat.st_size, stat.st_mtime_ns),
@@ -109,7 +110,7 @@ def _rows(
 ) -> Iterator[tuple[epath.Path, Row, os.stat_result]]:
     """Yield each image of a source, after the folder that its path is relative to, and its status.
 
-    `where` becomes the path as it is written.
+    `where` is the path as it is written, except for a list.
     """
     if source.is_dir():
         root = source
@@ -132,8 +133,7 @@ def _rows(
     stats = file_stats(root, rows, source, faults)
     for row in rows:
         if row.path in stats:
-            written = row.path if source.suffix.lower() in TABLE_SUFFIXES else row.where
-            yield root, row._replace(where=written), stats[row.path]
+            yield root, row, stats[row.path]
 
 
 def _below(folder: epath.Path) -> Iterator[str]:

@@ -270,7 +270,7 @@ def test_images_are_found_with_what_is_known_of_them(pictures: Path, tmp_path: P
     table = tmp_path / "list.tsv"
     table.write_text(f"path\tmodality\n{one.relative_to(tmp_path)}\tinfrared\n")
     (listed,), _ = find_images([table])
-    assert (listed.modality, listed.identity, listed.file) == ("infrared", who, str(one))
+    assert (listed.modality, listed.identity, listed.file) == ("infrared", "", str(one))
     # Named twice: the first one counts.
     both, notes = find_images([table, one])
     assert both == [listed]

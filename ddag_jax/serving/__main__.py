@@ -1,0 +1,25 @@
+"""`python -m ddag_jax.serving embed|prune|search|export`."""
+
+import sys
+
+from ddag_jax.cli import embed, export, search
+from ddag_jax.cli.main import run
+from ddag_jax.errors import UserError
+
+_COMMANDS = {
+    "embed": embed.main,
+    "prune": embed.prune,
+    "search": search.main,
+    "export": export.main,
+}
+
+
+def main(arguments: list[str]) -> int:
+    """Call the command that the first argument names."""
+    if not arguments or arguments[0] not in _COMMANDS:
+        raise UserError(f"python -m ddag_jax.serving: give one of {', '.join(_COMMANDS)}")
+    return _COMMANDS[arguments[0]](arguments[1:])
+
+
+if __name__ == "__main__":
+    sys.exit(run(lambda: main(sys.argv[1:])))

@@ -1,0 +1,243 @@
+"""Search a gallery for the people on query images.
+
+No camera rule applies: every gallery image can be found. Images of one tracklet count as one, by
+the mean of their features.
+"""
+
+import os
+from collections.abc import Sequence
+from typing import NamedTuple, TypeAlias
+
+import numpy as np
+from etils import epath
+from jaxtyping import Float
+
+from ddag_jax.config import Config
+from ddag_jax.datasets.checks import examples
+from ddag_jax.errors import UserError
+from ddag_jax.evaluation.pairs import OperatingPoints
+from ddag_jax.evaluation.table import describe_pairs
+from ddag_jax.io.files import check_new_file, write_text
+from ddag_jax.methods.base import Modality
+from ddag_jax.serving.contact_sheet import check_sheet, write_contact_sheet
+from ddag_jax.serving.embed import embed_found, embedded_by
+from ddag_jax.serving.images import FoundImage, find_images
+from ddag_jax.serving.index import check_same_network, is_index, open_index
+from ddag_jax.serving.model import Model, load
+from ddag_jax.serving.nearest import top_k
+from ddag_jax.serving.results import Hit, Item, Result, SearchResults, to_json
+from ddag_jax.serving.threshold import find_threshold
+
+Sources: TypeAlias = epath.PathLike | Sequence[epath.PathLike]
+_BLOCK = 4096  # rows
+
+
+class _Side(NamedTuple):
+    """Images or tracklets, and a row of features for each."""
+
+    items: list[Item]
+    rows: Float[np.ndarray, "n d"]
+
+
+def search(
+    run: epath.PathLike,
+    gallery: Sources,
+    query: Sources,
+    *,
+    top: int = 10,
+    threshold: str | float | None = None,
+    gallery_modality: Modality | None = None,
+    query_modality: Modality | None = None,
+    feature: str | None = None,
+    config: Config | None = None,
+    sheet: epath.PathLike | None = None,
+    json: epath.PathLike | None = None,
+) -> SearchResults:
+    """Return the gallery images that are most similar to each query.
+
+    Args:
+        run: folder of a run (its best checkpoint, or the last one), or of a checkpoint.
+        gallery: a file of features (.npz, by `embed`) of the same network, or images: files,
+            folders and lists, see `serving.images.find_images`.
+        query: images.
+        top: number of hits of a query.
+        threshold: leave out hits that are less similar: the cosine similarity, or "eer",
+            "far=1e-2" or "far=1e-3", which the run's evaluation stored.
+        gallery_modality: of the gallery images, where neither list nor folder says it; of a file
+            of features with both, the one to search.
+        query_modality: of the query images, likewise.
+        feature: name of the feature; None for that of the gallery's file, or else the one that the
+            evaluation reports.
+        config: with a method of your own that the checkpoint names.
+        sheet: file to write a page to look at, .html; must not exist.
+        json: file to write the results to; must not exist.
+
+    Raises:
+        UserError: an image, the network, the gallery's file, the threshold or a target is missing
+            or does not fit. All are found before the first image is read.
+    """
+    if top < 1:
+        raise UserError(f"--top {top}: must be at least 1")
+    for target, check in ((sheet, check_sheet), (json, check_new_file)):
+        if target is not None:
+            check(target)
+    stored = _stored_gallery(gallery)
+    index = None if stored is None else open_index(stored)
+    notes: list[str] = []
+    gallery_images: list[FoundImage] = []
+    if index is None:
+        gallery_images, found = find_images(_listed(gallery), gallery_modality)
+        notes += found
+    query_images, found = find_images(_listed(query), query_modality)
+    notes += found
+    model = load(run, config=config)
+    if index is not None and feature is None:
+        feature = index.embedded_by.feature
+    name = model.reported(feature)
+    if index is not None:
+        check_same_network(index, embedded_by(model, name))
+    accepted, points = None, None
+    if threshold is not None:
+        accepted, points = find_threshold(model.trained, name, threshold)
+
+    unreadable: list[str] = []
+    if index is None:
+        sides = _embedded(model, gallery_images, name, "gallery", notes, unreadable)
+    else:
+        by_modality = {m: [i for i in index.images if i.modality == m] for m in index.features}
+        sides = [
+            _by_tracklet(by_modality[modality], rows)
+            for modality, rows in index.features.items()
+            if len(rows) and gallery_modality in (None, modality)
+        ]
+        if not sides:
+            raise UserError(f"{index.path}: holds no {gallery_modality} image")
+    size = sum(len(side.items) for side in sides)
+    if top > size:
+        notes.append(f"--top {top}: the gallery has {size}, so each query lists all of it")
+    queries = _embedded(model, query_images, name, "queries", notes, unreadable)
+    results = [result for asked in queries for result in _ranked(asked, sides, top, accepted)]
+    order = {image.file: place for place, image in enumerate(query_images)}
+    results.sort(key=lambda result: order[result.query.file])
+    answer = SearchResults(
+        run=model.trained.name,
+        checkpoint=model.trained.checkpoint.name,
+        feature=name,
+        threshold=accepted,
+        threshold_from=_described(threshold, points),
+        gallery=size,
+        results=results,
+        notes=notes,
+        unreadable=unreadable,
+    )
+    if json is not None:
+        write_text(json, to_json(answer))
+    if sheet is not None:
+        write_contact_sheet(sheet, answer)
+    return answer
+
+
+def _listed(sources: Sources) -> list[epath.PathLike]:
+    return [sources] if isinstance(sources, str | os.PathLike) else list(sources)
+
+
+def _stored_gallery(gallery: Sources) -> epath.PathLike | None:
+    """Return the file of features that is the gallery, or None if it is images."""
+    sources = _listed(gallery)
+    if not any(map(is_index, sources)):
+        return None
+    if len(sources) > 1:
+        raise UserError(
+            "--gallery: give one file of features (.npz), or images; ddag-embed --add joins them"
+        )
+    return sources[0]
+
+
+def _embedded(
+    model: Model,
+    images: Sequence[FoundImage],
+    feature: str,
+    what: str,
+    notes: list[str],
+    unreadable: list[str],
+) -> list[_Side]:
+    """Embed images; return those of each modality that can be read."""
+    rows, faults = embed_found(model, images, feature, what=what)
+    readable = faults.readable(len(images))
+    notes += faults.notes(len(images))
+    unreadable += faults.unreadable
+    if not readable.any():
+        raise UserError("\n  ".join([f"--{what}: no image can be read:", *faults.unreadable[:10]]))
+    sides = []
+    for modality in dict.fromkeys(image.modality for image in images):
+        chosen = [i for i in np.flatnonzero(readable).tolist() if images[i].modality == modality]
+        if chosen:
+            sides.append(_by_tracklet([images[i] for i in chosen], rows[chosen]))
+    return sides
+
+
+def _by_tracklet(images: Sequence[FoundImage], rows: Float[np.ndarray, "n d"]) -> _Side:
+    """Join the images of each tracklet: their feature is the mean, scaled to unit length."""
+    keys = [image.tracklet or f"\0{number}" for number, image in enumerate(images)]
+    first: dict[str, int] = {}
+    for number, key in enumerate(keys):
+        first.setdefault(key, number)
+    if len(first) == len(images):
+        return _Side([_item(image, 1) for image in images], rows)
+    place = {key: number for number, key in enumerate(first)}
+    group = np.array([place[key] for key in keys])
+    mixed = {
+        key
+        for key, image in zip(keys, images, strict=True)
+        if image.identity != images[first[key]].identity
+    }
+    if mixed:
+        raise UserError(
+            f"tracklets: {examples(sorted(mixed))} have images of several identities; give each"
+            " tracklet a name of its own"
+        )
+    sums = np.zeros((len(first), rows.shape[1]), np.float32)
+    for start in range(0, len(rows), _BLOCK):
+        np.add.at(sums, group[start : start + _BLOCK], rows[start : start + _BLOCK])
+    sums /= np.maximum(np.linalg.norm(sums, axis=1, keepdims=True), 1e-12)
+    sizes = np.bincount(group).tolist()
+    items = [_item(images[i], size) for i, size in zip(first.values(), sizes, strict=True)]
+    return _Side(items, sums)
+
+
+def _item(image: FoundImage, images: int) -> Item:
+    return Item(image.file, image.modality, image.identity, image.tracklet, images)
+
+
+def _ranked(
+    asked: _Side, sides: Sequence[_Side], top: int, threshold: float | None
+) -> list[Result]:
+    found = [top_k(asked.rows, side.rows, top, progress="searching") for side in sides]
+    results = []
+    for number, item in enumerate(asked.items):
+        hits = [
+            (similarity, side.items[row])
+            for side, nearest in zip(sides, found, strict=True)
+            for similarity, row in zip(*(one[number].tolist() for one in nearest), strict=True)
+            if threshold is None or similarity >= threshold
+        ]
+        hits.sort(key=lambda hit: -hit[0])  # equal ones keep the gallery's order
+        results.append(
+            Result(item, [Hit(rank, *hit) for rank, hit in enumerate(hits[:top], start=1)])
+        )
+    return results
+
+
+def _described(threshold: str | float | None, points: OperatingPoints | None) -> str:
+    """Return what a threshold is from, in words."""
+    if threshold is None:
+        return ""
+    if points is None or not isinstance(threshold, str):
+        return "given"
+    point = points["points"][threshold]
+    assert point is not None  # `find_threshold` has found it
+    rates = (
+        f"false accepts {100 * point['false_accept_rate']:.2g} %,"
+        f" true accepts {100 * point['true_accept_rate']:.1f} %"
+    )
+    return f"{threshold}: {rates}, from {describe_pairs(points)}"
