@@ -161,7 +161,7 @@ def test_search_results_that_differ_end_the_command():
     similarity, row = np.float32([[0.9, 0.5, 0.5]]), np.array([[4, 7, 8]])
     assert search.same((similarity, row), (similarity, row)) == (0, 0)
     assert search.same((similarity, row), (similarity, row[:, [0, 2, 1]])) == (0, 2)
-    with pytest.raises(SystemExit, match="similarities differ by 0.01"):
+    with pytest.raises(SystemExit, match=r"similarities differ by 0\.01"):
         search.same((similarity, row), (similarity + np.float32(0.01), row))
     with pytest.raises(SystemExit, match="1 ids differ"):
         search.same((similarity, row), (similarity, np.array([[5, 7, 8]])))

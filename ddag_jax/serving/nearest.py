@@ -22,8 +22,8 @@ BLOCK_ROWS = 4096
 """Rows that a device is given at once."""
 
 _ROWS = 128
-"""Rows that are widened and multiplied at once. On a CPU they stay in the cache: a single query's
-products take half the time of those with whole blocks. All products have the same shape, so that the
+"""Rows that are widened and multiplied at once. On a CPU they stay in the cache: a single query
+takes half the time that it takes with whole blocks. All products have the same shape, so that the
 bits of a similarity depend neither on the block size nor on the number of devices."""
 
 
