@@ -9,6 +9,7 @@ Options:
 
 import functools
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -128,6 +129,21 @@ def debug_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from tests.reliability.debug_runs import prepared_people
 
     return prepared_people(tmp_path_factory.mktemp("debug"))
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """The Chromium that CHROMIUM names, or the first that there is."""
+    sync_api = pytest.importorskip("playwright.sync_api")
+    names = (os.environ.get("CHROMIUM", ""), "chromium", "chromium-browser", "google-chrome")
+    program = next(filter(None, map(shutil.which, names)), None)
+    if program is None:
+        pytest.skip("no Chromium found; install one (Debian: chromium), or name it by CHROMIUM")
+    with sync_api.sync_playwright() as playwright:
+        # As root, as CI is, it has no sandbox to offer.
+        browser = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
+        yield browser
+        browser.close()
 
 
 Run = Callable[..., int]

@@ -19,6 +19,7 @@ from benchmarks import (
     gpu,
     measure,
     roofline,
+    search,
     serving,
     torch_ddag,
     train_step,
@@ -152,6 +153,28 @@ def test_whole_evaluation(tmp_path, capsys):
         "as the reference": 2 * queries + drawn,
     }
     assert result["largest_difference"] <= whole_evaluation.TOLERANCE
+
+
+@pytest.mark.slow
+def test_search(tmp_path, capsys):
+    """Without faiss, which is no dependency."""
+    words = ["--rows", "3000", "--channels", "32", "--queries", "1", "3", "--rounds", "1"]
+    search.main(words, tmp_path)
+    printed, result = capsys.readouterr().out, written(tmp_path, "search")
+    assert list(result["searches"]) == ["1", "3"]
+    for record in result["searches"].values():
+        assert str(measure.Times(tuple(record["times"]["ours"]["seconds"]))) in printed
+    assert f"ours {result['peak_mib']['ours']:,.0f} MiB" in printed
+
+
+def test_search_results_that_differ_end_the_command():
+    similarity, row = np.float32([[0.9, 0.5, 0.5]]), np.array([[4, 7, 8]])
+    assert search.same((similarity, row), (similarity, row)) == (0, 0)
+    assert search.same((similarity, row), (similarity, row[:, [0, 2, 1]])) == (0, 2)
+    with pytest.raises(SystemExit, match=r"similarities differ by 0\.01"):
+        search.same((similarity, row), (similarity + np.float32(0.01), row))
+    with pytest.raises(SystemExit, match="1 ids differ"):
+        search.same((similarity, row), (similarity, np.array([[5, 7, 8]])))
 
 
 def test_figures_that_differ_end_the_command():

@@ -66,7 +66,7 @@ def _search(arguments: Sequence[str] | None) -> int:
     if options.quiet:
         silence()
     environment.prepare()
-    from ddag_jax.serving.results import format_result
+    from ddag_jax.serving.results import format_table
     from ddag_jax.serving.search import search
 
     found = search(
@@ -83,7 +83,7 @@ def _search(arguments: Sequence[str] | None) -> int:
         json=options.json,
     )
     if not options.quiet:
-        print("\n\n".join(map(format_result, found.results)))
+        print("\n\n".join(map(format_table, found.results)))
         for target in (options.sheet, options.json):
             if target is not None:
                 print(f"\nwrote {target}")

@@ -127,7 +127,7 @@ def render(page: Page) -> str:
     absent = '<p class="note">The run\'s folder has no log of its training.</p>'
     text = string.Template(read("page.html")).substitute(
         mark=_MARK + _FIGURES.format(names),
-        style=read("page.css"),
+        style=page_style(),
         script=read("page.js"),
         title=html.escape(page.title),
         protocol=html.escape(page.protocol),
@@ -146,6 +146,11 @@ def render(page: Page) -> str:
     if size >= LIMIT:
         raise AssertionError(f"the report has {size:,} bytes, more than its limit of {LIMIT:,}")
     return text
+
+
+def page_style() -> str:
+    """Return the style sheet of the package's pages."""
+    return resources.files(__package__).joinpath("page.css").read_text(encoding="utf-8")
 
 
 def _figures(figures: Sequence[Figure]) -> str:

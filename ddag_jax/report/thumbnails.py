@@ -13,8 +13,11 @@ from ddag_jax.evaluation.embed import ReadImages
 BUDGET = 10 * 2**20
 """Total characters of all thumbnails in base64."""
 
-_FORMS = ((144, 80), (112, 70), (96, 50), (64, 30))
-"""(Height in pixels, JPEG quality), tried in turn until the necessary images fit."""
+LARGEST = 144, 80
+"""Height in pixels and JPEG quality of thumbnails where there is room."""
+
+_FORMS = (LARGEST, (112, 70), (96, 50), (64, 30))
+"""Heights and qualities, tried in turn until the necessary images fit."""
 
 _CHUNK = 256
 
@@ -45,7 +48,7 @@ def thumbnails(
     for start in range(0, len(rest), _CHUNK):
         numbers = rest[start : start + _CHUNK]
         for number, image in zip(numbers, read_images(np.array(numbers)), strict=True):
-            text = _jpeg(image, *form)
+            text = encode_jpeg(image, *form)
             if spent + len(text) > budget:
                 return encoded
             encoded[number] = text
@@ -61,13 +64,14 @@ def _encoded(
     for start in range(0, len(numbers), _CHUNK):
         chunk = numbers[start : start + _CHUNK]
         for number, image in zip(chunk, read_images(np.array(chunk)), strict=True):
-            encoded[number] = _jpeg(image, *form)
+            encoded[number] = encode_jpeg(image, *form)
         if sum(map(len, encoded.values())) > limit:
             return None
     return encoded
 
 
-def _jpeg(image: UInt8[np.ndarray, "h w 3"], height: int, quality: int) -> str:
+def encode_jpeg(image: UInt8[np.ndarray, "h w 3"], height: int, quality: int) -> str:
+    """Return a JPEG in base64 of an image, scaled down to `height` pixels if it is higher."""
     h, w, _ = image.shape
     picture = Image.fromarray(image)
     if h > height:

@@ -4,38 +4,47 @@ No camera rule applies: every gallery image can be found. Images of one tracklet
 the mean of their features.
 """
 
+import functools
 import os
 from collections.abc import Sequence
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 from etils import epath
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 
 from ddag_jax.config import Config
 from ddag_jax.datasets.checks import examples
+from ddag_jax.datasets.images import read_image
 from ddag_jax.errors import UserError
 from ddag_jax.evaluation.pairs import OperatingPoints
 from ddag_jax.evaluation.table import describe_pairs
 from ddag_jax.io.files import check_new_file, write_text
 from ddag_jax.methods.base import Modality
-from ddag_jax.serving.contact_sheet import check_sheet, write_contact_sheet
+from ddag_jax.serving.contact_sheet import ContactSheet, write_contact_sheet
 from ddag_jax.serving.embed import embed_found, embedded_by
 from ddag_jax.serving.images import FoundImage, find_images
 from ddag_jax.serving.index import check_same_network, is_index, open_index
 from ddag_jax.serving.model import Model, load
 from ddag_jax.serving.nearest import top_k
-from ddag_jax.serving.results import Hit, Item, Result, SearchResults, to_json
+from ddag_jax.serving.results import Hit, Result, SearchResults
 from ddag_jax.serving.threshold import find_threshold
 
 Sources: TypeAlias = epath.PathLike | Sequence[epath.PathLike]
 _BLOCK = 4096  # rows
 
 
+class _Item(NamedTuple):
+    """An image, or a tracklet: its first image and their number."""
+
+    image: FoundImage
+    images: int
+
+
 class _Side(NamedTuple):
     """Images or tracklets, and a row of features for each."""
 
-    items: list[Item]
+    items: list["_Item"]
     rows: Float[np.ndarray, "n d"]
 
 
@@ -78,9 +87,9 @@ def search(
     """
     if top < 1:
         raise UserError(f"--top {top}: must be at least 1")
-    for target, check in ((sheet, check_sheet), (json, check_new_file)):
+    for target in (sheet, json):
         if target is not None:
-            check(target)
+            check_new_file(target)
     stored = _stored_gallery(gallery)
     index = None if stored is None else open_index(stored)
     notes: list[str] = []
@@ -118,7 +127,7 @@ def search(
     queries = _embedded(model, query_images, name, "queries", notes, unreadable)
     results = [result for asked in queries for result in _ranked(asked, sides, top, accepted)]
     order = {image.file: place for place, image in enumerate(query_images)}
-    results.sort(key=lambda result: order[result.query.file])
+    results.sort(key=lambda result: order[result.file])
     answer = SearchResults(
         run=model.trained.name,
         checkpoint=model.trained.checkpoint.name,
@@ -131,10 +140,32 @@ def search(
         unreadable=unreadable,
     )
     if json is not None:
-        write_text(json, to_json(answer))
+        write_text(json, answer.to_json())
     if sheet is not None:
-        write_contact_sheet(sheet, answer)
+        write_contact_sheet(sheet, _contact_sheet(answer), functools.partial(_picture, model))
     return answer
+
+
+def _contact_sheet(found: SearchResults) -> ContactSheet:
+    said = f"The {found.feature} feature of checkpoint {found.checkpoint}; {found.gallery:,} in the gallery."
+    notes = [
+        said,
+        *(f"Threshold {found.threshold_from}." for _ in found.results[:1] if found.threshold),
+    ]
+    return ContactSheet(
+        f"Search with {epath.Path(found.run).name}",
+        [*notes, *found.notes, *found.unreadable],
+        found.threshold,
+        found.results,
+    )
+
+
+def _picture(model: Model, file: str) -> UInt8[np.ndarray, "h w 3"] | None:
+    """Return an image as the network sees it; None if it is gone."""
+    try:
+        return read_image(epath.Path(file), *model.image_size)
+    except (UserError, OSError):
+        return None
 
 
 def _listed(sources: Sources) -> list[epath.PathLike]:
@@ -183,7 +214,7 @@ def _by_tracklet(images: Sequence[FoundImage], rows: Float[np.ndarray, "n d"]) -
     for number, key in enumerate(keys):
         first.setdefault(key, number)
     if len(first) == len(images):
-        return _Side([_item(image, 1) for image in images], rows)
+        return _Side([_Item(image, 1) for image in images], rows)
     place = {key: number for number, key in enumerate(first)}
     group = np.array([place[key] for key in keys])
     mixed = {
@@ -201,12 +232,8 @@ def _by_tracklet(images: Sequence[FoundImage], rows: Float[np.ndarray, "n d"]) -
         np.add.at(sums, group[start : start + _BLOCK], rows[start : start + _BLOCK])
     sums /= np.maximum(np.linalg.norm(sums, axis=1, keepdims=True), 1e-12)
     sizes = np.bincount(group).tolist()
-    items = [_item(images[i], size) for i, size in zip(first.values(), sizes, strict=True)]
+    items = [_Item(images[i], size) for i, size in zip(first.values(), sizes, strict=True)]
     return _Side(items, sums)
-
-
-def _item(image: FoundImage, images: int) -> Item:
-    return Item(image.file, image.modality, image.identity, image.tracklet, images)
 
 
 def _ranked(
@@ -219,21 +246,35 @@ def _ranked(
             (similarity, side.items[row])
             for side, nearest in zip(sides, found, strict=True)
             for similarity, row in zip(*(one[number].tolist() for one in nearest), strict=True)
-            if threshold is None or similarity >= threshold
         ]
         hits.sort(key=lambda hit: -hit[0])  # equal ones keep the gallery's order
-        results.append(
-            Result(item, [Hit(rank, *hit) for rank, hit in enumerate(hits[:top], start=1)])
-        )
+        ranked = [
+            Hit(rank, similarity, **_said(found))
+            for rank, (similarity, found) in enumerate(hits[:top], start=1)
+        ]
+        result = Result(hits=ranked, **_said(item))
+        results.append(result if threshold is None else result.above(threshold))
     return results
 
 
-def _described(threshold: str | float | None, points: OperatingPoints | None) -> str:
+def _said(item: _Item) -> dict[str, Any]:
+    """Return the fields that a result and a hit share."""
+    image = item.image
+    return {
+        "file": image.file,
+        "identity": image.identity or None,
+        "modality": image.modality,
+        "tracklet": image.tracklet or None,
+        "images": item.images,
+    }
+
+
+def _described(threshold: str | float | None, points: OperatingPoints | None) -> str | None:
     """Return what a threshold is from, in words."""
     if threshold is None:
-        return ""
+        return None
     if points is None or not isinstance(threshold, str):
-        return "given"
+        return "as given"
     point = points["points"][threshold]
     assert point is not None  # `find_threshold` has found it
     rates = (

@@ -8,7 +8,6 @@ import dataclasses
 import html
 import io
 import json
-import os
 import re
 import shutil
 from collections.abc import Callable, Iterator
@@ -28,6 +27,7 @@ from ddag_jax.report import figures
 from ddag_jax.report.contents import QUERIES, EvaluatedRun, cmc_curves, page_contents
 from ddag_jax.report.page import LIMIT, Page, check_target, render, write_page
 from ddag_jax.runs.checkpoint import find_checkpoint, read_meta
+from tests.browser import CONTRAST, opened
 from tests.models import tiny
 from tests.models.tiny import HEIGHT, WIDTH
 from tests.report.conftest import Report
@@ -309,34 +309,11 @@ def test_a_chart_is_named_and_follows_the_theme() -> None:
 # --- In a browser ----------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    """The Chromium that CHROMIUM names, or the first that there is."""
-    sync_api = pytest.importorskip("playwright.sync_api")
-    names = (os.environ.get("CHROMIUM", ""), "chromium", "chromium-browser", "google-chrome")
-    program = next(filter(None, map(shutil.which, names)), None)
-    if program is None:
-        pytest.skip("no Chromium found; install one (Debian: chromium), or name it by CHROMIUM")
-    with sync_api.sync_playwright() as playwright:
-        # As root, as CI is, it has no sandbox to offer.
-        browser = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
-        yield browser
-        browser.close()
-
-
 @pytest.fixture
 def page(browser: Any, report: Report) -> Iterator[Any]:
     """The report, open; at the end nothing has gone wrong in it and nothing was fetched."""
-    page = browser.new_page(viewport={"width": 1024, "height": 800})
-    faults: list[str] = []
-    page.on("console", lambda message: faults.append(f"{message.type}: {message.text}"))
-    page.on("pageerror", lambda error: faults.append(str(error)))
-    page.on("request", lambda request: faults.append(request.url))
-    address = (report.folder / "index.html").as_uri()
-    page.goto(address)
-    yield page
-    assert [fault for fault in faults if fault != address and not fault.startswith("data:")] == []
-    page.close()
+    with opened(browser, report.folder / "index.html") as page:
+        yield page
 
 
 def test_filters_show_what_they_say(page: Any, report: Report) -> None:
@@ -443,31 +420,3 @@ def test_text_has_enough_contrast(page: Any, theme: str) -> None:
     ratios = page.evaluate(CONTRAST)
     assert len(ratios) > 50
     assert {text: ratio for text, ratio in ratios if ratio < 4.5} == {}
-
-
-CONTRAST = """() => {
-  const channels = (colour) => colour.match(/[\\d.]+/g).map(Number);
-  const light = (colour) => channels(colour).slice(0, 3).map((value) => value / 255)
-    .map((v) => v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4)
-    .reduce((sum, v, i) => sum + v * [0.2126, 0.7152, 0.0722][i], 0);
-  const behind = (element) => {
-    for (; element; element = element.parentElement) {
-      const colour = getComputedStyle(element).backgroundColor;
-      if ((channels(colour)[3] ?? 1) === 1) return colour;
-    }
-    return "rgb(255, 255, 255)";
-  };
-  const found = [];
-  for (const element of document.querySelectorAll("body *")) {
-    const own = [...element.childNodes].some((node) =>
-      node.nodeType === 3 && node.textContent.trim());
-    if (!own || !element.checkVisibility() || element.closest("script, style")) continue;
-    const inked = element.closest("svg") ? getComputedStyle(element).fill
-      : getComputedStyle(element).color;
-    const chart = element.closest("svg");  // whose data has colours of its own
-    if (chart && getComputedStyle(chart).color !== inked) continue;
-    const [one, two] = [light(inked), light(behind(element))].sort((a, b) => b - a);
-    found.push([element.textContent.trim().slice(0, 40), (one + 0.05) / (two + 0.05)]);
-  }
-  return found;
-}"""

@@ -72,16 +72,16 @@ def test_hits_are_those_of_a_plain_ranking(
     by_file = search(run, index, pictures / "infrared", top=4, config=config)
     assert by_image == by_file
     assert (by_file.gallery, by_file.notes, by_file.unreadable) == (10, [], [])
-    files = [result.query.file for result in by_file.results]
+    files = [result.file for result in by_file.results]
     assert files == sorted(map(str, (pictures / "infrared").glob("*/*.jpg")))
     for result in by_file.results:
-        plain = expected(model, Path(result.query.file), gallery)[:4]
+        plain = expected(model, Path(result.file), gallery)[:4]
         assert [hit.rank for hit in result.hits] == [1, 2, 3, 4]
-        assert [hit.item.file for hit in result.hits] == [file for file, _ in plain]
+        assert [hit.file for hit in result.hits] == [file for file, _ in plain]
         np.testing.assert_allclose(
             [hit.similarity for hit in result.hits], [value for _, value in plain], atol=1e-6
         )
-        assert all(hit.item.identity == Path(hit.item.file).parent.name for hit in result.hits)
+        assert all(hit.identity == Path(hit.file).parent.name for hit in result.hits)
 
 
 def test_both_modalities_are_searched_unless_one_is_wanted(
@@ -93,10 +93,10 @@ def test_both_modalities_are_searched_unless_one_is_wanted(
     (both,) = search(run, index, query, top=20, config=config).results
     assert both.hits[0].item.file == str(query)  # no camera rule: itself
     assert both.hits[0].similarity == pytest.approx(1, abs=1e-6)
-    assert len({hit.item.file for hit in both.hits}) == 20
+    assert len({hit.file for hit in both.hits}) == 20
     assert sorted(both.hits, key=lambda hit: -hit.similarity) == list(both.hits)
     found = search(run, index, query, top=20, gallery_modality="visible", config=config)
-    assert {hit.item.modality for hit in found.results[0].hits} == {"visible"}
+    assert {hit.modality for hit in found.results[0].hits} == {"visible"}
     assert found.notes == ["--top 20: the gallery has 10, so each query lists all of it"]
 
 
@@ -121,7 +121,7 @@ def test_a_tracklet_is_the_mean_of_its_images(
     assert found == search(run, table, asked, config=config)
     assert found.gallery == 3 + 4
     (result,) = found.results
-    assert (result.query.file, result.query.images) == (str(infrared[0]), 3)
+    assert (result.file, result.images) == (str(infrared[0]), 3)
 
     def unit(features: np.ndarray) -> np.ndarray:
         return features / np.linalg.norm(features)
@@ -132,9 +132,9 @@ def test_a_tracklet_is_the_mean_of_its_images(
     firsts = [*visible[:6:2], *visible[6:]]
     similarity = np.stack(means) @ query
     order = np.argsort(-similarity)
-    assert [hit.item.file for hit in result.hits] == [str(firsts[place]) for place in order]
+    assert [hit.file for hit in result.hits] == [str(firsts[place]) for place in order]
     np.testing.assert_allclose([h.similarity for h in result.hits], similarity[order], atol=1e-6)
-    assert {hit.item.images for hit in result.hits if hit.item.tracklet} == {2}
+    assert {hit.images for hit in result.hits if hit.tracklet} == {2}
 
     rows[1] = (*rows[1][:2], "somebody", rows[1][3])
     with pytest.raises(UserError, match=f"tracklets: {rows[1][3]} have images of several"):
@@ -170,7 +170,7 @@ def test_thresholds_are_those_of_the_evaluation(
     (result,) = found["results"]
     (everything,) = search(run, pictures / "visible", query, config=config).results
     kept = [hit for hit in everything.hits if hit.similarity >= found["threshold"]]
-    assert [hit["file"] for hit in result["hits"]] == [hit.item.file for hit in kept]
+    assert [hit["file"] for hit in result["hits"]] == [hit.file for hit in kept]
     assert all(f"{hit.similarity:6.3f}" in printed for hit in kept)
 
     nobody = search(run, pictures / "visible", query, threshold=1.0, config=config)
