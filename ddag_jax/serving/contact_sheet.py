@@ -142,9 +142,8 @@ def _shot(
     if of.identity is not None:
         lines.append(f"<span>id {_escaped(of.identity)}</span>")
     if of.tracklet is not None:
-        lines.append(
-            f"<span>tracklet {_escaped(of.tracklet)}, {count(range(of.images), 'image', 'images')}</span>"
-        )
+        images = count(range(of.images), "image", "images")
+        lines.append(f"<span>tracklet {_escaped(of.tracklet)}, {images}</span>")
     lines += [f"<span>{of.modality}</span>", _file(of.file)]
     return (
         f'<div class="shot {kind}">{image}<b aria-hidden="true">{badge}</b>{"".join(lines)}</div>',

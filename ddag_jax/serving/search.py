@@ -147,14 +147,15 @@ def search(
 
 
 def _contact_sheet(found: SearchResults) -> ContactSheet:
-    said = f"The {found.feature} feature of checkpoint {found.checkpoint}; {found.gallery:,} in the gallery."
-    notes = [
-        said,
-        *(f"Threshold {found.threshold_from}." for _ in found.results[:1] if found.threshold),
+    said = [
+        f"The {found.feature} feature of checkpoint {found.checkpoint}; the gallery has"
+        f" {found.gallery:,}."
     ]
+    if found.threshold_from is not None:
+        said.append(f"Threshold {found.threshold_from}.")
     return ContactSheet(
         f"Search with {epath.Path(found.run).name}",
-        [*notes, *found.notes, *found.unreadable],
+        [*said, *found.notes, *found.unreadable],
         found.threshold,
         found.results,
     )

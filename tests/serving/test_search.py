@@ -91,7 +91,7 @@ def test_both_modalities_are_searched_unless_one_is_wanted(
     embed(run, pictures, index, config=config)
     query = min((pictures / "infrared").glob("*/*.jpg"))
     (both,) = search(run, index, query, top=20, config=config).results
-    assert both.hits[0].item.file == str(query)  # no camera rule: itself
+    assert both.hits[0].file == str(query)  # no camera rule: itself
     assert both.hits[0].similarity == pytest.approx(1, abs=1e-6)
     assert len({hit.file for hit in both.hits}) == 20
     assert sorted(both.hits, key=lambda hit: -hit.similarity) == list(both.hits)
