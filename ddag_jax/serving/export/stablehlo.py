@@ -32,14 +32,15 @@ _EXACT = jax.lax.Precision.HIGHEST
 class JaxOperations:
     """The operations of network.py on JAX's arrays. A map is [b, h, w, c].
 
-    Each is lowered to plain StableHLO, alike for every platform.
+    Each is lowered to plain StableHLO, alike for every platform: where jax has a rule for each, the
+    branches of its `stablehlo.case` are equal.
     """
 
     def to_float32(self, x: UInt8[Array, "*n"]) -> Float32[Array, "*n"]:
         return x.astype(jnp.float32)
 
     def mirror(self, images: Float[Array, "b h w 3"]) -> Float[Array, "b h w 3"]:
-        return images[:, :, ::-1]
+        return jnp.flip(images, 2)  # a slice would be a gather where the batch is free
 
     def images_to_map(self, images: Float[Array, "b h w 3"]) -> Float[Array, "b h w 3"]:
         return images
@@ -90,8 +91,9 @@ class JaxOperations:
         return jnp.concatenate(values, axis)
 
     def halves(self, x: Float[Array, "k c"]) -> tuple[Float[Array, "b c"], Float[Array, "b c"]]:
-        half = x.shape[0] // 2
-        return x[:half], x[half:]
+        pair = x.reshape(2, x.shape[0] // 2, x.shape[1])
+        first, last = (jax.lax.index_in_dim(pair, i, keepdims=False) for i in (0, 1))
+        return first, last
 
     def mean(self, x: Float[Array, "b n c"]) -> Float[Array, "b c"]:
         return x.mean(1)
