@@ -5,10 +5,10 @@
 
 The published network (B+P, since the graph is used in training only) in float32 with untrained
 weights on noise; of the visible stream. Both sides take uint8 images, normalise them and return the
-part feature. First the features must agree within FLOAT32_FEATURES of workload.py; an untrained
-attention is less exact than a trained one. Then both run in turn, in one process, with the same number of threads. Ours has glibc's allocator as evaluate.py sets it,
-which onnxruntime then has too. The first calls are not timed: ours compiles there. The latency is
-the median time of a call. Prints a table and writes results/export.json.
+part feature. First the features must agree within FLOAT32_FEATURES of workload.py. Then both run in
+turn, in one process, with the same number of threads. Ours has glibc's allocator as evaluate.py
+sets it, which onnxruntime then has too. The first calls are not timed: ours compiles there. The
+latency is the median time of a call. Prints a table and writes results/export.json.
 """
 
 import argparse
