@@ -86,11 +86,12 @@ def test_the_wheel_names_version_licence_and_commands(wheel):
         "ddag-train": "ddag_jax.cli.train:main",
         "ddag-evaluate": "ddag_jax.cli.evaluate:main",
         "ddag-convert": "ddag_jax.cli.convert:main",
+        "ddag-export": "ddag_jax.cli.export:main",
     }
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("command", ["ddag-train", "ddag-evaluate", "ddag-convert"])
+@pytest.mark.parametrize("command", ["ddag-train", "ddag-evaluate", "ddag-convert", "ddag-export"])
 def test_an_installed_command_runs_outside_a_checkout(wheel, tmp_path, command):
     installed = tmp_path / "installed"
     with zipfile.ZipFile(wheel) as archive:
@@ -120,7 +121,7 @@ def pins(name):
 def test_the_lock_holds_every_declared_dependency_within_its_bounds():
     lock = pins("requirements.lock") | pins("requirements-torch.lock")
     extras = PROJECT["optional-dependencies"]
-    for line in [*PROJECT["dependencies"], *extras["test"], *extras["torch"]]:
+    for line in [*PROJECT["dependencies"], *extras["test"], *extras["torch"], *extras["export"]]:
         requirement = Requirement(line)
         version, _ = lock[canonicalize_name(requirement.name)]
         assert version in requirement.specifier, line

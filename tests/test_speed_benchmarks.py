@@ -15,6 +15,7 @@ import torch
 from benchmarks import (
     embedding,
     epoch,
+    export,
     first_step,
     gpu,
     measure,
@@ -118,6 +119,19 @@ def test_embedding(tmp_path, capsys):
         assert_compared(result[modality], printed)
     assert result["images"] == 32
     assert result["largest_difference"] <= workload.FLOAT32_FEATURES
+
+
+@pytest.mark.slow
+def test_export(tmp_path, capsys):
+    export.main(["--quick", "--rounds", "2", "--batch", "1", "3"], tmp_path)
+    printed, result = capsys.readouterr().out, written(tmp_path, "export")
+    assert result["batches"].keys() == {"1", "3"}
+    for batch, record in result["batches"].items():
+        medians = {side: taken["median_s"] for side, taken in record["times"].items()}
+        assert record["ratio"] == medians["ours"] / medians["onnxruntime"]
+        assert record["images_per_s"]["ours"] == int(batch) / medians["ours"]
+        assert f"{batch} at once: ours takes {record['ratio']:.3f} times" in printed
+        assert record["largest_difference"] <= workload.FLOAT32_FEATURES
 
 
 def test_features_that_differ_end_the_command():
