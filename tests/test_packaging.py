@@ -86,12 +86,14 @@ def test_the_wheel_names_version_licence_and_commands(wheel):
         "ddag-train": "ddag_jax.cli.train:main",
         "ddag-evaluate": "ddag_jax.cli.evaluate:main",
         "ddag-convert": "ddag_jax.cli.convert:main",
+        "ddag-embed": "ddag_jax.cli.embed:main",
+        "ddag-search": "ddag_jax.cli.search:main",
         "ddag-export": "ddag_jax.cli.export:main",
     }
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("command", ["ddag-train", "ddag-evaluate", "ddag-convert", "ddag-export"])
+@pytest.mark.parametrize("command", PROJECT["scripts"])
 def test_an_installed_command_runs_outside_a_checkout(wheel, tmp_path, command):
     installed = tmp_path / "installed"
     with zipfile.ZipFile(wheel) as archive:

@@ -10,7 +10,7 @@ from ddag_jax.io.files import read_json
 from ddag_jax.runs.evaluate import Trained
 
 
-def stored_points(trained: Trained, feature: str) -> OperatingPoints | None:
+def stored_points(trained: Trained, feature: str, *, flip: bool) -> OperatingPoints | None:
     """Return the operating points of a network's feature; None if no evaluation stored them.
 
     They are in the `evaluation*.json` of the run's or the checkpoint's folder, whatever the
@@ -26,10 +26,7 @@ def stored_points(trained: Trained, feature: str) -> OperatingPoints | None:
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             continue  # not an evaluation
         for points in found:
-            if points and (points["checksum"], points["flip"]) == (
-                trained.checksum,
-                trained.config.evaluation.flip,
-            ):
+            if points and (points["checksum"], points["flip"]) == (trained.checksum, flip):
                 return cast(OperatingPoints, points)
     return None
 
@@ -49,7 +46,7 @@ def find_threshold(
     """
     if not isinstance(wanted, str):
         return wanted, None
-    stored = stored_points(trained, feature)
+    stored = stored_points(trained, feature, flip=trained.config.evaluation.flip)
     if stored is None:
         raise UserError(
             f"--threshold {wanted}: no evaluation of {trained.name} stored thresholds of {feature};"

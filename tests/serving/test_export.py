@@ -20,6 +20,7 @@ from ddag_jax.evaluation.embed import make_embed
 from ddag_jax.evaluation.evaluator import pick
 from ddag_jax.methods.base import Modality
 from ddag_jax.methods.build import build_method
+from ddag_jax.runs.checkpoint import find_checkpoint, variables_checksum
 from ddag_jax.runs.evaluate import Trained
 from ddag_jax.serving.export import check, export, network, read_metadata, write
 from ddag_jax.serving.export.network import Stream
@@ -169,12 +170,30 @@ def test_onnx_is_valid_and_small() -> None:
     assert "BatchNormalization" not in kinds
 
 
+POINTS = {
+    "images": "held-out",
+    "flip": False,
+    "same": 2,
+    "different": 3,
+    "points": {
+        "eer": {"threshold": 0.5, "false_accept_rate": 0.1, "true_accept_rate": 0.9},
+        "far=1e-2": None,
+    },
+}
+
+
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Path]]:
     folder = tmp_path_factory.mktemp("exported")
-    points = {"global": {"0.01": 0.5}}
+    run = shutil.copytree(RUN, folder / "run")
+    checksum = variables_checksum(find_checkpoint(run))
+    records = [
+        {"feature": "part", "operating_points": POINTS | {"checksum": checksum + change}}
+        for change in (1, 0)  # those of another network are not taken
+    ]
+    (run / "evaluation.json").write_text(json.dumps(records))
     return {
-        name: export(RUN, folder / name, format=name, thresholds=points)  # type: ignore[arg-type]
+        name: export(run, folder / name, format=name)  # type: ignore[arg-type]
         for name in FORMATS
     }
 
@@ -186,7 +205,8 @@ def test_a_file_says_what_it_is(exported: dict[str, list[Path]], name: str) -> N
     for path in exported[name]:
         said = read_metadata(path)
         assert said["modality"] == path.stem
-        assert said["thresholds"] == {"global": {"0.01": 0.5}}
+        assert said["thresholds"].pop("checksum") == variables_checksum(find_checkpoint(RUN))
+        assert said["thresholds"] == POINTS
         assert said["configuration"]["backbone"] == "resnet18"
         assert {key: said[key] for key in ("format", "method", "dataset", "checkpoint")} == {
             "format": 1,
@@ -285,7 +305,6 @@ def test_bad_arguments_are_refused_before_the_work(
     monkeypatch.setattr(Trained, "restore", None)  # the work
     refused(tmp_path, "format: tflite must be onnx or stablehlo", format="tflite")
     refused(tmp_path, "feature: neck, but .* global, part, concatenation", feature="neck")
-    refused(tmp_path, "thresholds: cannot be stored", thresholds={"x": np.ones(3)})
     refused(tmp_path, "nowhere: neither a run", run=tmp_path / "nowhere")
     full = tmp_path / "full"
     full.mkdir()

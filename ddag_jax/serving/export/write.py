@@ -2,10 +2,8 @@
 
 import dataclasses
 import importlib
-import json
 import os
 import pathlib
-from collections.abc import Mapping
 from types import ModuleType
 from typing import Any, Literal, get_args
 
@@ -24,6 +22,7 @@ from ddag_jax.parallel import device_mesh
 from ddag_jax.runs.evaluate import Trained, find_trained
 from ddag_jax.serving.export.check import IMAGES, check_images, compare
 from ddag_jax.serving.export.network import Stream
+from ddag_jax.serving.threshold import stored_points
 
 Format = Literal["onnx", "stablehlo"]
 """Also the suffix of the files."""
@@ -43,7 +42,6 @@ def export(
     feature: str | None = None,
     flip: bool | None = None,
     config: Config | None = None,
-    thresholds: Mapping[str, Any] | None = None,
 ) -> list[pathlib.Path]:
     """Write a trained model as `out`/visible.FORMAT and `out`/infrared.FORMAT.
 
@@ -61,7 +59,6 @@ def export(
             run's evaluation reports.
         flip: average a feature with the mirror image's. None: as the run's evaluation does.
         config: with a dataset of your own that the checkpoint names.
-        thresholds: operating points to store in the metadata; what JSON can represent.
 
     Returns:
         The files.
@@ -80,7 +77,7 @@ def export(
         feature = method.features[-1] if settings.feature == "both" else settings.feature
     names = _feature_names(feature, method)
     flip = settings.flip if flip is None else flip
-    metadata = _metadata(trained, feature, flip, thresholds)
+    metadata = _metadata(trained, feature, flip)
     with new_folder(out) as folder:
         restored, _ = network.restore(device_mesh())
         variables = jax.tree.map(np.asarray, restored)
@@ -116,7 +113,8 @@ def read_metadata(path: epath.PathLike) -> dict[str, Any]:
     Returns:
         `format` and `ddag_jax`, the versions of the metadata and of this package; `method`, the
         name of its configuration class; `configuration`, its fields; `dataset`, `checkpoint`,
-        `modality`, `image_size` (height, width), `feature`, `flip`, and `thresholds` or None.
+        `modality`, `image_size` (height, width), `feature`, `flip`, and `thresholds`: the
+        `OperatingPoints` of evaluation/pairs.py, or None if no evaluation stored them.
 
     Raises:
         UserError: the file cannot be read, or is not one that `export` wrote.
@@ -195,20 +193,9 @@ def _image_size(config: Config) -> tuple[int, int]:
     return config.data.image_height, config.data.image_width
 
 
-def _metadata(
-    trained: Trained, feature: str, flip: bool, thresholds: Mapping[str, Any] | None
-) -> dict[str, Any]:
-    """Return the metadata that both modalities share.
-
-    Raises:
-        UserError: JSON has no form for the thresholds.
-    """
+def _metadata(trained: Trained, feature: str, flip: bool) -> dict[str, Any]:
+    """Return the metadata that both modalities share."""
     stored = to_dict(trained.config)
-    operating_points = None if thresholds is None else dict(thresholds)
-    try:
-        json.dumps(operating_points, allow_nan=False)
-    except (TypeError, ValueError) as error:
-        raise UserError(f"thresholds: cannot be stored as JSON ({error})") from None
     return {
         "format": METADATA_FORMAT,
         "ddag_jax": ddag_jax.__version__,
@@ -219,5 +206,5 @@ def _metadata(
         "image_size": list(_image_size(trained.config)),
         "feature": feature,
         "flip": flip,
-        "thresholds": operating_points,
+        "thresholds": stored_points(trained, feature, flip=flip),
     }
