@@ -220,17 +220,17 @@ def main(arguments: Sequence[str] | None = None, folder: Path = measure.RESULTS)
 def compare(sides: dict[str, Side], query: Path, k: int, rounds: int) -> dict[str, Any]:
     """Search with both sides in turn, after one search each that is not timed; compare them."""
     seconds: dict[str, list[float]] = {name: [] for name in sides}
-    found = {}
+    found: dict[str, tuple[np.ndarray, np.ndarray]] = {}
     for turn in range(rounds + 1):
         for name, side in sides.items():
-            taken, *found[name] = side.search(query, k)
+            taken, *both = side.search(query, k)
+            found[name] = both[0], both[1]
             if turn:
                 seconds[name].append(taken)
     times = {name: measure.Times(tuple(taken)) for name, taken in seconds.items()}
     record: dict[str, Any] = {"times": times}
     if "faiss" in sides:
-        ours, other = (tuple(found[name]) for name in ("ours", "faiss"))
-        record["largest_difference"], record["swapped"] = same(ours, other)
+        record["largest_difference"], record["swapped"] = same(found["ours"], found["faiss"])
         record["ratio"] = times["ours"].median / times["faiss"].median
     return record
 

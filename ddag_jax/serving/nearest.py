@@ -12,11 +12,12 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Float, Int
 
 from ddag_jax.errors import UserError
 from ddag_jax.io.progress import Progress
 from ddag_jax.parallel import device_mesh, map_blocks, replicate, shard
+from ddag_jax.types import Array
 
 BLOCK_ROWS = 4096
 """Rows that a device is given at once."""
@@ -85,7 +86,6 @@ def top_k(
     )
     queries = replicate(query, mesh)
     merge = _compiled(mesh)
-    starts = range(0, len(gallery), together)
 
     def read(start: int) -> tuple[Array, Array]:
         block = np.asarray(gallery[start : start + together])
@@ -93,7 +93,6 @@ def top_k(
         if missing := together - len(block):
             block = np.pad(block, ((0, missing), (0, 0)))
             rows = np.pad(rows, (0, missing), constant_values=-1)
-        block = np.require(block, requirements=["C", "ALIGNED"])
         placed: tuple[Array, Array] = jax.block_until_ready(shard((block, rows), mesh))
         _give_back(gallery)
         return placed
@@ -103,7 +102,7 @@ def top_k(
         ThreadPoolExecutor(max_workers=1) as reader,
     ):
         ahead = reader.submit(read, 0)
-        for start in starts:
+        for start in range(0, len(gallery), together):
             block, rows = ahead.result()
             if start + together < len(gallery):
                 ahead = reader.submit(read, start + together)
@@ -176,7 +175,7 @@ def _give_back(gallery: np.ndarray) -> None:
     A map of another mode is left alone: a private one (mode "c") would lose its changes.
     """
     if isinstance(gallery, np.memmap) and gallery.mode == "r" and hasattr(mmap, "MADV_DONTNEED"):
-        base = gallery.base
+        base: Any = gallery.base
         while isinstance(base, np.ndarray):
             base = base.base
         base.madvise(mmap.MADV_DONTNEED)
