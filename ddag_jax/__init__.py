@@ -3,6 +3,9 @@
     train(config, workdir, ...)             train; checkpoints and a log in `workdir`
     evaluate(run_or_checkpoint, ...)        the published protocol's figures, as records
     load(run_or_checkpoint, ...)            a trained model with embed(images, modality)
+    embed(run, images, to, ...)             the features of image files, in a file
+    search(run, gallery, query, ...)        the gallery images most similar to each query
+    export(run, out, ...)                   the model as ONNX or StableHLO
     rank(query, gallery, ...)               CMC, mAP and mINP of any features
     Config and its parts                    every setting of a run
     Dataset, CameraRule                     a dataset of your own and its protocol
@@ -33,7 +36,10 @@ if TYPE_CHECKING:
     from ddag_jax.evaluation.ranking import rank_features as rank
     from ddag_jax.runs.evaluate import evaluate
     from ddag_jax.runs.train import train
+    from ddag_jax.serving.embed import embed
+    from ddag_jax.serving.export import export
     from ddag_jax.serving.model import load
+    from ddag_jax.serving.search import search
 
 __version__ = "0.2.0"
 
@@ -50,9 +56,12 @@ __all__ = [
     "TrainingConfig",
     "UserError",
     "__version__",
+    "embed",
     "evaluate",
+    "export",
     "load",
     "rank",
+    "search",
     "train",
 ]
 
@@ -60,9 +69,12 @@ _PLACES = {
     "CameraRule": "datasets.dataset.CameraRule",
     "Dataset": "datasets.dataset.Dataset",
     "UserError": "errors.UserError",
+    "embed": "serving.embed.embed",
     "evaluate": "runs.evaluate.evaluate",
+    "export": "serving.export.export",
     "load": "serving.model.load",
     "rank": "evaluation.ranking.rank_features",
+    "search": "serving.search.search",
     "train": "runs.train.train",
 }
 """Where a public name is, below this package; what is not here is in `config`."""

@@ -2,16 +2,14 @@
 
 import sys
 
-from ddag_jax.cli import embed, export, search
+from ddag_jax.cli.embed import main as embed
+from ddag_jax.cli.embed import prune
+from ddag_jax.cli.export import main as export
 from ddag_jax.cli.main import run
+from ddag_jax.cli.search import main as search
 from ddag_jax.errors import UserError
 
-_COMMANDS = {
-    "embed": embed.main,
-    "prune": embed.prune,
-    "search": search.main,
-    "export": export.main,
-}
+_COMMANDS = {"embed": embed, "prune": prune, "search": search, "export": export}
 
 
 def main(arguments: list[str]) -> int:
