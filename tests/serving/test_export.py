@@ -166,6 +166,8 @@ def test_onnx_is_valid_and_small() -> None:
     inside = sum(np.prod(one.dims) for one in loaded.graph.initializer)
     backbone = jax.tree.leaves(values["params"]["two_stream"])
     assert inside < sum(leaf.size for leaf in backbone)  # nothing of the part feature
+    batch, width = loaded.graph.output[0].type.tensor_type.shape.dim
+    assert (batch.dim_param, width.dim_value) == ("batch", 64)
     kinds = {node.op_type for node in loaded.graph.node}
     assert "BatchNormalization" not in kinds
 

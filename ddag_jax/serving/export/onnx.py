@@ -176,6 +176,7 @@ def serialize(stream: Stream, metadata: Mapping[str, Any]) -> bytes:
         producer_version=ddag_jax.__version__,
     )
     onnx.helper.set_model_props(model, {name: json.dumps(v) for name, v in metadata.items()})
+    model = onnx.shape_inference.infer_shapes(model, data_prop=True)  # the feature's width, too
     onnx.checker.check_model(model, full_check=True)
     return bytes(model.SerializeToString())
 
