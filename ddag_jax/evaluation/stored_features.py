@@ -1,6 +1,6 @@
 """Embeddings in a file, of this package or another system, to be evaluated by a protocol.
 
-A NumPy archive (`.npz`) of eight arrays, for a query side of Q and a gallery side of G images:
+A NumPy archive (`.npz`) of arrays, for a query side of Q and a gallery side of G images:
 
 ``{query,gallery}_features``  float, [Q, d] and [G, d]; rows are scaled to unit length when read,
                               unless they are of unit length already
@@ -8,6 +8,8 @@ A NumPy archive (`.npz`) of eight arrays, for a query side of Q and a gallery si
 ``{query,gallery}_cameras``   whole numbers: the dataset's cameras, from 1 (RegDB:
                               1 visible, 2 thermal)
 ``{query,gallery}_names``     text: file names as the dataset has them
+``{query,gallery}_infrared``  bool, may be missing: the modality, where the dataset's cameras and
+                              names do not show it (images of your own)
 
 The query side is all images of the queries' modality, the gallery side every candidate of the
 other: the protocol draws galleries from them. RegDB and LLCM are searched in both directions, with
@@ -26,7 +28,9 @@ from ddag_jax.evaluation.protocols import Images, Search
 from ddag_jax.io.files import check_new_file, is_file, whole_file
 
 _SIDES = ("query", "gallery")
+_KINDS = {"iu": "whole numbers", "US": "text", "b": "bool"}
 _COLUMNS = ("features", "ids", "cameras", "names")
+_MODALITY = "infrared"
 _LONGEST = 16 * 2**30
 """Longest accepted file, bytes; SYSU-MM01's test images, 2048 channels each, take 80 million."""
 
@@ -54,6 +58,7 @@ def save_features(
         columns = (features, images.identities, images.cameras, names)
         for column, values in zip(_COLUMNS, columns, strict=True):
             arrays[f"{side}_{column}"] = values[chosen]
+        arrays[f"{side}_{_MODALITY}"] = images.infrared[chosen]
     try:
         with whole_file(target) as file:
             np.savez(file, **arrays)
@@ -88,13 +93,14 @@ def load_features(
     Raises:
         UserError: an array of the file is missing or wrong.
     """
-    if dataset.is_infrared is None:
-        raise UserError(
-            f"data.dataset: {dataset.title} does not say how to find the modality of an image; set"
-            " the field is_infrared of its Dataset to evaluate stored features"
-        )
     source = epath.Path(path)
     arrays = _read(source)
+    stored = [f"{side}_{_MODALITY}" for side in _SIDES]
+    if dataset.is_infrared is None and not arrays.keys() >= set(stored):
+        raise UserError(
+            f"{source}: has no {' and '.join(stored)}, and {dataset.title} has no other way to find"
+            " an image's modality; add them, or set the field is_infrared of your Dataset"
+        )
     sides = [_check_side(source, side, arrays) for side in _SIDES]
     (queries, query_images), (gallery, gallery_images) = sides
     if queries.shape[1] != gallery.shape[1]:
@@ -102,7 +108,10 @@ def load_features(
             f"{source}: query_features have {queries.shape[1]} channels, gallery_features"
             f" {gallery.shape[1]}; both must come from one model"
         )
-    infrared = [_infrared(source, dataset, side) for side in (query_images, gallery_images)]
+    infrared = [
+        _infrared(source, dataset, images) if dataset.is_infrared else images.infrared
+        for images in (query_images, gallery_images)
+    ]
     for side, which in zip(_SIDES, infrared, strict=True):
         if which.any() != which.all():
             raise UserError(
@@ -148,7 +157,8 @@ def _read(source: epath.Path) -> dict[str, np.ndarray]:
             unpacked = sum(entry.file_size for entry in zipfile.ZipFile(file).infolist())
             if unpacked > _LONGEST:
                 raise UserError(f"{source}: unpacks to {unpacked:,} bytes, too many for features")
-            return {name: archive[name] for name in wanted}
+            modality = {f"{side}_{_MODALITY}" for side in _SIDES}
+            return {name: archive[name] for name in wanted | modality & set(archive.files)}
     except UserError:
         raise
     except FileNotFoundError:
@@ -164,6 +174,7 @@ def _check_side(
     source: epath.Path, side: str, arrays: dict[str, np.ndarray]
 ) -> tuple[Float[np.ndarray, "n d"], Images]:
     features, ids, cameras, names = (arrays[f"{side}_{column}"] for column in _COLUMNS)
+    infrared = arrays.get(f"{side}_{_MODALITY}", np.zeros(len(ids), bool))
     if features.ndim != 2 or features.dtype.kind != "f" or 0 in features.shape:
         raise UserError(
             f"{source}: {side}_features is {features.dtype} of shape {features.shape}; expected"
@@ -173,13 +184,18 @@ def _check_side(
         ("ids", ids, "iu"),
         ("cameras", cameras, "iu"),
         ("names", names, "US"),
+        (_MODALITY, infrared, "b"),
     ):
         if column.shape != (len(features),) or column.dtype.kind not in kinds:
             raise UserError(
                 f"{source}: {side}_{name} is {column.dtype} of shape {column.shape}; expected"
-                f" {'text' if kinds == 'US' else 'whole numbers'} [{len(features)}], one for each"
-                f" row of {side}_features"
+                f" {_KINDS[kinds]} [{len(features)}], one for each row of {side}_features"
             )
+    if unknown := int((ids < 0).sum()):
+        raise UserError(
+            f"{source}: {side}_ids of {unknown} images are below 0, which stands for a person that"
+            " is not known; an evaluation needs every identity"
+        )
     features = features.astype(np.float32)
     try:
         names = names.astype(str) if names.dtype.kind == "U" else np.char.decode(names, "utf-8")
@@ -203,9 +219,7 @@ def _check_side(
         )
     # Features of this package keep their bits, and so their ties.
     length[np.abs(length - 1) < 1e-6] = 1
-    side_images = Images(
-        ids.astype(np.int64), cameras.astype(np.int64), np.zeros(len(ids), bool), names.tolist()
-    )
+    side_images = Images(ids.astype(np.int64), cameras.astype(np.int64), infrared, names.tolist())
     return features / length, side_images
 
 

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from ddag_jax.config import EvaluationConfig
-from ddag_jax.datasets.find import DATASETS
+from ddag_jax.datasets.find import DATASETS, find_dataset
+from ddag_jax.datasets.folder import FOLDER
 from ddag_jax.errors import UserError
 from ddag_jax.evaluation.protocols import Images, score, searches
 from ddag_jax.evaluation.stored_features import load_features, save_features
@@ -14,13 +15,14 @@ from ddag_jax.evaluation.stored_features import load_features, save_features
 NAMES = {
     "sysu_mm01": lambda i, c, ir, n: f"cam{c}/{i:04d}/{n:04d}.jpg",
     "regdb": lambda i, c, ir, n: f"{'Thermal' if ir else 'Visible'}/{i}/{n}.bmp",
+    "folder": lambda i, c, ir, n: f"{n}.png",
     "llcm": lambda i, c, ir, n: f"test_{'nir' if ir else 'vis'}/cam{c}/{i:04d}/{n}.jpg",
 }
 
 
 def people(dataset: str) -> tuple[np.ndarray, Images]:
     """Five identities, two images in each of two visible and two infrared cameras, shuffled."""
-    cameras = {"sysu_mm01": (1, 2, 3, 6), "regdb": (1, 1, 2, 2), "llcm": (1, 2, 1, 2)}[dataset]
+    cameras = {"sysu_mm01": (1, 2, 3, 6), "regdb": (1, 1, 2, 2)}.get(dataset, (1, 2, 1, 2))
     rows = [
         (i, c, place > 1, NAMES[dataset](i, c, place > 1, 10 * place + n))
         for i in (2, 3, 5, 8, 13)
@@ -40,8 +42,8 @@ def test_a_file_is_judged_as_its_features_are(dataset: str, tmp_path: Path) -> N
     features, images = people(dataset)
     features[:10] = features[10:20]  # ties
     settings = EvaluationConfig(trials=3)
-    found = searches(DATASETS[dataset], images, settings)
-    expected = score({"stored": features}, images, found, DATASETS[dataset], settings)
+    found = searches(find_dataset(dataset), images, settings)
+    expected = score({"stored": features}, images, found, find_dataset(dataset), settings)
     file = tmp_path / "features.npz"
     save_features(file, features, images, found[0])
     assert [path.name for path in tmp_path.iterdir()] == ["features.npz"]
@@ -49,12 +51,23 @@ def test_a_file_is_judged_as_its_features_are(dataset: str, tmp_path: Path) -> N
     assert sorted(stored.files) == sorted(
         f"{side}_{column}"
         for side in ("query", "gallery")
-        for column in ("features", "ids", "cameras", "names")
+        for column in ("features", "ids", "cameras", "names", "infrared")
     )
     assert len(stored["query_ids"]) == len(stored["gallery_ids"]) == 20
-    loaded, again = load_features(file, DATASETS[dataset])
-    found = searches(DATASETS[dataset], again, settings)
-    assert score({"stored": loaded}, again, found, DATASETS[dataset], settings) == expected
+    loaded, again = load_features(file, find_dataset(dataset))
+    found = searches(find_dataset(dataset), again, settings)
+    assert score({"stored": loaded}, again, found, find_dataset(dataset), settings) == expected
+
+
+def test_where_only_the_file_can_say_the_modality(tmp_path: Path) -> None:
+    features, images = people("folder")
+    found = searches(FOLDER, images, EvaluationConfig())
+    save_features(tmp_path / "good.npz", features, images, found[0])
+    arrays = dict(np.load(tmp_path / "good.npz"))
+    del arrays["query_infrared"]
+    np.savez(tmp_path / "bad.npz", **arrays)
+    with pytest.raises(UserError, match="has no query_infrared and gallery_infrared, and own"):
+        load_features(tmp_path / "bad.npz", FOLDER)
 
 
 def test_rows_of_any_length_and_names_as_bytes(tmp_path: Path) -> None:
@@ -94,6 +107,11 @@ FAULTS = {
     "flat": (broken("gallery_features", lambda a: a[0]), "expected floating point"),
     "other length": (broken("gallery_ids", lambda a: a[1:]), r"gallery_ids is int64 of shape"),
     "ids as text": (broken("query_ids", lambda a: a.astype(str)), "expected whole numbers"),
+    "unknown people": (
+        broken("query_ids", lambda a: a * 0 - 1),
+        "query_ids of 20 images are below",
+    ),
+    "no modality": (broken("query_infrared", lambda a: a.astype(int)), "expected bool"),
     "other width": (broken("query_features", lambda a: a[:, 1:]), "have 15 channels"),
     "zero row": (broken("query_features", lambda a: a * (np.arange(20) != 4)[:, None]), "row 4"),
     "not finite": (broken("query_features", lambda a: a / 0), "row 0"),
@@ -135,11 +153,11 @@ def test_a_file_that_is_none(content: bytes, tmp_path: Path) -> None:
 @pytest.mark.parametrize("dataset", ["regdb", "llcm"])
 def test_names_must_show_the_modality(dataset: str, tmp_path: Path) -> None:
     features, images = people(dataset)
-    found = searches(DATASETS[dataset], images, EvaluationConfig())
+    found = searches(find_dataset(dataset), images, EvaluationConfig())
     images = images._replace(names=[f"{n}.png" for n in range(40)])
     save_features(tmp_path / "x.npz", features, images, found[0])
     with pytest.raises(UserError, match="does not show its modality"):
-        load_features(tmp_path / "x.npz", DATASETS[dataset])
+        load_features(tmp_path / "x.npz", find_dataset(dataset))
 
 
 def test_nothing_is_overwritten(tmp_path: Path) -> None:
