@@ -8,6 +8,7 @@ Options:
 """
 
 import functools
+import gc
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -50,6 +51,8 @@ from tests.linear_method import CONFIG  # noqa: E402
 
 programs.share()
 
+# Tracing makes many objects that live: looking through them so often takes a tenth of its time.
+gc.set_threshold(50_000, 10, 10)
 
 GOLDEN = ROOT / "tests" / "golden"
 SYSU_SPLIT = ROOT.parent / "shared" / "data" / "sysu_mm01_split"
