@@ -137,7 +137,7 @@ def main(arguments: Sequence[str] | None = None, folder: Path = measure.RESULTS)
             for name, embed in {"ours": mine, "PyTorch": theirs}.items()
         }
         print(modality)
-        times = measure.interleaved(sides, REPEATS)
+        times = measure.interleaved(sides, 1 if given.quick else REPEATS)
         records[modality] = measure.compared(times, peaks, images // 2, "images")
     print("target 1.2, aim 1.6")
     setting = {"images": images // 2, "image_size": size, "threads": threads()}

@@ -216,7 +216,7 @@ def main(arguments: Sequence[str] | None = None, folder: Path = measure.RESULTS)
             process = stack.enter_context(measure.Process())
             process(start, side, config)
             turns[name] = functools.partial(process, take)
-        times = measure.interleaved(turns, REPEATS)
+        times = measure.interleaved(turns, 1 if given.quick else REPEATS)
     held: dict[str, list[float]] = {name: [] for name in sides}
     for _ in range(1 if given.quick else PROCESSES):
         for name, side in sides.items():

@@ -20,8 +20,12 @@ def flags(devices: int, *, hasty: bool = True) -> str:
     does not optimise, and XLA's older emitter, which jaxlib has up to 0.10, makes fewer kernels. A
     program that runs many times would take several times longer. Without haste, LLVM optimises at
     level 1, which takes two thirds of its usual time to compile and gives programs as fast.
+
+    A program is one LLVM module, which takes less CPU time than several; that they would compile
+    side by side is of no use where every core runs tests.
     """
     result = f"--xla_force_host_platform_device_count={devices}"
+    result += " --xla_cpu_parallel_codegen_split_count=1"
     if not hasty:
         return f"{result} --xla_backend_optimization_level=1"
     older = " --xla_cpu_use_fusion_emitters=false" if HAS_OLDER_EMITTER else ""

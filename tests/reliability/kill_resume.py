@@ -27,8 +27,7 @@ from tests.reliability.debug_runs import (
     start_training,
 )
 
-EPOCHS, STEPS = 10, 20  # an epoch as long as that of memory.py: the same program
-_WORDS = ("--training.epochs", str(EPOCHS), "--training.steps-per-epoch", str(STEPS))
+STEPS = 20  # of an epoch, which is as long as that of memory.py: the same program
 _WRITING = "of these while a checkpoint was being written"
 _HANGS = 1800.0
 """Seconds after which a process counts as hung; on an idle machine it takes twenty."""
@@ -38,7 +37,12 @@ _MOMENTS = {"start": (2, 6.0), "step": (5, 0.02), "writing": (3, 0.1), "evaluati
 
 
 def kill_and_resume(
-    config: str, run: Path, data: Path, kills: int, moments: Iterator[tuple[str, int, float]]
+    config: str,
+    run: Path,
+    data: Path,
+    epochs: int,
+    kills: int,
+    moments: Iterator[tuple[str, int, float]],
 ) -> Counter[str]:
     """Start a run, kill and resume it up to `kills` times, then let it end.
 
@@ -48,10 +52,11 @@ def kill_and_resume(
     Raises:
         RuntimeError: a process failed or hung.
     """
+    length = ("--training.epochs", str(epochs), "--training.steps-per-epoch", str(STEPS))
     fell: Counter[str] = Counter()
     while True:
         before = time.time()
-        process = start_training(config, run, data, "--resume", *_WORDS)
+        process = start_training(config, run, data, "--resume", *length)
         if _total(fell) < kills:
             event, steps, delay = next(moments)
             _wait(lambda: _has_come(event, steps, run, before), process, run)  # noqa: B023
@@ -119,7 +124,7 @@ def _wait(come: Callable[[], bool], process: subprocess.Popen[bytes], run: Path)
 
 
 def _lane(
-    config: str, folder: Path, data: Path, kills: int, seed: int
+    config: str, folder: Path, data: Path, epochs: int, kills: int, seed: int
 ) -> tuple[list[Path], Counter[str]]:
     """Run one after the other until there were so many kills; return the runs, and what fell."""
     folder.mkdir()
@@ -128,7 +133,7 @@ def _lane(
     moments = _moments(seed)
     while _total(fell) < kills:
         runs.append(folder / f"run{len(runs)}")
-        fell += kill_and_resume(config, runs[-1], data, kills - _total(fell), moments)
+        fell += kill_and_resume(config, runs[-1], data, epochs, kills - _total(fell), moments)
     return runs, fell
 
 
@@ -139,6 +144,7 @@ def main() -> int:
     )
     parser.add_argument("--config", default="debug", help="configuration of the runs")
     parser.add_argument("--kills", type=int, default=100)
+    parser.add_argument("--epochs", type=int, default=10, help=f"of {STEPS} steps, of each run")
     parser.add_argument("--lanes", type=int, default=2, help="runs at the same time")
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
     options = parser.parse_args()
@@ -147,7 +153,7 @@ def main() -> int:
         folder = Path(temporary)
         data = prepared_people(folder / "people")
         twin = folder / "twin"
-        kill_and_resume(options.config, twin, data, 0, _moments(0))
+        kill_and_resume(options.config, twin, data, options.epochs, 0, _moments(0))
         with ThreadPoolExecutor(options.lanes) as pool:
             lanes = [
                 pool.submit(
@@ -155,6 +161,7 @@ def main() -> int:
                     options.config,
                     folder / f"lane{lane}",
                     data,
+                    options.epochs,
                     options.kills * (lane + 1) // options.lanes
                     - options.kills * lane // options.lanes,
                     options.seed * 100 + lane,
@@ -166,13 +173,13 @@ def main() -> int:
         fell = sum((counts for _, counts in done), Counter[str]())
         faults = []
         if [line["step"] for line in log_lines(twin) if line["kind"] == "train"] != [
-            *range(1, EPOCHS * STEPS + 1)
+            *range(1, options.epochs * STEPS + 1)
         ]:
             faults.append("the twin's log lacks steps")
         for run in runs:
             faults += [f"{run.relative_to(folder)}: {what}" for what in differences(run, twin)]
     print(
-        f"{_total(fell)} kills in {len(runs)} runs of {EPOCHS * STEPS}"
+        f"{_total(fell)} kills in {len(runs)} runs of {options.epochs * STEPS}"
         f" steps ({', '.join(f'{where} {times}' for where, times in sorted(fell.items()))}),"
         f" {time.perf_counter() - start:.0f} s: "
         + ("every run ended exactly like its twin" if not faults else "DIFFERENCES")

@@ -61,7 +61,7 @@ def benchmark(name: str, *words: str) -> subprocess.CompletedProcess:
 
 
 def test_killed_again_and_again_a_run_ends_as_if_it_had_not_been() -> None:
-    ended = benchmark("kill_resume", "--config", CONFIG, "--kills", "6")
+    ended = benchmark("kill_resume", "--config", CONFIG, "--kills", "6", "--epochs", "5")
     assert ended.returncode == 0, ended.stdout + ended.stderr[-3000:]
     assert ended.stdout.startswith("6 kills in ")
 
