@@ -267,7 +267,7 @@ def _reader(
                 faults.why_unreadable[number] = str(found)
                 continue
             pixels[place] = found
-            difference = (found.max(axis=2) - found.min(axis=2)).mean()
+            difference = _colour(found)
             if images[number].modality == "visible" and difference == 0:
                 faults.grey.add(number)
             elif images[number].modality == "infrared" and difference > _COLOURED:
@@ -275,6 +275,15 @@ def _reader(
         return pixels[places]
 
     return read
+
+
+def _colour(image: UInt8[np.ndarray, "h w 3"]) -> float:
+    """Return the mean difference of a pixel's highest and lowest channel, over every fourth row."""
+    # Channel by channel: a maximum over the last axis takes ten times as long.
+    red, green, blue = (image[::4, :, channel] for channel in range(3))
+    highest = np.maximum(np.maximum(red, green), blue)
+    lowest = np.minimum(np.minimum(red, green), blue)
+    return float((highest - lowest).mean())
 
 
 class _Unfinished:
