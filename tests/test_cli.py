@@ -1,11 +1,13 @@
 """The command line: configurations by name, fields by option, one line for a mistake."""
 
 import dataclasses
+import os
 import re
 import shlex
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -258,3 +260,50 @@ def test_help_and_errors_do_not_wait_for_jax(command: str, shown: list[str]) -> 
     assert done.returncode == (0 if "--help" in command else 2)
     for text in shown:
         assert text in done.stdout + done.stderr
+
+
+# ------------------------------------------------------------------------------------ the output
+
+
+def in_process(code: str, **options: Any) -> subprocess.Popen[str]:
+    """Start a command whose main is `main`."""
+    code = f"from ddag_jax.cli.main import run\n{code}\nraise SystemExit(run(main))"
+    return subprocess.Popen(
+        [sys.executable, "-c", code], text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        **options,
+    )  # fmt: skip
+
+
+def test_a_reader_that_ends_early_is_no_error() -> None:
+    """As with `| head`."""
+    process = in_process("def main():\n for i in range(10**6): print(i)")
+    assert process.stdout is not None
+    assert process.stderr is not None
+    assert process.stdout.readline() == "0\n"
+    process.stdout.close()
+    assert process.wait() == 141
+    assert process.stderr.read() == ""
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
+def test_output_never_fails_for_its_encoding(encoding: str) -> None:
+    code = "def main():\n print('a → b'); import sys; print('✓ é', file=sys.stderr)"
+    environment = {**os.environ, "PYTHONIOENCODING": encoding, "PYTHONUTF8": "0"}
+    process = in_process(code, env=environment, encoding=encoding)
+    out, err = process.communicate()
+    assert (process.returncode, out) == (0, "a \\u2192 b\n")
+    assert err == ("\\u2713 \\xe9\n" if encoding == "ascii" else "\\u2713 é\n")
+
+
+def test_sigterm_ends_a_command_as_an_exception_does() -> None:
+    process = in_process("""
+import signal, os
+def main():
+    try:
+        os.kill(os.getpid(), signal.SIGTERM)
+        signal.pause()
+    finally:
+        print("tidied")
+""")
+    out, err = process.communicate()
+    assert (process.returncode, out, err) == (143, "tidied\n", "")

@@ -85,7 +85,8 @@ def test_devices_change_nothing_in_float64(devices: int) -> None:
 
 
 def test_devices_change_nothing_in_float32() -> None:
-    check_close(run(8, np.float32), run(1, np.float32), losses=2e-3, parameters=5e-3)
+    """Beyond rounding, which the steps amplify: to 5e-3, and by the processor more or less."""
+    check_close(run(8, np.float32), run(1, np.float32), losses=1e-2, parameters=2e-2)
 
 
 @pytest.mark.parametrize("name", ["agw", "caj", "ddag_caj"])

@@ -28,20 +28,22 @@ class Options:
     run: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     """Folder of a run (its best checkpoint), or of a checkpoint."""
     images: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="IMAGES ...")]
-    """Files, folders and lists."""
+    """Files, folders and lists; at least one."""
     to: Annotated[str, tyro.conf.arg(metavar="FILE.npz")]
-    """File to write; must not exist, except with --add."""
+    """File to write; must not exist, and with --add must exist."""
     modality: Literal["visible", "infrared"] | None = None
-    """Of all images. None: the list says it, or a folder named visible or infrared."""
+    """Of all images. None: the list says it, or the deepest folder named visible or infrared."""
     feature: str | None = None
     """Which feature (DDAG: global or, where P is on, part), or concatenation of all. None: the one
     that the run's evaluation reports."""
-    dtype: Literal["float32", "float16"] = "float32"
-    """Of the stored features; float16 takes half the space."""
+    dtype: Literal["float32", "float16"] | None = None
+    """Of the stored features; float16 takes half the space. None: float32, or with --add that of
+    FILE.npz."""
     batch_size: int | None = None
     """Images embedded at once. None: as in the run's evaluation."""
     add: bool = False
-    """Add the images to FILE.npz; those that it has are embedded again only if they changed."""
+    """Add the images to FILE.npz; those that it has are embedded again only if they changed. An
+    identity, camera or tracklet that is given now replaces the former."""
     config: str | None = None
     """Configuration file with the method of your own that the checkpoint names."""
     quiet: bool = False
@@ -72,7 +74,8 @@ def _embed(arguments: Sequence[str] | None) -> int:
         config=load_config(options.config) if options.config else None,
     )
     if not options.quiet:
-        print(f"{done.path}: {done.images:,} images, {done.embedded:,} embedded now")
+        images = count(range(done.images), "image", "images")
+        print(f"{done.path}: {images}, {done.embedded:,} embedded now")
     tell(done.notes, done.unreadable, quiet=options.quiet)
     return 1 if done.unreadable else 0
 
@@ -82,8 +85,12 @@ def tell(notes: Sequence[str], unreadable: Sequence[str], *, quiet: bool) -> Non
     for note in () if quiet else notes:
         print(f"note: {note}", file=sys.stderr)
     if unreadable:
-        heading = count(unreadable, "image cannot", "images cannot")
-        print(f"{heading} be read and are left out:", file=sys.stderr)
+        heading = count(
+            unreadable,
+            "image cannot be read and is left out",
+            "images cannot be read and are left out",
+        )
+        print(f"{heading}:", file=sys.stderr)
         print("\n".join(f"  {why}" for why in unreadable), file=sys.stderr)
 
 

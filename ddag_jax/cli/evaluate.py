@@ -23,7 +23,7 @@ class Data:
     dir: str | None = None
     """Folder of the prepared dataset. None: the checkpoint's own."""
     dataset: str | None = None
-    """With --features: sysu_mm01 (if none is given), regdb or llcm."""
+    """With --features: sysu_mm01 (if none is given), regdb, llcm or folder (own images)."""
     trial: int | None = None
     """With --features: which of RegDB's ten trials."""
 

@@ -11,6 +11,7 @@ from ddag_jax.cli import environment
 from ddag_jax.cli.main import run
 from ddag_jax.cli.options import parse
 from ddag_jax.io.config_file import load_config
+from ddag_jax.io.progress import silence
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,6 +36,8 @@ class Options:
     """Average a feature with the mirror image's. None: as the run's evaluation does."""
     config: str | None = None
     """Configuration file with the dataset of your own that the checkpoint names."""
+    quiet: bool = False
+    """Print errors only."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -44,6 +47,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _export(arguments: Sequence[str] | None) -> None:
     options: Options = parse(Options, arguments, "ddag-export")
+    if options.quiet:
+        silence()
     # Only the comparison computes, and is exact on a CPU; a GPU or TPU may be in use by a training.
     os.environ["JAX_PLATFORMS"] = "cpu"
     environment.prepare()

@@ -1,7 +1,12 @@
 """Run a command and report a `UserError` as one line with exit code 2, without a traceback."""
 
+import contextlib
+import io
+import os
+import signal
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 
 from ddag_jax.errors import UserError
 
@@ -9,15 +14,53 @@ from ddag_jax.errors import UserError
 def run(main: Callable[[], int | None]) -> int:
     """Call a command's main and return the exit code.
 
+    SIGTERM ends the command as an exception does, so that unfinished files are removed and what can
+    be resumed is recorded; a command may handle it in its own way. Characters that the terminal
+    cannot show are printed as escapes.
+
     Returns:
       The value of `main` (0 for None); 2 after a `UserError`, which is printed to stderr as
-      `error: ...`; 130 after Ctrl-C, the convention of shells.
+      `error: ...`; the conventions of shells otherwise: 130 after Ctrl-C, 141 if the reader of the
+      output has ended (`| head`).
+
+    Raises:
+      SystemExit: with 143, the convention of shells, after SIGTERM.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
-        return main() or 0
+        with _ended_by_sigterm():
+            code = main() or 0
+            sys.stdout.flush()
+            return code
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
+    except BrokenPipeError:
+        # Python flushes at its end again, which must not fail.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+
+
+@contextlib.contextmanager
+def _ended_by_sigterm() -> Iterator[None]:
+    if (
+        threading.current_thread() is not threading.main_thread()  # others cannot set handlers
+        or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL
+    ):
+        yield
+        return
+
+    def end(*_: object) -> None:
+        sys.exit(143)
+
+    signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        if signal.getsignal(signal.SIGTERM) is end:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)

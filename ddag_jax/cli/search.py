@@ -10,8 +10,6 @@ from ddag_jax.cli import environment
 from ddag_jax.cli.embed import tell
 from ddag_jax.cli.main import run
 from ddag_jax.cli.options import parse
-from ddag_jax.errors import UserError
-from ddag_jax.evaluation.pairs import FALSE_ACCEPT_RATES
 from ddag_jax.io.config_file import load_config
 from ddag_jax.io.progress import silence
 
@@ -33,15 +31,15 @@ class Options:
     query: Annotated[tuple[str, ...], tyro.conf.arg(metavar="IMAGES")]
     """Whom to search: files, folders and lists."""
     gallery_modality: Literal["visible", "infrared"] | None = None
-    """Of the gallery's images, where neither list nor folder says it; of a file with both, which to
-    search."""
+    """Of the gallery's images, where neither list nor folder says it; of a FILE.npz with both, the
+    one to search. None: all that FILE.npz has."""
     query_modality: Literal["visible", "infrared"] | None = None
     """Of the query images, where neither list nor folder says it."""
     top: int = 10
     """Number of hits of a query."""
     threshold: str | None = None
     """Leave out hits below a cosine similarity: a number, or eer, far=1e-2 or far=1e-3 of the run's
-    evaluation. A query that nothing is left of is of nobody known."""
+    evaluation. A query without any hit left is reported as "nobody known"."""
     feature: str | None = None
     """Which feature (DDAG: global or, where P is on, part), or concatenation of all. None: that of
     the gallery's file, or the one that the run's evaluation reports."""
@@ -52,7 +50,7 @@ class Options:
     config: str | None = None
     """Configuration file with the method of your own that the checkpoint names."""
     quiet: bool = False
-    """Print errors only."""
+    """Print the tables and errors only."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -62,11 +60,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _search(arguments: Sequence[str] | None) -> int:
     options: Options = parse(Options, arguments, "ddag-search")
-    threshold = None if options.threshold is None else parse_threshold(options.threshold)
     if options.quiet:
         silence()
     environment.prepare()
-    from ddag_jax.serving.results import format_table
+    from ddag_jax.serving.results import format_tables
     from ddag_jax.serving.search import search
 
     found = search(
@@ -74,7 +71,7 @@ def _search(arguments: Sequence[str] | None) -> int:
         options.gallery,
         options.query,
         top=options.top,
-        threshold=threshold,
+        threshold=options.threshold,
         gallery_modality=options.gallery_modality,
         query_modality=options.query_modality,
         feature=options.feature,
@@ -82,39 +79,13 @@ def _search(arguments: Sequence[str] | None) -> int:
         sheet=options.sheet,
         json=options.json,
     )
+    print(format_tables(found.results))
     if not options.quiet:
-        print("\n\n".join(map(format_table, found.results)))
         for target in (options.sheet, options.json):
             if target is not None:
                 print(f"\nwrote {target}")
     tell(found.notes, found.unreadable, quiet=options.quiet)
     return 1 if found.unreadable else 0
-
-
-def parse_threshold(text: str) -> str | float:
-    """Return the name of an operating point, or a cosine similarity.
-
-    >>> parse_threshold("eer"), parse_threshold("0.42"), parse_threshold("FAR=0.001")
-    ('eer', 0.42, 'far=1e-3')
-
-    Raises:
-        UserError: it is neither.
-    """
-    known = ", ".join(["eer", *FALSE_ACCEPT_RATES])
-    wanted = text.strip().lower()
-    if wanted == "eer":
-        return wanted
-    try:
-        value = float(wanted.removeprefix("far="))
-    except ValueError:
-        value = float("nan")
-    if wanted.startswith("far="):
-        for name, rate in FALSE_ACCEPT_RATES.items():
-            if value == rate:
-                return name
-    elif -1 <= value <= 1:
-        return value
-    raise UserError(f"--threshold {text}: give {known}, or a cosine similarity from -1 to 1")
 
 
 if __name__ == "__main__":

@@ -23,6 +23,12 @@ RENDERED = "rendered.txt"
 REHEARSAL = "rehearsal"
 """First word of that file where the folder has as many images as the dataset."""
 
+_OTHER_IMAGES = tuple(
+    f".{name}"
+    for name in ("tif", "tiff", "webp", "gif", "jfif", "jpe", "jp2", "heic", "heif", "avif", "pgm")
+)
+"""Suffixes of images that are not read."""
+
 _ARCHIVES = (".zip", ".rar", ".7z", ".tar", ".tar.gz", ".tgz")
 
 _LIST_BYTES = 16 * 2**20
@@ -189,19 +195,19 @@ def check_folder(root: epath.Path, wanted: Sequence[str], description: str) -> N
     if not root.is_dir():
         what = "an archive; unpack it" if root.name.lower().endswith(_ARCHIVES) else "a file"
         raise UserError(f"{root}: is {what}; give {description}")
-    children = sorted(_children(root))
-    if not children:
+    inside = sorted(children(root))
+    if not inside:
         raise UserError(f"{root}: is empty; give {description}")
     missing = [name for name in wanted if not (root / name).is_dir()]
     if not missing:
         return
-    nearby = [root.parent, *(child for child in children if child.is_dir())]
+    nearby = [root.parent, *(child for child in inside if child.is_dir())]
     # A folder with all of them comes before one with the first and last.
     for required in (wanted, (wanted[0], wanted[-1])):
         for other in nearby:
             if all((other / name).is_dir() for name in required):
                 raise UserError(f"{root}: has no {', '.join(missing)}; did you mean {other}?")
-    archives = [child.name for child in children if child.name.lower().endswith(_ARCHIVES)]
+    archives = [child.name for child in inside if child.name.lower().endswith(_ARCHIVES)]
     if archives:
         raise UserError(
             f"{root}: has no {', '.join(missing)}; {archives[0]} is not unpacked: unpack it there"
@@ -215,10 +221,11 @@ def image_files(folder: epath.Path) -> list[epath.Path]:
     Raises:
       UserError: the folder cannot be listed.
     """
-    return sorted(path for path in _children(folder) if is_image(path.name))
+    return sorted(path for path in children(folder) if is_image(path.name))
 
 
-def _children(folder: epath.Path) -> list[epath.Path]:
+def children(folder: epath.Path) -> list[epath.Path]:
+    """Return what is in a folder. Raises UserError if it cannot be listed."""
     try:
         return list(folder.iterdir())
     except OSError as error:
@@ -229,6 +236,36 @@ def is_image(name: str) -> bool:
     """Return whether a file of this name is read as an image: by its suffix, and not hidden."""
     # Copies made on a Mac carry "._0001.jpg" beside each "0001.jpg".
     return name.lower().endswith(SUFFIXES) and not name.startswith(".")
+
+
+def passed_over(names: Iterable[str]) -> list[str]:
+    """Return remarks on what is not read, though it may be meant as an image; perhaps none.
+
+    Args:
+      names: of files and folders below some folder, as they are to be named; those that are read,
+        and those that are certainly no images, are ignored.
+
+    >>> passed_over(["anna/1.jpg", "anna/2.tif", "anna/.3.jpg", "list.txt"])
+    ['1 file is not read: anna/2.tif; convert to .jpg, .jpeg, .png or .bmp', \
+'1 hidden file or folder is not read: anna/.3.jpg']
+    """
+    hidden, other = list[str](), list[str]()
+    for name in names:
+        last = name.rstrip("/").rpartition("/")[2]
+        lower = last.lower()
+        if last.startswith("."):
+            if name.endswith("/") or lower.endswith((*SUFFIXES, *_OTHER_IMAGES)):
+                hidden.append(name)
+        elif lower.endswith(_OTHER_IMAGES):
+            other.append(name)
+    remarks = []
+    if other:
+        what = count(other, "file is", "files are")
+        remarks.append(f"{what} not read: {examples(other)}; convert to .jpg, .jpeg, .png or .bmp")
+    if hidden:
+        what = count(hidden, "hidden file or folder is", "hidden files or folders are")
+        remarks.append(f"{what} not read: {examples(hidden)}")
+    return remarks
 
 
 def list_people(root: epath.Path, top: str, faults: list[str]) -> dict[int, dict[str, int]]:
@@ -247,7 +284,7 @@ def list_people(root: epath.Path, top: str, faults: list[str]) -> dict[int, dict
     """
     people: dict[int, dict[str, int]] = {}
     folders: dict[int, list[str]] = {}
-    for person in sorted(_children(root / top)) if (root / top).is_dir() else ():
+    for person in sorted(children(root / top)) if (root / top).is_dir() else ():
         if not re.fullmatch(r"[0-9]{1,9}", person.name) or not person.is_dir():
             continue
         identity = int(person.name)
@@ -543,7 +580,7 @@ def fingerprint(lists: object, sizes: Iterable[tuple[str, int]]) -> str:
 
 def count(things: Collection[object], one: str, several: str) -> str:
     """Return the number of things with its noun: "1 image", "2 images"."""
-    return f"{len(things)} {one if len(things) == 1 else several}"
+    return f"{len(things):,} {one if len(things) == 1 else several}"
 
 
 def examples(things: Iterable[int] | Iterable[str]) -> str:

@@ -28,10 +28,12 @@ from ddag_jax.datasets.checks import (
     FolderContent,
     ImageEntry,
     check_folder,
+    children,
     count,
     examples,
     fingerprint,
-    image_files,
+    is_image,
+    passed_over,
 )
 from ddag_jax.datasets.dataset import CameraRule, Dataset
 from ddag_jax.datasets.image_table import (
@@ -108,7 +110,7 @@ def inspect(source: epath.PathLike, drawn: Drawn = Drawn()) -> tuple[FolderConte
     """
     root, faults, notes = epath.Path(source), list[str](), list[str]()
     if root.is_dir():
-        images, where = list(_of_folders(root)), root
+        images, where = list(_of_folders(root, notes)), root
         if not images:
             raise UserError(f"{root}: holds no images in visible/IDENTITY or infrared/IDENTITY")
     else:
@@ -178,15 +180,31 @@ def folder_dataset(drawn: Drawn) -> Dataset:
 # ------------------------------------------------------------------------- where images come from
 
 
-def _of_folders(root: epath.Path) -> Iterator[Row]:
+def _of_folders(root: epath.Path, notes: list[str]) -> Iterator[Row]:
     check_folder(root, MODALITIES, FOLDER_OR_LIST)
+    others, misplaced = list[str](), list[str]()
     for modality in MODALITIES:
-        for person in sorted((root / modality).iterdir()):
-            if person.name.startswith(".") or not person.is_dir():
-                continue
-            for file in image_files(person):
-                name = f"{modality}/{person.name}/{file.name}"
-                yield Row(name, name, person.name, modality)
+        for person in sorted(children(root / modality)):
+            name = f"{modality}/{person.name}"
+            if person.name.startswith(".") and person.is_dir():
+                others.append(f"{name}/")
+            elif not person.is_dir():
+                (misplaced if is_image(person.name) else others).append(name)
+            else:
+                for file in sorted(children(person)):
+                    path = f"{name}/{file.name}"
+                    if is_image(file.name):
+                        yield Row(path, path, person.name, modality)
+                    elif file.is_dir():
+                        (others if file.name.startswith(".") else misplaced).append(f"{path}/")
+                    else:
+                        others.append(path)
+    if misplaced:
+        what = count(misplaced, "image or folder is", "images or folders are")
+        notes.append(
+            f"{what} not directly in an identity's folder, and not read: {examples(misplaced)}"
+        )
+    notes += passed_over(others)
 
 
 # ------------------------------------------------------------------------------------------ checks

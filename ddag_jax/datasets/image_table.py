@@ -58,6 +58,17 @@ def read_table(
     rows = iter(_parquet(path) if path.suffix.lower() == ".parquet" else _text_rows(path))
     _, names = next(rows, (0, []))
     header = [name.strip().lower() for name in names]
+    if not any(header):
+        raise UserError(
+            f"{path}: its first line is empty; begin it with {','.join((*required, *optional))}, of"
+            f" which {', '.join(optional)} may be missing"
+        )
+    if len(header) == 1 and (other := re.search("[,;|\t]", header[0])):
+        wanted = {",": "commas", "\t": "tabs"}[_DELIMITERS.get(path.suffix.lower(), ",")]
+        raise UserError(
+            f"{path}: its first line ({quoted(names[0])}) has {quoted(other[0])} between columns; a"
+            f" {path.suffix} file has {wanted}"
+        )
     if missing := [name for name in required if name not in header]:
         raise UserError(
             f"{path}: has no column {', '.join(missing)} in its first line"

@@ -4,6 +4,7 @@ import collections
 import concurrent.futures
 import io
 import os
+import warnings
 from collections.abc import Iterable, Iterator
 from typing import TypeAlias
 
@@ -30,6 +31,10 @@ _LONGEST = 256 * 2**20
 _MOST_PIXELS = 50_000_000
 """Largest accepted image; decoded, it takes 150 MB."""
 
+_TOO_MANY = "more than any camera's; remove it or scale it down"
+# Pillow warns of half the pixels that it refuses; the bound here is lower.
+warnings.filterwarnings("ignore", category=PIL.Image.DecompressionBombWarning)
+
 _MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA")
 
 
@@ -51,13 +56,15 @@ def read_image(path: ImageFile, height: int, width: int) -> UInt8[np.ndarray, "h
             raise UserError(f"{path}: is empty (0 bytes); copy it again from the original")
         with PIL.Image.open(io.BytesIO(content), formats=_FORMATS) as image:
             if image.width * image.height > _MOST_PIXELS:  # by the header, before decoding
-                raise UserError(
-                    f"{path}: {image.width} x {image.height} pixels are more than any camera's;"
-                    " remove it or scale it down"
-                )
+                raise UserError(f"{path}: {image.width} x {image.height} pixels are {_TOO_MANY}")
             if image.mode not in _MODES:
-                raise UserError(f"{path}: is a {image.mode} image; convert it to RGB or grey")
+                raise UserError(
+                    f"{path}: its pixels are of Pillow's mode {image.mode}; convert it to RGB or"
+                    " grey, 8 bits a channel"
+                )
             small = image.convert("RGB").resize((width, height), PIL.Image.Resampling.LANCZOS)
+    except PIL.Image.DecompressionBombError:
+        raise UserError(f"{path}: its pixels are {_TOO_MANY}") from None
     except PIL.UnidentifiedImageError as error:
         raise UserError(f"{path}: is not an image; copy it again from the original") from error
     except UserError:

@@ -97,6 +97,15 @@ def check_feature(name: str, method: Method) -> None:
         )
 
 
+def check_one_feature(name: str, method: Method) -> None:
+    """Raise UserError if a name stands for no single feature of the method."""
+    known = method.features
+    if len(known) > 1:
+        known = (*known, "concatenation")
+    if name not in known:
+        raise UserError(f"feature: {name!r}, but this network has {', '.join(known)}; give one")
+
+
 def pick(features: Mapping[str, np.ndarray], name: str) -> np.ndarray:
     """Return one of the features by its name in the configuration, in rows of unit length.
 

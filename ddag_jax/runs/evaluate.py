@@ -25,7 +25,7 @@ from ddag_jax.evaluation.evaluator import Evaluator, pick
 from ddag_jax.evaluation.pairs import OperatingPoints, compare_pairs
 from ddag_jax.evaluation.protocols import Images, Record
 from ddag_jax.evaluation.table import format_points, format_table
-from ddag_jax.io.files import check_new_file, whole_file, write_text
+from ddag_jax.io.files import check_new_file, read_json, whole_file, write_text
 from ddag_jax.methods.base import Method
 from ddag_jax.methods.build import build_method
 from ddag_jax.parallel import Mesh, device_mesh, is_first_process, on_all_devices, replicated_shapes
@@ -175,6 +175,7 @@ def evaluate_trained(
         check_settings(find_dataset(data.dataset), data, one.config.evaluation)
     _check_alike(networks)
     what = protocols.kind(networks[0].config.evaluation)
+    _check_replaced(_average_target(names, what))
     found = []
     for one in networks:
         result = _embed_and_rank(one, untrained=untrained or report is not None)
@@ -215,6 +216,11 @@ def evaluate_features(
     """
     names = [os.fspath(file) for file in files]
     _check_target(names, json)
+    what = protocols.kind(evaluation or EvaluationConfig())
+    targets = [
+        file.with_name(f"{file.stem}.evaluation{what}.json") for file in map(epath.Path, files)
+    ]
+    _check_replaced([*targets, *_average_target(names, what)])
     try:
         config = Config(data=data or DataConfig(), evaluation=evaluation or EvaluationConfig())
     except ValueError as error:
@@ -228,9 +234,8 @@ def evaluate_features(
             " and evaluation.flip (--flip)"
         )
     draws = None if rand_perm_cam is None else read_permutations(rand_perm_cam).draws()
-    what = protocols.kind(settings)
     found = []
-    for file in map(epath.Path, files):
+    for file, target in zip(map(epath.Path, files), targets, strict=True):
         features, images = stored_features.load_features(file, dataset)
         records = protocols.score(
             {"stored": features},
@@ -245,7 +250,7 @@ def evaluate_features(
         if not quiet:
             print(format_table(records, os.fspath(file)))
             print("\n" + format_points(points))
-        _write(file.with_name(f"{file.stem}.evaluation{what}.json"), records)
+        _write(target, records)
         found.append(records)
     return _average(names, found, what, json, quiet, writes=True)
 
@@ -440,14 +445,42 @@ def _average(
     target = None if json is None else epath.Path(json)
     if len(names) > 1:
         records = protocols.average(found, names)
-        prefix = os.path.commonprefix([epath.Path(name).name for name in names])  # noqa: RUF071
         if writes and not quiet:
-            print("\n" + format_table(records, f"{prefix}*"))
-        average = epath.Path(names[0]).parent / f"{prefix}average_of_{len(names)}{what}.json"
-        target = target or average
+            print("\n" + format_table(records, f"{_common(names)}*"))
+        target = target or _average_target(names, what)[0]
     if target is not None and writes:
         _write(target, records)
     return records
+
+
+def _common(names: Sequence[str]) -> str:
+    """Return what the names of several runs begin with."""
+    return os.path.commonprefix([epath.Path(name).name for name in names])  # noqa: RUF071
+
+
+def _average_target(names: Sequence[str], what: str) -> list[epath.Path]:
+    """Return the file for the average of several runs; nothing for one."""
+    if len(names) < 2:
+        return []
+    name = f"{_common(names)}average_of_{len(names)}{what}.json"
+    return [epath.Path(names[0]).parent / name]
+
+
+def _check_replaced(targets: Sequence[epath.Path]) -> None:
+    """Raise UserError if a file that would be replaced is not an earlier evaluation's."""
+    for target in targets:
+        if not target.exists():
+            continue
+        try:
+            records = read_json(target, 2**26)
+            ours = isinstance(records, list) and all("rank1" in record for record in records)
+        except (OSError, ValueError, TypeError):
+            ours = False
+        if not ours:
+            raise UserError(
+                f"{target}: is where the figures are written, and is not an earlier evaluation;"
+                " move it"
+            )
 
 
 def _write(path: epath.Path, records: Sequence[Record]) -> None:

@@ -1,4 +1,12 @@
-"""`python -m ddag_jax.serving embed|prune|search|export`."""
+"""Embed images, search them, and export a trained model.
+
+python -m ddag_jax.serving embed RUN IMAGES ... --to FILE.npz
+python -m ddag_jax.serving prune FILE.npz
+python -m ddag_jax.serving search RUN --gallery IMAGES|FILE.npz --query IMAGES ...
+python -m ddag_jax.serving export RUN OUT
+
+COMMAND --help lists a command's options.
+"""
 
 import sys
 
@@ -14,6 +22,9 @@ _COMMANDS = {"embed": embed, "prune": prune, "search": search, "export": export}
 
 def main(arguments: list[str]) -> int:
     """Call the command that the first argument names."""
+    if arguments[:1] in (["-h"], ["--help"]):
+        print(str(__doc__).strip())
+        return 0
     if not arguments or arguments[0] not in _COMMANDS:
         raise UserError(f"python -m ddag_jax.serving: give one of {', '.join(_COMMANDS)}")
     return _COMMANDS[arguments[0]](arguments[1:])

@@ -21,6 +21,9 @@ from ddag_jax.serving.results import NOBODY, Hit, Result, sign
 QUERIES, HITS = 200, 50
 """Largest number of queries on a page, and of hits beside a query."""
 
+_SCROLLED = 10
+"""Number of queries above which the page begins with links to them."""
+
 Picture: TypeAlias = Callable[[str], UInt8[np.ndarray, "h w 3"] | None]
 """Returns the pixels of a query's or hit's file; None where there is no picture of it."""
 
@@ -63,8 +66,8 @@ def _render(sheet: ContactSheet, picture: Picture) -> str:
     files = resources.files(__package__)
     rows: list[str] = []
     spent = 0
-    for result in sheet.results[:QUERIES]:
-        row, characters = _row(result, sheet.threshold, picture)
+    for number, result in enumerate(sheet.results[:QUERIES], start=1):
+        row, characters = _row(number, result, sheet.threshold, picture)
         spent += characters
         if rows and spent > BUDGET:
             break
@@ -94,12 +97,28 @@ def _render(sheet: ContactSheet, picture: Picture) -> str:
         notes=notes,
         legend=html.escape(legend),
         count=f"{said}.",
+        jump=_jump(sheet.results[:shown]),
         rows="\n".join(rows),
         version=html.escape(ddag_jax.__version__),
     )
 
 
-def _row(result: Result, threshold: float | None, picture: Picture) -> tuple[str, int]:
+def _jump(results: Sequence[Result]) -> str:
+    """Return links to the queries of a long page; nothing for a short one."""
+    if len(results) <= _SCROLLED:
+        return ""
+    links = []
+    for number, result in enumerate(results, start=1):
+        first = sign(result.is_right(result.hits[0])) if result.hits else NOBODY
+        name = _escaped(result.file.rstrip("/").rpartition("/")[2])
+        links.append(f'<li><a href="#query-{number}">{name}</a> {first}</li>')
+    return (
+        f"<details><summary>Go to one of the {len(results)} queries (✓ ✗: its first hit)</summary>"
+        f'<ol id="jump">{"".join(links)}</ol></details>'
+    )
+
+
+def _row(number: int, result: Result, threshold: float | None, picture: Picture) -> tuple[str, int]:
     """Return a query and its hits as HTML, and the characters of their thumbnails."""
     query, spent = _shot(result, "query", "?", "query", None, picture)
     if result.hits:
@@ -119,7 +138,7 @@ def _row(result: Result, threshold: float | None, picture: Picture) -> tuple[str
     else:
         why = "" if threshold is None else f"<small>no similarity reaches {threshold:.3f}</small>"
         found = f'<p class="nobody">{NOBODY.capitalize()}{why}</p>'
-    return f'<li class="row">{query}{found}</li>', spent
+    return f'<li class="row" id="query-{number}">{query}{found}</li>', spent
 
 
 def _shot(

@@ -1,13 +1,13 @@
 """Embed image files into a file of features, and keep such a file up to date."""
 
+import contextlib
 import dataclasses
 import hashlib
 import json
-import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 from etils import epath
@@ -20,11 +20,14 @@ from ddag_jax.errors import UserError
 from ddag_jax.evaluation import stored_features
 from ddag_jax.evaluation.embed import embedded_batches
 from ddag_jax.io.files import read_json, write_text
-from ddag_jax.io.progress import Progress
+from ddag_jax.io.progress import Progress, say
 from ddag_jax.methods.base import Modality
+from ddag_jax.runs.lock import NAME as LOCK
 from ddag_jax.runs.lock import RunLock
-from ddag_jax.serving.images import FoundImage, find_images
+from ddag_jax.serving.arguments import Sources, check_choice
+from ddag_jax.serving.images import FoundImage, check_tracklets, find_images
 from ddag_jax.serving.index import (
+    SAID,
     SIDES,
     EmbeddedBy,
     Index,
@@ -37,8 +40,13 @@ from ddag_jax.serving.model import Model, load
 
 Stored = Literal["float32", "float16"]
 
+STATE, ROWS = "state.json", "rows.npy"
+"""Files of what is unfinished: how far it is, and the rows."""
+
 _SAVED_EVERY = 10.0  # seconds between two records of how far it is
-_COLOURED = 4.0
+_GREY = "visible image has three equal channels", "visible images have three equal channels"
+_COLOURED = "infrared image has colours", "infrared images have colours"
+_LEAST_COLOUR = 4.0
 """Mean difference of an image's highest and lowest channel above which it counts as coloured:
 compression tints grey images a little."""
 _BLOCK = 4096  # rows
@@ -51,7 +59,7 @@ class Embedded(NamedTuple):
     images: int
     """In the file."""
     embedded: int
-    """Of them, in this call or the ones that it went on from."""
+    """Of them, in this call."""
     notes: list[str]
     unreadable: list[str]
     """Why images could not be read, a sentence each; they are left out."""
@@ -59,12 +67,12 @@ class Embedded(NamedTuple):
 
 def embed(
     run: epath.PathLike,
-    images: epath.PathLike | Sequence[epath.PathLike],
+    images: Sources,
     to: epath.PathLike,
     *,
     modality: Modality | None = None,
     feature: str | None = None,
-    dtype: Stored = "float32",
+    dtype: Stored | None = None,
     batch_size: int | None = None,
     add: bool = False,
     config: Config | None = None,
@@ -81,52 +89,103 @@ def embed(
         to: file to write (.npz), see `serving.index`; must not exist, unless `add` is set.
         modality: of all images, where neither list nor folder says it.
         feature: name of the feature; None for the one that the evaluation reports.
-        dtype: of the stored features; float16 takes half the space.
+        dtype: of the stored features; float16 takes half the space. None: that of the file that is
+            added to, or else float32.
         batch_size: images embedded at once; None for that of the evaluation.
-        add: add to the file `to`. Images that it has are kept, or embedded again if they changed.
+        add: add to the file `to`. Images that it has are kept, or embedded again if they changed;
+            an identity, camera or tracklet that is given now replaces the former.
         config: with a method of your own that the checkpoint names.
 
     Raises:
-        UserError: an image, the network or the target is missing or does not fit, or no image can
-            be read. All but the last are found before the first image is read.
+        UserError: an image, the network or the target is missing or does not fit, another process
+            writes the target, or no image can be read. All but the last are found before the first
+            image is read.
     """
+    if dtype is not None:
+        check_choice("dtype", dtype, get_args(Stored))
     target = epath.Path(to)
-    old = open_index(target) if add else None
-    if old is None:
+    if not add:
         stored_features.check_target(target)
-    sources = [images] if isinstance(images, str | os.PathLike) else list(images)
-    found, notes = find_images(sources, modality)
-    model = load(run, config=config, batch_size=batch_size)
-    name = model.reported(feature)
-    by = embedded_by(model, name)
-    if old is not None:
-        check_same_network(old, by)
-        stored = next(iter(old.features.values())).dtype
-        if stored != dtype:
-            raise UserError(f"--dtype {dtype}: {target} has {stored}; give --dtype {stored}")
-        known = {image.file: image for image in old.images}
-        again = [i for i in found if i.file in known and known[i.file].stamp != i.stamp]
-        if again:
-            notes.append(f"{count(again, 'image has', 'images have')} changed: embedded again")
-        if kept := sum(i.file in known for i in found) - len(again):
-            notes.append(f"{kept} images are in {target} already: kept")
-        found = [i for i in found if i.file not in known or known[i.file].stamp != i.stamp]
-        if not found:
-            return Embedded(target, len(old.images), 0, notes, [])
-    partial = target.with_name(f"{target.name}.partial")
-    with _Unfinished(partial, by, found, model.batch_size, dtype) as unfinished:
-        rows, faults = embed_found(model, found, name, what="embedding", unfinished=unfinished)
-        notes += faults.notes(len(found))
-        readable = faults.readable(len(found))
-        new = {image.file for image, good in zip(found, readable, strict=True) if good}
-        merged = {m: _merged(m, old, new, found, rows, readable) for m in SIDES}
-        if new:
-            write_index(target, by, merged, rows.shape[1], rows.dtype)
-    shutil.rmtree(partial)
-    if not new:
+    elif not target.exists():
+        raise UserError(f"{target}: no such file to add to; leave out --add to write a new one")
+    with _only_writer(target) as folder:
+        # Read again now that no other process writes it.
+        old = open_index(target) if add else None
+        if old is None:
+            stored_features.check_target(target)
+        found, notes = find_images(images, modality)
+        if old is not None:
+            check_tracklets(f"{target} and these images", [*old.images, *found])
+        model = load(run, config=config, batch_size=batch_size)
+        by = embedded_by(model, model.reported(feature))
+        if old is not None:
+            check_same_network(old, by)
+            stored: Stored = "float32" if _like(old)[1] == np.float32 else "float16"
+            if dtype not in (None, stored):
+                raise UserError(f"--dtype {dtype}: {target} has {stored}; leave the option out")
+            dtype = stored
+            found, current = _to_embed(found, old, notes)
+            if not found:
+                if current != old.images:
+                    old = old._replace(images=current)
+                    merged = {m: _merged(m, old, set()) for m in SIDES}
+                    write_index(target, by, merged, *_like(old))
+                return Embedded(target, len(old.images), 0, notes, [])
+            old = old._replace(images=current)
+        unfinished = _Unfinished(folder, by, found, model.batch_size, dtype or "float32")
+        before = unfinished.ready
+        if len(before):
+            say(f"{folder}: goes on after {len(before):,} of {len(found):,} images")
+        with unfinished:
+            rows, faults = embed_found(
+                model, found, by.feature, what="embedding", unfinished=unfinished
+            )
+            notes += faults.notes(len(found))
+            readable = faults.readable(len(found))
+            new = {image.file for image, good in zip(found, readable, strict=True) if good}
+            merged = {m: _merged(m, old, new, found, rows, readable) for m in SIDES}
+            if new:
+                write_index(target, by, merged, rows.shape[1], rows.dtype)
+        unfinished.remove()
+    if not new and old is None:
         raise UserError("\n  ".join(["no image can be read:", *faults.unreadable[:10]]))
     total = sum(len(one.images) for one in merged.values())
-    return Embedded(target, total, len(new), notes, faults.unreadable)
+    return Embedded(
+        target, total, int(readable.sum() - readable[before].sum()), notes, faults.unreadable
+    )
+
+
+def _to_embed(
+    found: Sequence[FoundImage], old: Index, notes: list[str]
+) -> tuple[list[FoundImage], list[FoundImage]]:
+    """Return the images that a file lacks or that changed, and those of the file, with what is said
+    of them now."""
+    known = {image.file: image for image in old.images}
+    lacking, said = list[FoundImage](), dict[str, FoundImage]()
+    changed = kept = 0
+    for image in found:
+        before = known.get(image.file)
+        if before is None:
+            lacking.append(image)
+        elif (before.stamp, before.modality) != (image.stamp, image.modality):
+            lacking.append(image)
+            changed += 1
+        else:
+            kept += 1
+            given = {name: getattr(image, name) for name in SAID if getattr(image, name)}
+            now = before._replace(**given)
+            if now != before:
+                said[image.file] = now
+    if changed:
+        notes.append(f"{count(range(changed), 'image has', 'images have')} changed: embedded again")
+    if kept:
+        notes.append(f"{count(range(kept), 'image is', 'images are')} in {old.path} already: kept")
+    if said:
+        notes.append(
+            f"{count(said, 'kept image has', 'kept images have')} another identity,"
+            " camera or tracklet now: noted, not embedded again"
+        )
+    return lacking, [said.get(image.file, image) for image in old.images]
 
 
 def prune(path: epath.PathLike, *, identities: Sequence[str] = ()) -> list[FoundImage]:
@@ -140,21 +199,64 @@ def prune(path: epath.PathLike, *, identities: Sequence[str] = ()) -> list[Found
         The removed images.
 
     Raises:
-        UserError: the file cannot be opened or written, has none of an identity, or would be left
-            without images.
+        UserError: the file cannot be opened or written, another process writes it, it has none of
+            an identity, or would be left without images.
     """
-    index = open_index(path)
-    if absent := sorted(set(identities) - {image.identity for image in index.images}):
-        raise UserError(f"{index.path}: has no image of {', '.join(absent)}")
-    gone = [i for i in index.images if i.identity in identities or not epath.Path(i.file).exists()]
-    if len(gone) == len(index.images):
-        raise UserError(f"{index.path}: would be left without images; remove the file")
-    if gone:
-        without = {image.file for image in gone}
-        merged = {m: _merged(m, index, without, [], None, np.zeros(0, bool)) for m in SIDES}
-        features = next(iter(index.features.values()))
-        write_index(path, index.embedded_by, merged, features.shape[1], features.dtype)
+    if isinstance(identities, str):
+        identities = [identities]
+    if not epath.Path(path).exists():
+        raise UserError(f"{path}: no such file")
+    with _only_writer(epath.Path(path)):
+        index = open_index(path)
+        if absent := sorted(set(identities) - {image.identity for image in index.images}):
+            raise UserError(f"{index.path}: has no image of {', '.join(absent)}")
+        gone = [
+            i for i in index.images if i.identity in identities or not epath.Path(i.file).exists()
+        ]
+        if len(gone) == len(index.images):
+            raise UserError(f"{index.path}: would be left without images; remove the file")
+        if gone:
+            without = {image.file for image in gone}
+            merged = {m: _merged(m, index, without) for m in SIDES}
+            write_index(path, index.embedded_by, merged, *_like(index))
     return gone
+
+
+def _like(index: Index) -> tuple[int, np.dtype]:
+    """Return the channels and the type of a file's features."""
+    features = next(iter(index.features.values()))
+    return features.shape[1], features.dtype
+
+
+@contextlib.contextmanager
+def _only_writer(target: epath.Path) -> Iterator[epath.Path]:
+    """Keep other processes from writing a file of features, and yield the folder beside it for
+    what is unfinished; at the end the folder is removed, unless it holds such.
+
+    Raises:
+        UserError: another process writes the file, or the folder cannot be made.
+    """
+    folder = target.with_name(f"{target.name}.partial")
+    try:
+        folder.mkdir(parents=False, exist_ok=True)
+        others = sorted(
+            path.name
+            for path in folder.iterdir()
+            if path.name not in (STATE, ROWS, LOCK) and not path.name.startswith(".")
+        )
+        if others:
+            raise UserError(
+                f"{folder}: holds {others[0]}, which ddag-embed has not written, and is where"
+                " unfinished features would be; move it, or name another file"
+            )
+        with RunLock(folder):
+            try:
+                yield folder
+            finally:
+                if not (folder / STATE).exists():
+                    shutil.rmtree(folder)
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be written ({error.strerror or error})") from None
 
 
 def embedded_by(model: Model, feature: str) -> EmbeddedBy:
@@ -191,11 +293,8 @@ class Faults:
     def notes(self, images: int) -> list[str]:
         """Return a sentence about images of another modality than said, if there are any."""
         return [
-            f"of {images:,} images {len(numbers):,} {what}; check their modality"
-            for numbers, what in (
-                (self.grey, "are said to be visible and have three equal channels"),
-                (self.coloured, "are said to be infrared and have colours"),
-            )
+            f"{count(numbers, *what)} ({len(numbers):,} of {images:,}); check their modality"
+            for numbers, what in ((self.grey, _GREY), (self.coloured, _COLOURED))
             if numbers
         ]
 
@@ -228,7 +327,7 @@ def embed_found(
         model.embed_batch, _reader(images, model.image_size, faults), infrared, model.batch_size,
         first=first,
     )  # fmt: skip
-    done = _images_in(first, infrared, model.batch_size)
+    done = 0 if unfinished is None else len(unfinished.ready)
     with Progress(len(images), what, "image", initial=done) as bar:
         for number, (indices, found) in enumerate(batches, start=first + 1):
             values = model.select(found, feature)
@@ -244,13 +343,14 @@ def embed_found(
     return rows, faults
 
 
-def _images_in(batches: int, infrared: Bool[np.ndarray, " n"], batch_size: int) -> int:
-    """Return how many images the first batches have: those of `embedded_batches`."""
-    visible = int((~infrared).sum())
-    of_visible = -(-visible // batch_size)
-    if batches <= of_visible:
-        return min(batches * batch_size, visible)
-    return min(visible + (batches - of_visible) * batch_size, len(infrared))
+def _images_in(
+    batches: int, infrared: Bool[np.ndarray, " n"], batch_size: int
+) -> Int[np.ndarray, " m"]:
+    """Return the images of the first batches of `embedded_batches`, by index."""
+    visible, others = np.flatnonzero(~infrared), np.flatnonzero(infrared)
+    of_visible = min(batches, -(-len(visible) // batch_size))
+    of_others = batches - of_visible
+    return np.concatenate([visible[: of_visible * batch_size], others[: of_others * batch_size]])
 
 
 def _reader(
@@ -270,7 +370,7 @@ def _reader(
             difference = _colour(found)
             if images[number].modality == "visible" and difference == 0:
                 faults.grey.add(number)
-            elif images[number].modality == "infrared" and difference > _COLOURED:
+            elif images[number].modality == "infrared" and difference > _LEAST_COLOUR:
                 faults.coloured.add(number)
         return pixels[places]
 
@@ -290,7 +390,7 @@ class _Unfinished:
     """The rows that are ready, in a folder, while others are not; a context manager.
 
     Raises:
-        UserError: the folder is of other images or another network, or another process writes it.
+        UserError: the folder is of other images or another network.
     """
 
     def __init__(
@@ -304,48 +404,44 @@ class _Unfinished:
         said = [dataclasses.asdict(dataclasses.replace(by, run="")), images, batch_size, dtype]
         self._key = hashlib.sha256(json.dumps(said).encode(errors="surrogateescape")).hexdigest()
         self._folder, self._dtype = folder, np.dtype(dtype)
-        self._lock: RunLock | None = None
         self._saved = time.perf_counter()
         self.batches = 0
         """Number of batches whose rows are ready."""
         self.rows: np.memmap | None = None
         self.faults = Faults()
+        if (folder / STATE).exists():
+            self._resume()
+        infrared = np.array([image.modality == "infrared" for image in images], bool)
+        self.ready = _images_in(self.batches, infrared, batch_size)
+        """The images of these batches, by index."""
 
-    def __enter__(self) -> "_Unfinished":
-        state = self._folder / "state.json"
+    def _resume(self) -> None:
+        state = self._folder / STATE
         try:
-            self._folder.mkdir(parents=False, exist_ok=True)
-        except OSError as error:
-            raise UserError(f"{self._folder}: cannot be made ({error.strerror})") from None
-        self._lock = RunLock(self._folder).__enter__()
-        try:
-            if state.exists():
-                self._resume(state)
-        except BaseException:
-            self._lock.__exit__(None, None, None)
-            raise
-        return self
-
-    def _resume(self, state: epath.Path) -> None:
-        found = read_json(state, 2**30)
-        if found["key"] != self._key:
+            found = read_json(state, 2**30)
+            key, self.batches = found["key"], found["batches"]
+            self.faults = Faults(
+                {int(number): why for number, why in found["unreadable"].items()},
+                set(found["grey"]),
+                set(found["coloured"]),
+            )
+            if key == self._key:
+                self.rows = np.lib.format.open_memmap(self._folder / ROWS, "r+")
+        except Exception as error:  # the parsers raise any exception on damaged bytes
+            raise UserError(
+                f"{self._folder}: holds unfinished features that cannot be read ({error}); remove"
+                " this folder"
+            ) from None
+        if key != self._key:
             raise UserError(
                 f"{self._folder}: holds unfinished features of other images, another network or"
                 " other settings; give the same ones to go on, or remove this folder"
             )
-        self.batches = found["batches"]
-        if self.batches:
-            self.rows = np.lib.format.open_memmap(self._folder / "rows.npy", "r+")
-        self.faults = Faults(
-            {int(number): why for number, why in found["unreadable"].items()},
-            set(found["grey"]),
-            set(found["coloured"]),
-        )
 
     def make(self, shape: tuple[int, int]) -> np.memmap:
         """Make the file of the rows, on disk."""
         self.rows = np.lib.format.open_memmap(
-            self._folder / "rows.npy", "w+", dtype=self._dtype, shape=shape
+            self._folder / ROWS, "w+", dtype=self._dtype, shape=shape
         )
         return self.rows
 
@@ -355,8 +451,8 @@ class _Unfinished:
             self._save()
 
     def _save(self) -> None:
-        if self.rows is None:
-            return
+        if self.rows is None or not self.batches:
+            return  # there is nothing to go on from
         self.rows.flush()
         state = {
             "key": self._key,
@@ -365,35 +461,41 @@ class _Unfinished:
             "grey": sorted(self.faults.grey),
             "coloured": sorted(self.faults.coloured),
         }
-        write_text(self._folder / "state.json", json.dumps(state))
+        write_text(self._folder / STATE, json.dumps(state))
         self._saved = time.perf_counter()
 
+    def remove(self) -> None:
+        """Forget how far the work is: it is complete."""
+        (self._folder / STATE).unlink(missing_ok=True)
+
+    def __enter__(self) -> "_Unfinished":
+        return self
+
     def __exit__(self, *failed: Any) -> None:
-        assert self._lock is not None
         if failed[0] is not None:
             self._save()
-        self._lock.__exit__(*failed)
-        if failed[0] is not None and not self.batches:  # there is nothing to go on from
-            shutil.rmtree(self._folder)
 
 
 def _merged(
     modality: Modality,
     old: Index | None,
-    replaced: set[str],
-    images: Sequence[FoundImage],
-    rows: Float[np.ndarray, "n d"] | None,
-    readable: Bool[np.ndarray, " n"],
+    without: set[str],
+    images: Sequence[FoundImage] = (),
+    rows: Float[np.ndarray, "n d"] | None = None,
+    readable: Bool[np.ndarray, " n"] | None = None,
 ) -> Rows:
-    """Return the images of a modality of an old file, without some, and then those of new rows."""
+    """Return the images of a modality of an old file, without some files, and those of new rows.
+
+    A UserError names a row of the old file that is not finite.
+    """
     parts: list[tuple[Float[np.ndarray, "_ d"], Int[np.ndarray, " _"]]] = []
     together: list[FoundImage] = []
     if old is not None:
         mine = [image for image in old.images if image.modality == modality]
-        kept = [number for number, image in enumerate(mine) if image.file not in replaced]
+        kept = [number for number, image in enumerate(mine) if image.file not in without]
         together += [mine[number] for number in kept]
         parts.append((old.features[modality], np.array(kept, int)))
-    if rows is not None:
+    if rows is not None and readable is not None:
         chosen = [
             number
             for number in np.flatnonzero(readable).tolist()
@@ -405,6 +507,11 @@ def _merged(
     def blocks() -> Iterator[Float[np.ndarray, "_ d"]]:
         for source, numbers in parts:
             for start in range(0, len(numbers), _BLOCK):
-                yield source[numbers[start : start + _BLOCK]]
+                block = source[numbers[start : start + _BLOCK]]
+                if old is not None and not np.isfinite(block).all():
+                    raise UserError(
+                        f"{old.path}: has features that are not finite; embed the images again"
+                    )
+                yield block
 
     return Rows(together, blocks())

@@ -1,12 +1,12 @@
 """Find the images to embed or to search: files, folders and lists, each with its modality."""
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple, cast
 
 from etils import epath
 
-from ddag_jax.datasets.checks import count, is_image, raise_faults
+from ddag_jax.datasets.checks import count, examples, is_image, passed_over, raise_faults
 from ddag_jax.datasets.image_table import (
     MODALITIES,
     TABLE_SUFFIXES,
@@ -18,6 +18,7 @@ from ddag_jax.datasets.image_table import (
 from ddag_jax.errors import UserError
 from ddag_jax.io.files import is_file
 from ddag_jax.methods.base import Modality
+from ddag_jax.serving.arguments import Sources, as_paths, check_choice
 
 _REQUIRED = ("path",)
 _OPTIONAL = ("modality", "identity", "camera", "tracklet")
@@ -39,110 +40,148 @@ class FoundImage(NamedTuple):
 
 
 def find_images(
-    sources: Sequence[epath.PathLike], modality: Modality | None = None
+    sources: Sources, modality: Modality | None = None, *, option: str = "--modality"
 ) -> tuple[list[FoundImage], list[str]]:
     """Find the images of files, folders and lists, each file once.
 
     A list has a line an image, with the column `path` and perhaps `modality`, `identity`, `camera`
     and `tracklet` (datasets/image_table.py). A folder has all images below it, in the order of
     their paths. The modality is that of a list's column, or else that of the deepest folder in the
-    path, as it is written, that is named visible or infrared, or else `modality`. Without a list,
-    the identity of visible/IDENTITY/IMAGE and infrared/IDENTITY/IMAGE is the folder's name.
+    absolute path that is named visible or infrared, or else `modality`. Without a list, the
+    identity of visible/IDENTITY/IMAGE and infrared/IDENTITY/IMAGE is the folder's name.
 
     Args:
-        sources: paths of files, folders and lists.
+        sources: path or paths of files, folders and lists.
         modality: of all images.
+        option: what messages call the modality.
 
     Returns:
         The images in the order of the sources, and remarks on them.
 
     Raises:
-        UserError: a source has no images, a listed file is missing (all are named), or an image's
-            modality is not known, or known to be another one than `modality`.
+        UserError: there is no source, a source has no images, a listed file is missing (all are
+            named), an image's modality is not known, or known to be another one than `modality`, or
+            a tracklet has images of several identities.
     """
+    if modality is not None:
+        check_choice(option, modality, MODALITIES)
+    paths = as_paths("images", sources)
     faults, notes = list[str](), list[str]()
     found: list[FoundImage] = []
     unknown: list[str] = []
     other: list[str] = []
-    for source in map(epath.Path, sources):
-        listed = source.suffix.lower() in TABLE_SUFFIXES
-        for root, row, stat in _rows(source, faults, notes):
-            file = os.path.abspath(root / row.path)
-            folder_modality, identity = _said_by_folders(row.path if listed else row.where)
+    for source in paths:
+        for row, stat in _rows(source, faults, notes):
+            folder_modality, identity = _said_by_folders(row.path)
             known = row.modality or folder_modality or modality
             if known is None:
-                unknown.append(file)
+                unknown.append(row.path)
                 continue
             if modality is not None and known != modality:
-                other.append(file)
+                other.append(row.path)
             found.append(
                 FoundImage(
-                    file,
                     row.path,
+                    row.where,
                     cast(Modality, known),
-                    row.identity if listed else identity,
+                    row.identity if _is_list(source) else identity,
                     row.camera,
                     row.tracklet,
-                    (stat.st_size, stat.st_mtime_ns),
+                    stat,
                 )
             )
     if unknown:
         faults.append(
             f"{count(unknown, 'image has', 'images have')} no modality (first: {unknown[0]}); give"
-            " --modality visible or infrared, a list with the column modality, or folders of these"
+            f" {option} visible or infrared, a list with the column modality, or folders of these"
             " names"
         )
     if other:
         faults.append(
-            f"--modality {modality}: {count(other, 'image is', 'images are')} of the other one by"
+            f"{option} {modality}: {count(other, 'image is', 'images are')} of the other one by"
             f" their list or folder (first: {other[0]}); leave the option out, or name the images"
             " that it fits"
         )
     raise_faults(faults)
     distinct = list({image.file: image for image in reversed(found)}.values())[::-1]
-    if len(distinct) < len(found):
-        notes.append(f"{len(found) - len(distinct)} images are named twice and taken once")
+    if repeated := range(len(found) - len(distinct)):
+        notes.append(f"{count(repeated, 'image is', 'images are')} named twice and taken once")
+    lists = ", ".join(os.fspath(source) for source in paths if _is_list(source))
+    check_tracklets(lists, distinct)
     return distinct, notes
+
+
+def check_tracklets(where: str, images: Iterable[FoundImage]) -> None:
+    """Raise UserError if a tracklet has images of several identities."""
+    people: dict[tuple[str, str], set[str]] = {}
+    for image in images:
+        if image.tracklet:
+            people.setdefault((image.tracklet, image.modality), set()).add(image.identity)
+    if mixed := sorted({name for (name, _), found in people.items() if len(found) > 1}):
+        raise UserError(
+            f"{where}: {count(mixed, 'tracklet has', 'tracklets have')} images of several"
+            f" identities ({examples(mixed)}); give each tracklet a name of its own"
+        )
+
+
+def _is_list(source: epath.Path) -> bool:
+    return source.suffix.lower() in TABLE_SUFFIXES and not source.is_dir()
 
 
 def _rows(
     source: epath.Path, faults: list[str], notes: list[str]
-) -> Iterator[tuple[epath.Path, Row, os.stat_result]]:
-    """Yield each image of a source, after the folder that its path is relative to, and its status.
+) -> Iterator[tuple[Row, tuple[int, int]]]:
+    """Yield each image of a source and its stamp.
 
-    `where` is the path as it is written, except for a list.
+    `path` is absolute, and `where` relative to the folder or the list.
     """
     if source.is_dir():
-        root = source
-        rows = [Row(os.fspath(source / name), name) for name in sorted(_below(source))]
-        if not rows:
-            raise UserError(f"{source}: holds no .jpg, .jpeg, .png or .bmp file")
+        root, below = source, sorted(_below(source))
+        names = [name for name in below if is_image(name.rpartition("/")[2])]
+        remarks = [f"{source}: {remark}" for remark in passed_over(below)]
+        if not names:
+            raise UserError(
+                "\n  ".join([f"{source}: holds no .jpg, .jpeg, .png or .bmp file", *remarks])
+            )
+        notes += remarks
+        rows = [Row(name, name) for name in names]
     elif not is_file(source):
         raise UserError(f"{source}: no such file or folder")
-    elif source.suffix.lower() in TABLE_SUFFIXES:
+    elif _is_list(source):
         root = source.parent
         rows = read_table(source, _REQUIRED, _OPTIONAL, faults, notes)
         rows = plausible_rows(rows, _REQUIRED, source, faults)
+        present = file_stats(root, rows, source, faults)
+        rows = [row._replace(where=row.path) for row in rows if row.path in present]
     elif is_image(source.name):
-        root, rows = source.parent, [Row(os.fspath(source), source.name)]
+        root, rows = source.parent, [Row(source.name, source.name)]
     else:
         raise UserError(
             f"{source}: is neither an image (.jpg, .jpeg, .png, .bmp) nor a list of images (.csv,"
             " .tsv, .parquet)"
         )
-    stats = file_stats(root, rows, source, faults)
     for row in rows:
-        if row.path in stats:
-            yield root, row, stats[row.path]
+        file = os.path.abspath(root / row.path)
+        try:
+            found = os.stat(file)
+        except OSError:  # a link that leads nowhere: it is reported with those that are not images
+            stamp = 0, 0
+        else:
+            stamp = found.st_size, found.st_mtime_ns
+        yield row._replace(path=file), stamp
 
 
 def _below(folder: epath.Path) -> Iterator[str]:
+    """Yield the files below a folder, relative to it, and hidden folders, which end in "/"."""
+
     def refuse(error: OSError) -> None:
         raise UserError(f"{error.filename}: cannot be listed ({error.strerror})") from None
 
     for parent, folders, files in os.walk(folder, onerror=refuse):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        yield from (os.path.relpath(os.path.join(parent, f), folder) for f in files if is_image(f))
+        yield from (os.path.relpath(os.path.join(parent, name), folder) for name in files)
+        hidden = [name for name in folders if name.startswith(".")]
+        yield from (os.path.relpath(os.path.join(parent, name), folder) + "/" for name in hidden)
+        folders[:] = [name for name in folders if name not in hidden]
 
 
 def _said_by_folders(path: str) -> tuple[str, str]:

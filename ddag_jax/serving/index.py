@@ -39,7 +39,9 @@ SIDES: dict[Modality, str] = {"infrared": "query", "visible": "gallery"}
 UNKNOWN = -1
 """Number of an identity that is not known."""
 
-_SAID = ("identity", "camera", "tracklet")
+SAID = ("identity", "camera", "tracklet")
+"""Fields of an image that a list or a folder may say."""
+
 _ALIGNED = 64  # bytes; a map into memory is as fast as an array then
 _BLOCK = 4096  # rows
 
@@ -107,7 +109,7 @@ def write_index(
             for modality, side in SIDES.items():
                 images, blocks = rows[modality]
                 without = 0 if given else 1 + (modality == "infrared")
-                texts = {name: [getattr(i, name) for i in images] for name in _SAID}
+                texts = {name: [getattr(i, name) for i in images] for name in SAID}
                 columns = {
                     "ids": np.array([identities[i.identity] for i in images], np.int64),
                     "cameras": np.array([cameras.get(i.camera, without) for i in images], np.int64),
@@ -183,7 +185,7 @@ def open_index(path: epath.PathLike) -> Index:
             features: dict[Modality, np.ndarray] = {}
             for modality, side in SIDES.items():
                 features[modality] = _map(source, archive, f"{side}_features")
-                texts = ["files", "names", *(f"{name}_texts" for name in _SAID)]
+                texts = ["files", "names", *(f"{name}_texts" for name in SAID)]
                 columns = [
                     [text.decode(errors="surrogateescape") for text in column.tolist()]
                     for column in (_read(archive, f"{side}_{name}") for name in texts)
@@ -248,6 +250,13 @@ def check_same_network(index: Index, wanted: EmbeddedBy) -> None:
     found = index.embedded_by
     if found == wanted:
         return
+    if found.feature != wanted.feature and dataclasses.replace(
+        found, feature=""
+    ) == dataclasses.replace(wanted, feature=""):
+        raise UserError(
+            f"{index.path}: holds the feature {found.feature}, not {wanted.feature}; give --feature"
+            f" {found.feature}, or embed the images again"
+        )
     for field in dataclasses.fields(EmbeddedBy):
         one, other = getattr(found, field.name), getattr(wanted, field.name)
         if field.compare and one != other:

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Mapping, Sequence
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, get_args
 
 import numpy as np
 from etils import epath
@@ -12,10 +12,11 @@ from ddag_jax.config import Config
 from ddag_jax.datasets.images import ImageFile, read_images
 from ddag_jax.errors import UserError
 from ddag_jax.evaluation.embed import embed_images, make_embed
-from ddag_jax.evaluation.evaluator import check_feature, pick
+from ddag_jax.evaluation.evaluator import check_one_feature, pick
 from ddag_jax.methods.base import Modality
 from ddag_jax.parallel import device_mesh, map_embed, shard
 from ddag_jax.runs.evaluate import Trained, find_trained
+from ddag_jax.serving.arguments import check_choice, check_count
 
 Image: TypeAlias = str | os.PathLike[str] | UInt8[np.ndarray, "_ _ 3"]
 """A file, or RGB pixels of any size."""
@@ -34,8 +35,8 @@ def load(
     Raises:
         UserError: there is no checkpoint, it cannot be read, or `config` is needed.
     """
-    if batch_size is not None and batch_size < 1:
-        raise UserError(f"batch_size: {batch_size} must be at least 1")
+    if batch_size is not None:
+        batch_size = check_count("batch_size", batch_size)
     return Model(find_trained(run, config), batch_size)
 
 
@@ -81,8 +82,9 @@ class Model:
             UserError: there are no images, one cannot be read or is not an RGB array of uint8, the
                 modality is unknown, or an embedding is not finite.
         """
-        if modality not in ("visible", "infrared"):
-            raise UserError(f"modality: {modality} must be visible or infrared")
+        check_choice("modality", modality, get_args(Modality))
+        if isinstance(images, str | os.PathLike):
+            raise UserError(f"images: {images} is one path; give a list of images")
         files = [_checked(number, image) for number, image in enumerate(images)]
 
         def read(numbers: Int[np.ndarray, " b"]) -> UInt8[np.ndarray, "b h w 3"]:
@@ -116,9 +118,7 @@ class Model:
         if feature is None:
             chosen = self.config.evaluation.feature
             return self.features[-1] if chosen == "both" else chosen
-        if feature == "both":
-            raise UserError("feature: both are two; give one, or concatenation")
-        check_feature(feature, self._method)
+        check_one_feature(feature, self._method)
         return feature
 
 

@@ -1,6 +1,7 @@
 """What a search found, as values, as JSON and as a table of text."""
 
 import json
+import unicodedata
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -8,6 +9,9 @@ from ddag_jax.datasets.checks import count
 from ddag_jax.methods.base import Modality
 
 NOBODY = "nobody known"
+
+RESULTS_FORMAT = 1
+"""Of the JSON text. A key may be added; another meaning of one needs the next number."""
 
 
 class Hit(NamedTuple):
@@ -68,34 +72,51 @@ def sign(right: bool | None) -> str:
     return "" if right is None else "✓" if right else "✗"
 
 
-def format_table(result: Result) -> str:
-    """Return the hits of a query as a table of text.
+def format_tables(results: Sequence[Result]) -> str:
+    """Return the hits of each query as a table of text, with columns of one width.
 
     >>> hits = [Hit(1, 0.8125, "a.jpg", "7", "visible"), Hit(2, 0.3, "b.jpg", None, "visible")]
-    >>> print(format_table(Result("query.jpg", "7", "infrared", hits)))
+    >>> found = Result("query.jpg", "7", "infrared", hits)
+    >>> print(format_tables([found, Result("other.jpg", None, "infrared", [])]))
     query.jpg (infrared, identity 7)
-    rank  similarity  identity  file
-       1       0.812  7 ✓       a.jpg
-       2       0.300  unknown   b.jpg
-    >>> print(format_table(Result("other.jpg", None, "infrared", [])))
+    rank  similarity  identity   file
+       1       0.812  7 (right)  a.jpg
+       2       0.300  unknown    b.jpg
+    <BLANKLINE>
     other.jpg (infrared): nobody known
     """
-    whose = "" if result.identity is None else f", identity {_printable(result.identity)}"
-    head = f"{_printable(result.file)} ({result.modality}{whose}{several(result)})"
-    if not result.hits:
-        return f"{head}: {NOBODY}"
-    names = [
-        "unknown"
-        if hit.identity is None
-        else f"{_printable(hit.identity)} {sign(result.is_right(hit))}".rstrip()
-        for hit in result.hits
-    ]
-    width = max(len("identity"), *map(len, names))
-    lines = [head, f"rank  similarity  {'identity':<{width}}  file"]
-    for hit, name in zip(result.hits, names, strict=True):
-        row = f"{hit.rank:>4}  {hit.similarity:>10.3f}  {name:<{width}}  {_printable(hit.file)}"
-        lines.append(row + several(hit))
-    return "\n".join(lines)
+    names = [[_named(result, hit) for hit in result.hits] for result in results]
+    width = max(map(_columns, ["identity", *(name for of_one in names for name in of_one)]))
+    tables = []
+    for result, of_one in zip(results, names, strict=True):
+        whose = "" if result.identity is None else f", identity {_printable(result.identity)}"
+        head = f"{_printable(result.file)} ({result.modality}{whose}{several(result)})"
+        if not result.hits:
+            tables.append(f"{head}: {NOBODY}")
+            continue
+        lines = [head, f"rank  similarity  {'identity':<{width}}  file"]
+        for hit, name in zip(result.hits, of_one, strict=True):
+            space = " " * (width - _columns(name))
+            row = f"{hit.rank:>4}  {hit.similarity:>10.3f}  {name}{space}  {_printable(hit.file)}"
+            lines.append(row + several(hit))
+        tables.append("\n".join(lines))
+    return "\n\n".join(tables)
+
+
+def _named(result: Result, hit: Hit) -> str:
+    if hit.identity is None:
+        return "unknown"
+    # Words: not every terminal has the signs.
+    said = {None: "", True: " (right)", False: " (wrong)"}[result.is_right(hit)]
+    return _printable(hit.identity) + said
+
+
+def _columns(text: str) -> int:
+    """Return the width of text on a terminal: East Asian characters take two columns."""
+    return sum(
+        0 if unicodedata.combining(one) else 1 + (unicodedata.east_asian_width(one) in "WF")
+        for one in text
+    )
 
 
 def several(of: Result | Hit) -> str:
@@ -114,6 +135,7 @@ class SearchResults(NamedTuple):
     """What was found for all queries."""
 
     run: str
+    """Its folder."""
     checkpoint: str
     """Name of the checkpoint's folder."""
     feature: str
@@ -132,4 +154,5 @@ class SearchResults(NamedTuple):
     def to_json(self) -> str:
         """Return all of it as JSON text."""
         results = [result.to_json() for result in self.results]
-        return json.dumps(self._asdict() | {"results": results}, indent=2) + "\n"
+        content = {"format": RESULTS_FORMAT, **self._asdict(), "results": results}
+        return json.dumps(content, indent=2) + "\n"

@@ -7,30 +7,30 @@ the mean of their features.
 import functools
 import os
 from collections.abc import Sequence
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, get_args
 
 import numpy as np
 from etils import epath
 from jaxtyping import Float, UInt8
 
 from ddag_jax.config import Config
-from ddag_jax.datasets.checks import examples
+from ddag_jax.datasets.checks import count
 from ddag_jax.datasets.images import read_image
 from ddag_jax.errors import UserError
 from ddag_jax.evaluation.pairs import OperatingPoints
 from ddag_jax.evaluation.table import describe_pairs
 from ddag_jax.io.files import check_new_file, write_text
 from ddag_jax.methods.base import Modality
+from ddag_jax.serving.arguments import Sources, as_paths, check_choice, check_count
 from ddag_jax.serving.contact_sheet import ContactSheet, write_contact_sheet
 from ddag_jax.serving.embed import embed_found, embedded_by
-from ddag_jax.serving.images import FoundImage, find_images
-from ddag_jax.serving.index import check_same_network, is_index, open_index
+from ddag_jax.serving.images import FoundImage, check_tracklets, find_images
+from ddag_jax.serving.index import Index, check_same_network, is_index, open_index
 from ddag_jax.serving.model import Model, load
 from ddag_jax.serving.nearest import top_k
 from ddag_jax.serving.results import Hit, Result, SearchResults
-from ddag_jax.serving.threshold import find_threshold
+from ddag_jax.serving.threshold import find_threshold, parse_threshold
 
-Sources: TypeAlias = epath.PathLike | Sequence[epath.PathLike]
 _BLOCK = 4096  # rows
 
 
@@ -85,29 +85,31 @@ def search(
         UserError: an image, the network, the gallery's file, the threshold or a target is missing
             or does not fit. All are found before the first image is read.
     """
-    if top < 1:
-        raise UserError(f"--top {top}: must be at least 1")
-    for target in (sheet, json):
-        if target is not None:
-            check_new_file(target)
+    top = check_count("--top", top)
+    if gallery_modality is not None:
+        check_choice("--gallery-modality", gallery_modality, get_args(Modality))
+    wanted = None if threshold is None else parse_threshold(threshold)
+    _check_targets(sheet, json)
     stored = _stored_gallery(gallery)
     index = None if stored is None else open_index(stored)
+    if index is not None:
+        check_tracklets(os.fspath(index.path), index.images)
     notes: list[str] = []
     gallery_images: list[FoundImage] = []
     if index is None:
-        gallery_images, found = find_images(_listed(gallery), gallery_modality)
+        gallery_images, found = find_images(gallery, gallery_modality, option="--gallery-modality")
         notes += found
-    query_images, found = find_images(_listed(query), query_modality)
+    query_images, found = find_images(query, query_modality, option="--query-modality")
     notes += found
     model = load(run, config=config)
-    if index is not None and feature is None:
-        feature = index.embedded_by.feature
-    name = model.reported(feature)
     if index is not None:
-        check_same_network(index, embedded_by(model, name))
+        # First the network: one of another method may have no feature of this name.
+        feature = feature or index.embedded_by.feature
+        check_same_network(index, embedded_by(model, feature))
+    name = model.reported(feature)
     accepted, points = None, None
-    if threshold is not None:
-        accepted, points = find_threshold(model.trained, name, threshold)
+    if wanted is not None:
+        accepted, points = find_threshold(model.trained, name, wanted)
 
     unreadable: list[str] = []
     if index is None:
@@ -123,17 +125,28 @@ def search(
             raise UserError(f"{index.path}: holds no {gallery_modality} image")
     size = sum(len(side.items) for side in sides)
     if top > size:
-        notes.append(f"--top {top}: the gallery has {size}, so each query lists all of it")
-    queries = _embedded(model, query_images, name, "queries", notes, unreadable)
-    results = [result for asked in queries for result in _ranked(asked, sides, top, accepted)]
+        notes.append(
+            f"--top {top}: the gallery has {count(range(size), 'entry', 'entries')}, so each query"
+            " lists all of it"
+        )
+    queries = _embedded(model, query_images, name, "query", notes, unreadable)
+    try:
+        results = [result for asked in queries for result in _ranked(asked, sides, top, accepted)]
+    except UserError as error:  # ours are finite
+        raise UserError(str(error) if index is None else f"{index.path}: {error}") from None
     order = {image.file: place for place, image in enumerate(query_images)}
     results.sort(key=lambda result: order[result.file])
+    if points is not None:
+        notes += _of_one_modality(results)
+    notes += _gone(results, index)
     answer = SearchResults(
-        run=model.trained.name,
+        run=model.trained.name
+        if "://" in model.trained.name
+        else os.path.abspath(model.trained.name),
         checkpoint=model.trained.checkpoint.name,
         feature=name,
         threshold=accepted,
-        threshold_from=_described(threshold, points),
+        threshold_from=_described(wanted, points),
         gallery=size,
         results=results,
         notes=notes,
@@ -146,15 +159,51 @@ def search(
     return answer
 
 
-def _contact_sheet(found: SearchResults) -> ContactSheet:
-    said = [
-        f"The {found.feature} feature of checkpoint {found.checkpoint}; the gallery has"
-        f" {found.gallery:,}."
+def _check_targets(sheet: epath.PathLike | None, json: epath.PathLike | None) -> None:
+    for target in (sheet, json):
+        if target is not None:
+            check_new_file(target)
+    if sheet is not None and epath.Path(sheet).suffix.lower() not in (".html", ".htm"):
+        raise UserError(f"--sheet {sheet}: is a page; name it {sheet}.html")
+    if sheet is not None and json is not None and os.path.abspath(sheet) == os.path.abspath(json):
+        raise UserError(f"--sheet and --json: both are {sheet}; name two files")
+
+
+def _of_one_modality(results: Sequence[Result]) -> list[str]:
+    """Return a remark if hits are of their query's modality, for which no threshold is measured."""
+    alike = sum(hit.modality == result.modality for result in results for hit in result.hits)
+    if not alike:
+        return []
+    what = count(range(alike), "hit is", "hits are")
+    return [
+        f"{what} of the query's own modality; the threshold is measured on pairs of a visible and"
+        " an infrared image, and accepts too much there (--gallery-modality searches one of them)"
     ]
-    if found.threshold_from is not None:
-        said.append(f"Threshold {found.threshold_from}.")
+
+
+def _gone(results: Sequence[Result], index: Index | None) -> list[str]:
+    """Return a remark if hits of a file of features have no image file any more."""
+    files = {hit.file for result in results for hit in result.hits}
+    gone = [file for file in files if not os.path.exists(file)]
+    if index is None or not gone:
+        return []
+    what = count(gone, "image that was found is", "images that were found are")
+    return [
+        f"{what} not there any more; python -m ddag_jax.serving prune {index.path} removes such"
+        " images from the gallery"
+    ]
+
+
+def _contact_sheet(found: SearchResults) -> ContactSheet:
+    entries = count(range(found.gallery), "entry", "entries")
+    said = [
+        f"Run {found.run}, checkpoint {found.checkpoint}, feature {found.feature}; a gallery of"
+        f" {entries}."
+    ]
+    if found.threshold is not None:
+        said.append(f"Threshold {found.threshold:.3f}, {found.threshold_from}.")
     return ContactSheet(
-        f"Search with {epath.Path(found.run).name}",
+        f"Search with the run {epath.Path(found.run).name}",
         [*said, *found.notes, *found.unreadable],
         found.threshold,
         found.results,
@@ -169,13 +218,9 @@ def _picture(model: Model, file: str) -> UInt8[np.ndarray, "h w 3"] | None:
         return None
 
 
-def _listed(sources: Sources) -> list[epath.PathLike]:
-    return [sources] if isinstance(sources, str | os.PathLike) else list(sources)
-
-
-def _stored_gallery(gallery: Sources) -> epath.PathLike | None:
+def _stored_gallery(gallery: Sources) -> epath.Path | None:
     """Return the file of features that is the gallery, or None if it is images."""
-    sources = _listed(gallery)
+    sources = as_paths("--gallery", gallery)
     if not any(map(is_index, sources)):
         return None
     if len(sources) > 1:
@@ -218,16 +263,6 @@ def _by_tracklet(images: Sequence[FoundImage], rows: Float[np.ndarray, "n d"]) -
         return _Side([_Item(image, 1) for image in images], rows)
     place = {key: number for number, key in enumerate(first)}
     group = np.array([place[key] for key in keys])
-    mixed = {
-        key
-        for key, image in zip(keys, images, strict=True)
-        if image.identity != images[first[key]].identity
-    }
-    if mixed:
-        raise UserError(
-            f"tracklets: {examples(sorted(mixed))} have images of several identities; give each"
-            " tracklet a name of its own"
-        )
     sums = np.zeros((len(first), rows.shape[1]), np.float32)
     for start in range(0, len(rows), _BLOCK):
         np.add.at(sums, group[start : start + _BLOCK], rows[start : start + _BLOCK])
@@ -282,4 +317,4 @@ def _described(threshold: str | float | None, points: OperatingPoints | None) ->
         f"false accepts {100 * point['false_accept_rate']:.2g} %,"
         f" true accepts {100 * point['true_accept_rate']:.1f} %"
     )
-    return f"{threshold}: {rates}, from {describe_pairs(points)}"
+    return f"that of {threshold}: {rates}, from {describe_pairs(points)}"

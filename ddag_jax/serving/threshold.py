@@ -1,13 +1,40 @@
-"""The thresholds that an evaluation stored with a run."""
+"""Thresholds on the similarity: given, or stored with a run by an evaluation."""
 
-from typing import cast
+from typing import Any, cast
 
 from etils import epath
 
 from ddag_jax.errors import UserError
-from ddag_jax.evaluation.pairs import OperatingPoints
+from ddag_jax.evaluation.pairs import FALSE_ACCEPT_RATES, OperatingPoints
 from ddag_jax.io.files import read_json
 from ddag_jax.runs.evaluate import Trained
+
+
+def parse_threshold(given: Any) -> str | float:
+    """Return the name of an operating point, or a cosine similarity.
+
+    >>> parse_threshold("eer"), parse_threshold("0.42"), parse_threshold("FAR=0.001")
+    ('eer', 0.42, 'far=1e-3')
+
+    Raises:
+        UserError: it is neither.
+    """
+    known = ", ".join(["eer", *FALSE_ACCEPT_RATES])
+    wanted = given.strip().lower() if isinstance(given, str) else given
+    if wanted == "eer":
+        return str(wanted)
+    is_rate = isinstance(wanted, str) and wanted.startswith("far=")
+    try:
+        value = float(wanted.removeprefix("far=") if isinstance(wanted, str) else wanted)
+    except (TypeError, ValueError):
+        value = float("nan")
+    if is_rate:
+        for name, rate in FALSE_ACCEPT_RATES.items():
+            if value == rate:
+                return name
+    elif -1 <= value <= 1 and not isinstance(wanted, bool):
+        return value
+    raise UserError(f"--threshold {given}: give {known}, or a cosine similarity from -1 to 1")
 
 
 def stored_points(trained: Trained, feature: str, *, flip: bool) -> OperatingPoints | None:
@@ -48,9 +75,12 @@ def find_threshold(
         return wanted, None
     stored = stored_points(trained, feature, flip=trained.config.evaluation.flip)
     if stored is None:
+        evaluated = trained.config.evaluation.feature
+        is_evaluated = evaluated == feature or (evaluated == "both" and feature != "concatenation")
+        option = "" if is_evaluated else f" --feature {feature}"
         raise UserError(
             f"--threshold {wanted}: no evaluation of {trained.name} stored thresholds of {feature};"
-            f" run evaluate.py {trained.name}, or give a number"
+            f" run evaluate.py {trained.name}{option}, or give a number"
         )
     if wanted not in stored["points"]:
         raise UserError(

@@ -247,7 +247,7 @@ def test_a_camera_of_both_modalities_is_skipped(
 
 REFUSED = {
     "no such column": (("path", "who", "modality"), [], r"has no column identity in its first"),
-    "semicolons": (("path;identity;modality",), [], r"has no column path, identity, modality"),
+    "semicolons": (("path;identity;modality",), [], r"has ';' between columns; a .csv file has c"),
     "a column twice": ((*COLUMNS, "path"), [], r"has two columns path; keep one"),
     "nothing": (COLUMNS, [], r"lists no image; write a line for each"),
     "modality": (COLUMNS, [("a.jpg", "1", "thermal", "1", "test")],

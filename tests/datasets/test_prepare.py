@@ -232,8 +232,14 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda path: (save(path, "RGB", "png"), truncate(path)),
         "cannot be read as an image",
     ),
-    "cmyk": (lambda path: save(path, "CMYK", "jpeg"), "is a CMYK image; convert it to RGB"),
-    "16 bits": (lambda path: save(path, "I;16", "png"), "is a I;16 image; convert it to RGB"),
+    "cmyk": (
+        lambda path: save(path, "CMYK", "jpeg"),
+        "its pixels are of Pillow's mode CMYK; convert",
+    ),
+    "16 bits": (
+        lambda path: save(path, "I;16", "png"),
+        "its pixels are of Pillow's mode I;16; convert",
+    ),
 }
 
 

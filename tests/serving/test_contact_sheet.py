@@ -60,12 +60,13 @@ def test_it_holds_the_results_and_nothing_from_elsewhere(file: Path) -> None:
     assert "<script" not in text
     assert "3 queries, 1 with nobody known." in text
     assert "below the threshold 0.420" in text
-    assert text.count('<li class="row">') == 3
+    assert text.count('<li class="row"') == 3
     assert text.count("Nobody known<small>no similarity reaches 0.420") == 1
     assert re.findall(r'class="shot (\w+)"', text)[:6] == [
         "query", "right", "wrong", "wrong", "unknown", "wrong",
     ]  # fmt: skip
     assert text.count("no picture</span>") == 1
+    assert "Go to" not in text  # a short page
 
 
 def test_without_identities_and_threshold_nothing_is_right_or_wrong(tmp_path: Path) -> None:
@@ -90,11 +91,15 @@ def test_its_size_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     write_contact_sheet(tmp_path / "many.html", many, lambda file: None)
     text = (tmp_path / "many.html").read_text()
     assert "The first 200 are shown, 100 are left out." in text
-    assert text.count('<li class="row">') == 200
+    assert text.count('<li class="row"') == 200
     assert text.count("50 of 60 hits are shown.") == 200
+    assert "Go to one of the 200 queries" in text
+    for number in (1, 200):
+        assert f'<a href="#query-{number}">asked.png</a> ✓</li>' in text
+        assert f'id="query-{number}"' in text
     assert len(text) < BUDGET
 
-    each = len(contact_sheet._row(SHEET.results[0], None, picture)[0])
+    each = len(contact_sheet._row(1, SHEET.results[0], None, picture)[0])
     monkeypatch.setattr(contact_sheet, "BUDGET", 3 * each)
     write_contact_sheet(
         tmp_path / "few.html", many._replace(results=SHEET.results[:1] * 9), picture

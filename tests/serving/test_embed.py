@@ -1,8 +1,11 @@
 """Features of files are the evaluation's, whatever stops the work or is wrong with an image."""
 
+import contextlib
 import csv
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +14,14 @@ import PIL.Image
 import pytest
 
 import ddag_jax
+from ddag_jax.cli.embed import main as embed_command
 from ddag_jax.config import Config, DataConfig
 from ddag_jax.data.loader import evaluation_split
 from ddag_jax.errors import UserError
 from ddag_jax.evaluation import embed as embedding
 from ddag_jax.io.config_file import load_config
 from ddag_jax.runs.evaluate import evaluate_features
+from ddag_jax.runs.lock import RunLock
 from ddag_jax.serving.embed import embed, prune
 from ddag_jax.serving.images import find_images
 from ddag_jax.serving.index import open_index
@@ -93,6 +98,7 @@ def test_what_is_stopped_goes_on_and_ends_the_same(
     pictures: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     broken = pictures / "visible" / next((pictures / "visible").iterdir()).name / "broken.jpg"
     broken.write_bytes(b"no image")
@@ -117,10 +123,12 @@ def test_what_is_stopped_goes_on_and_ends_the_same(
         options: dict[str, Any] = {"config": config, "batch_size": 4} | changed
         with pytest.raises(UserError, match=r"stopped.npz.partial: holds unfinished features"):
             embed(finished, pictures, target, **options)
+    capsys.readouterr()
     result = embed(finished, pictures, target, config=config, batch_size=4)
     assert taken == [0, 3]
     assert not partial.exists()
-    assert result[1:] == whole[1:]
+    assert capsys.readouterr().out == f"{partial}: goes on after 21 of 25 images\n"
+    assert result == whole._replace(path=target, embedded=4)
     assert len(result.unreadable) == 1
     assert "broken.jpg: is not an image" in result.unreadable[0]
     one, other = np.load(whole.path), np.load(target)
@@ -189,7 +197,11 @@ def test_features_are_mapped_into_memory_and_take_half_the_space(
             expected = np.load(full)[f"{SIDES[modality == 'visible']}_features"]
             np.testing.assert_array_equal(rows, expected.astype(dtype))
     with pytest.raises(UserError, match=r"--dtype float32: .*half.npz has float16"):
-        embed(finished, pictures, half, add=True, config=config)
+        embed(finished, pictures, half, add=True, config=config, dtype="float32")
+    shutil.copytree(pictures, tmp_path / "more")
+    added = embed(finished, tmp_path / "more", half, add=True, config=config)
+    assert added.embedded == added.images / 2 == len(open_index(half).images) / 2
+    assert open_index(half).features["visible"].dtype == np.float16
 
 
 def test_features_of_another_network_are_not_added_to(
@@ -197,7 +209,7 @@ def test_features_of_another_network_are_not_added_to(
 ) -> None:
     index = tmp_path / "index.npz"
     embed(finished, pictures, index, config=config)
-    with pytest.raises(UserError, match=r"of .*finished, not of .*finished \(feature: part"):
+    with pytest.raises(UserError, match=r"index.npz: holds the feature part, not global; give"):
         embed(finished, pictures, index, add=True, config=config, feature="global")
     stored = dict(np.load(index))
     said = json.loads(stored["embedded_by"].item())
@@ -226,8 +238,8 @@ def test_a_modality_that_the_pixels_contradict_is_counted(
     sources = [tmp_path / "visible", tmp_path / "infrared"]
     found = embed(finished, sources, tmp_path / "f.npz", config=config)
     assert found.notes == [
-        "of 6 images 2 are said to be visible and have three equal channels; check their modality",
-        "of 6 images 1 are said to be infrared and have colours; check their modality",
+        "2 visible images have three equal channels (2 of 6); check their modality",
+        "1 infrared image has colours (1 of 6); check their modality",
     ]
 
 
@@ -243,7 +255,7 @@ def test_nothing_is_overwritten_or_left(
     assert mine.read_bytes() == b"mine"
     with pytest.raises(UserError, match="its folder does not exist"):
         embed(finished, pictures, tmp_path / "no" / "f.npz", config=config)
-    with pytest.raises(UserError, match=r"no such file"):
+    with pytest.raises(UserError, match=r"f.npz: no such file to add to; leave out --add"):
         embed(finished, pictures, tmp_path / "f.npz", add=True, config=config)
     with pytest.raises(UserError, match=r"feature: .*global, part"):
         embed(finished, pictures, tmp_path / "f.npz", feature="head", config=config)
@@ -264,6 +276,12 @@ def test_images_are_found_with_what_is_known_of_them(pictures: Path, tmp_path: P
     }
     assert all(image.identity == image.name.split("/")[1] for image in found)
     assert notes == []
+    # The folder's own path counts too: inside pictures/visible, `.` is visible.
+    with contextlib.chdir(pictures / "visible"):
+        inside, _ = find_images(".")
+    assert inside == [
+        i._replace(name=i.name[len("visible/") :]) for i in found if i.modality == "visible"
+    ]
     one = pictures / "visible" / who / min(
         path.name for path in (pictures / "visible" / who).iterdir()
     )  # fmt: skip
@@ -274,7 +292,7 @@ def test_images_are_found_with_what_is_known_of_them(pictures: Path, tmp_path: P
     # Named twice: the first one counts.
     both, notes = find_images([table, one])
     assert both == [listed]
-    assert notes == ["1 images are named twice and taken once"]
+    assert notes == ["1 image is named twice and taken once"]
 
 
 @pytest.mark.parametrize(
@@ -302,3 +320,182 @@ def test_images_that_cannot_be_found(make: Any, message: str, tmp_path: Path) ->
     modality: Any = "infrared" if source.parent.name == "visible" else None
     with pytest.raises(UserError, match=message):
         find_images([source], modality)
+
+
+def test_only_one_process_writes_a_file(
+    finished: Path, config: Config, pictures: Path, tmp_path: Path
+) -> None:
+    """Two additions at once would each keep its own images only."""
+    index = tmp_path / "index.npz"
+    embed(finished, pictures / "visible", index, config=config)
+    before = index.read_bytes()
+    folder = tmp_path / "index.npz.partial"
+    folder.mkdir()
+    with RunLock(folder):
+        for write in (
+            lambda: embed(finished, pictures / "infrared", index, config=config, add=True),
+            lambda: prune(index, identities=[next((pictures / "visible").iterdir()).name]),
+        ):
+            with pytest.raises(UserError, match=r"index.npz.partial: process [0-9]+ .* is writing"):
+                write()
+    assert index.read_bytes() == before
+    assert embed(finished, pictures / "infrared", index, config=config, add=True).images == 24
+    assert not folder.exists()
+
+
+def test_the_file_is_read_when_no_other_process_writes_it(
+    finished: Path, config: Config, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What another process adds between the call and the lock is kept."""
+    index, other = tmp_path / "index.npz", tmp_path / "other.npz"
+    embed(finished, pictures / "visible", index, config=config)
+    embed(finished, pictures, other, config=config)
+    enter = RunLock.__enter__
+
+    def replaced_first(self: RunLock) -> RunLock:
+        if other.exists():
+            other.replace(index)
+        return enter(self)
+
+    monkeypatch.setattr(RunLock, "__enter__", replaced_first)
+    people = sorted((pictures / "visible").iterdir())
+    prune(index, identities=[people[0].name])
+    assert len(open_index(index).images) == 24 - 4
+
+
+def test_a_folder_of_the_users_is_not_taken(
+    finished: Path, config: Config, pictures: Path, tmp_path: Path
+) -> None:
+    mine = tmp_path / "f.npz.partial" / "mine.txt"
+    mine.parent.mkdir()
+    mine.write_text("mine")
+    with pytest.raises(UserError, match=r"f.npz.partial: holds mine.txt, which ddag-embed has not"):
+        embed(finished, pictures, tmp_path / "f.npz", config=config)
+    mine.rename(mine.with_name("state.json"))
+    with pytest.raises(UserError, match=r"partial: holds unfinished features that cannot be read"):
+        embed(finished, pictures, tmp_path / "f.npz", config=config)
+    assert mine.with_name("state.json").read_text() == "mine"
+
+
+def test_what_is_known_of_an_image_may_come_later(
+    finished: Path, config: Config, pictures: Path, tmp_path: Path
+) -> None:
+    """Labels are added to a file without embedding its images again; another modality is not."""
+    images = sorted((pictures / "visible").rglob("*.jpg"))
+    index, table = tmp_path / "index.npz", tmp_path / "list.csv"
+    embed(finished, images, index, config=config, modality="visible")
+    before = features(index)
+    rows = [f"{image},visible,somebody,gate" for image in images[:2]]
+    table.write_text("\n".join(["path,modality,identity,camera", *rows]))
+    result = embed(finished, table, index, config=config, add=True)
+    assert result.embedded == 0
+    assert result.notes == [
+        f"2 images are in {index} already: kept",
+        "2 kept images have another identity, camera or tracklet now: noted, not embedded again",
+    ]
+    after = open_index(index)
+    said = [(image.identity, image.camera) for image in after.images]
+    folders = [(image.parent.name, "") for image in images]
+    assert said == [("somebody", "gate")] * 2 + folders[2:]
+    assert all(np.array_equal(before[file], row) for file, row in features(index).items())
+    # Nothing is forgotten where less is said.
+    table.write_text(f"path,modality,camera\n{images[0]},visible,yard\n")
+    assert embed(finished, table, index, config=config, add=True).embedded == 0
+    assert open_index(index).images[0][3:5] == ("somebody", "yard")
+    table.write_text(f"path,modality\n{images[0]},infrared\n")
+    assert embed(finished, table, index, config=config, add=True).embedded == 1
+    found = {image.file: image.modality for image in open_index(index).images}
+    assert found[str(images[0])] == "infrared"
+    assert len(found) == len(images)
+
+
+def test_what_is_not_read_is_said(
+    finished: Path, config: Config, pictures: Path, tmp_path: Path
+) -> None:
+    who = min((pictures / "visible").iterdir())
+    (who / "gone.jpg").symlink_to("nowhere.jpg")
+    (who / ".hidden.jpg").write_bytes(b"")
+    (who / "more.TIF").write_bytes(b"")
+    (who / "notes.txt").write_bytes(b"")
+    (pictures / ".night").mkdir()
+    result = embed(finished, pictures, tmp_path / "f.npz", config=config)
+    assert result.notes == [
+        f"{pictures}: 1 file is not read: visible/{who.name}/more.TIF; convert to .jpg, .jpeg, .png"
+        " or .bmp",
+        f"{pictures}: 2 hidden files or folders are not read: .night/, visible/{who.name}/.hidden.j"
+        "pg",
+    ]
+    (unreadable,) = result.unreadable
+    assert unreadable.startswith(f"{who}/gone.jpg: cannot be read as an image")
+    # With nothing to add but that, the file stays as it is.
+    again = embed(finished, pictures, tmp_path / "f.npz", config=config, add=True)
+    assert (again.images, again.embedded, again.unreadable) == (24, 0, [unreadable])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"images": []}, "images: is empty; give files, folders or lists"),
+        ({"images": [3]}, "images: 3 is not a path"),
+        ({"modality": "Visible"}, "--modality: 'Visible' must be visible or infrared"),
+        ({"dtype": "float64"}, "dtype: 'float64' must be float32 or float16"),
+        ({"batch_size": 2.5}, "batch_size: 2.5 must be a whole number of at least 1"),
+        ({"batch_size": 0}, "batch_size: 0 must be a whole number"),
+    ],
+)
+def test_arguments_from_python_are_checked(
+    options: Any, message: str, finished: Path, config: Config, pictures: Path, tmp_path: Path
+) -> None:
+    given: dict[str, Any] = {"images": pictures, "config": config} | options
+    with pytest.raises(UserError, match=message):
+        embed(finished, to=tmp_path / "f.npz", **given)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["pictures"]
+
+
+def test_a_tracklet_of_two_people_is_refused(
+    finished: Path, config: Config, pictures: Path, tmp_path: Path
+) -> None:
+    images, table, index = sorted(pictures.rglob("*.jpg")), tmp_path / "l.csv", tmp_path / "f.npz"
+
+    def listed(*rows: tuple[int, str]) -> Path:
+        lines = [f"{images[number]},infrared,{who},t" for number, who in rows]
+        table.write_text("\n".join(["path,modality,identity,tracklet", *lines]))
+        return table
+
+    with pytest.raises(UserError, match=r"l.csv: 1 tracklet has images of several ident.* \(t\)"):
+        embed(finished, listed((0, "anna"), (1, "ben")), index, config=config)
+    embed(finished, listed((0, "anna")), index, config=config)
+    with pytest.raises(UserError, match=r"f.npz and these images: 1 tracklet has images of sever"):
+        embed(finished, listed((1, "ben")), index, config=config, add=True)
+
+
+def test_a_command_without_images_says_so(capsys: pytest.CaptureFixture[str]) -> None:
+    assert embed_command(["run", "--to", "e.npz"]) == 2
+    assert "images: is empty; give files, folders or lists of images" in capsys.readouterr().err
+
+
+def test_sigterm_records_how_far_it_is(finished: Path, pictures: Path, tmp_path: Path) -> None:
+    """And the same command goes on from there."""
+    target = tmp_path / "f.npz"
+    code = f"""
+import os, signal
+from ddag_jax.serving import embed
+real = embed.embedded_batches
+def batches(*arguments, **options):
+    for number, batch in enumerate(real(*arguments, **options)):
+        yield batch
+        if number == 2 and not options["first"]:
+            os.kill(os.getpid(), signal.SIGTERM)
+embed.embedded_batches = batches
+from ddag_jax.cli.embed import main
+raise SystemExit(main([{str(finished)!r}, {str(pictures)!r}, "--to", {str(target)!r},
+    "--batch-size", "4", "--config", {CONFIG!r}]))
+"""
+    results = [
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+        for _ in range(2)
+    ]
+    assert [result.returncode for result in results] == [143, 0], results
+    assert "Traceback" not in results[0].stderr
+    assert f"{target}.partial: goes on after 20 of 24 images\n" in results[1].stdout
+    assert f"{target}: 24 images, 4 embedded now" in results[1].stdout

@@ -84,7 +84,7 @@ def test_any_number_of_images_is_embedded(model: Model, source: ImageSource) -> 
         ([np.zeros((4, 4, 3), np.float32)], "visible", "image 0: is float32"),
         ([np.zeros((4, 4), np.uint8)], "visible", r"image 0: is uint8 of shape \(4, 4\)"),
         (["nowhere.png"], "visible", "nowhere.png"),
-        ([np.zeros((4, 4, 3), np.uint8)], "thermal", "modality: thermal"),
+        ([np.zeros((4, 4, 3), np.uint8)], "thermal", "modality: 'thermal'"),
     ],
 )
 def test_what_is_not_an_image_is_refused(

@@ -3,6 +3,7 @@ out."""
 
 import csv
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,6 @@ import pytest
 
 import ddag_jax
 from ddag_jax.cli.search import main as search_command
-from ddag_jax.cli.search import parse_threshold
 from ddag_jax.config import Config
 from ddag_jax.errors import UserError
 from ddag_jax.io.config_file import load_config
@@ -20,7 +20,7 @@ from ddag_jax.serving.embed import embed
 from ddag_jax.serving.index import open_index
 from ddag_jax.serving.model import Model, load
 from ddag_jax.serving.search import search
-from ddag_jax.serving.threshold import find_threshold
+from ddag_jax.serving.threshold import find_threshold, parse_threshold
 from tests.linear_method import CONFIG
 
 pytestmark = pytest.mark.slow  # trains
@@ -97,7 +97,7 @@ def test_both_modalities_are_searched_unless_one_is_wanted(
     assert sorted(both.hits, key=lambda hit: -hit.similarity) == list(both.hits)
     found = search(run, index, query, top=20, gallery_modality="visible", config=config)
     assert {hit.modality for hit in found.results[0].hits} == {"visible"}
-    assert found.notes == ["--top 20: the gallery has 10, so each query lists all of it"]
+    assert found.notes == ["--top 20: the gallery has 10 entries, so each query lists all of it"]
 
 
 def write_list(path: Path, rows: list[tuple[Any, ...]]) -> Path:
@@ -137,7 +137,7 @@ def test_a_tracklet_is_the_mean_of_its_images(
     assert {hit.images for hit in result.hits if hit.tracklet} == {2}
 
     rows[1] = (*rows[1][:2], "somebody", rows[1][3])
-    with pytest.raises(UserError, match=f"tracklets: {rows[1][3]} have images of several"):
+    with pytest.raises(UserError, match=rf"bad.csv: 1 tracklet has .* \({rows[1][3]}\)"):
         search(run, write_list(tmp_path / "bad.csv", rows), asked, config=config)
 
 
@@ -190,9 +190,11 @@ def test_thresholds_are_those_of_the_evaluation(
             search(other, pictures / "visible", query, threshold="eer", config=config)
 
 
-@pytest.mark.parametrize("text", ["err", "far=1e-4", "far=", "2", "nan", ""])
-def test_what_is_no_threshold(text: str) -> None:
-    with pytest.raises(UserError, match=rf"--threshold {text}: give eer, far=1e-2, far=1e-3, or"):
+@pytest.mark.parametrize("text", ["err", "far=1e-4", "far=", "2", "nan", "", np.nan, 2, True, [1]])
+def test_what_is_no_threshold(text: Any) -> None:
+    with pytest.raises(
+        UserError, match=rf"--threshold {re.escape(str(text))}: give eer, far=1e-2, far=1e-3, or"
+    ):
         parse_threshold(text)
 
 
@@ -220,12 +222,21 @@ def test_what_cannot_be_searched(run: Path, config: Config, pictures: Path, tmp_
     taken.write_text("mine")
     query = min((pictures / "infrared").glob("*/*.jpg"))
     for options, message in (
-        ({"top": 0}, "--top 0: must be at least 1"),
+        ({"top": 0}, "--top: 0 must be a whole number of at least 1"),
+        ({"top": 2.5}, "--top: 2.5 must be a whole number"),
+        ({"top": True}, "--top: True must be a whole number"),
+        ({"query": []}, "images: is empty; give files"),
+        ({"gallery": [None]}, "--gallery: None is not a path"),
+        ({"query_modality": "ir"}, "--query-modality: 'ir' must be visible or infrared"),
+        ({"gallery_modality": "Visible"}, "--gallery-modality: 'Visible' must be visible or"),
+        ({"threshold": "0,5"}, "--threshold 0,5: give eer"),
+        ({"sheet": tmp_path / "a.htm", "json": tmp_path / "a.htm"}, "both are .*a.htm; name two"),
+        ({"sheet": tmp_path / "a.txt"}, r"--sheet .*a.txt: is a page; name it .*a.txt.html"),
         ({"json": taken}, "taken.json: exists already"),
         ({"gallery": tmp_path / "no.npz"}, "no.npz: no such file"),
         ({"gallery": [index, index]}, r"--gallery: give one file of features \(.npz\), or images"),
         ({"gallery_modality": "infrared"}, "visible.npz: holds no infrared image"),
-        ({"feature": "part"}, r"are of .*run \(feature: global, and here part\)"),
+        ({"feature": "part"}, "visible.npz: holds the feature global, not part; give --feature gl"),
         ({"threshold": "far=1e-3", "gallery": pictures / "visible"}, "too few"),
         ({"query": tmp_path / "nobody"}, "nobody: no such file or folder"),
     ):
@@ -238,3 +249,53 @@ def test_what_cannot_be_searched(run: Path, config: Config, pictures: Path, tmp_
     (only,) = search(run, min((pictures / "visible").glob("*/*.jpg")), query, config=config).results
     assert len(only.hits) == 1
     assert open_index(index).embedded_by.feature == "global"
+
+
+def test_a_threshold_between_modalities_is_no_promise_within_one(
+    run: Path, config: Config, pictures: Path
+) -> None:
+    query = min((pictures / "infrared").glob("*/*.jpg"))
+    found = search(run, pictures, query, threshold="eer", config=config)
+    assert re.match("[0-9]+ hits? (is|are) of the query's own modality", found.notes[-1])
+    assert search(run, pictures, query, config=config).notes == []
+
+
+def test_images_that_are_gone_are_counted(
+    run: Path, config: Config, pictures: Path, tmp_path: Path
+) -> None:
+    index = tmp_path / "gallery.npz"
+    embed(run, pictures / "visible", index, config=config)
+    query = min((pictures / "infrared").glob("*/*.jpg"))
+    min((pictures / "visible").glob("*/*.jpg")).unlink()
+    (note,) = search(run, index, query, config=config).notes
+    assert note.startswith("1 image that was found is not there any more; python -m ddag_jax.serv")
+    assert f"prune {index}" in note
+
+
+def test_a_file_of_another_method_or_with_broken_rows_is_refused(
+    run: Path, config: Config, pictures: Path, tmp_path: Path
+) -> None:
+    index = tmp_path / "gallery.npz"
+    embed(run, pictures / "visible", index, config=config)
+    query = min((pictures / "infrared").glob("*/*.jpg"))
+    stored = dict(np.load(index))
+    said = json.loads(stored["embedded_by"].item())
+    other = said | {"checksum": 1, "feature": "pooled"}
+    np.savez(index, **stored | {"embedded_by": np.array(json.dumps(other).encode())})
+    with pytest.raises(UserError, match=r"gallery.npz: its features .* \(another checkpoint\)"):
+        search(run, index, query, config=config)
+    stored["gallery_features"][3, 5] = np.nan
+    np.savez(index, **stored)
+    with pytest.raises(UserError, match=r"gallery.npz: features: a row is not finite"):
+        search(run, index, query, config=config)
+    with pytest.raises(UserError, match=r"gallery.npz: has features that are not finite"):
+        embed(run, pictures / "infrared", index, config=config, add=True)
+
+
+def test_the_thresholds_of_a_feature_that_was_not_evaluated_can_be_had(
+    run: Path, config: Config, pictures: Path
+) -> None:
+    query = min((pictures / "infrared").glob("*/*.jpg"))
+    how = r"run evaluate.py .*run --feature concatenation, or give a number"
+    with pytest.raises(UserError, match=how):
+        search(run, pictures, query, threshold="eer", feature="concatenation", config=config)

@@ -15,8 +15,9 @@ import ddag_jax
 from ddag_jax.config import METHODS, Config, to_dict
 from ddag_jax.errors import UserError
 from ddag_jax.evaluation.embed import make_embed
-from ddag_jax.evaluation.evaluator import pick
+from ddag_jax.evaluation.evaluator import check_one_feature, pick
 from ddag_jax.io.files import new_folder, read_bytes
+from ddag_jax.io.progress import say
 from ddag_jax.methods.base import Method, Modality
 from ddag_jax.parallel import device_mesh
 from ddag_jax.runs.evaluate import Trained, find_trained
@@ -69,6 +70,8 @@ def export(
             Nothing is left in `out`.
     """
     backend = _backend(format)
+    if flip is not None and not isinstance(flip, bool):
+        raise UserError(f"flip: {flip!r} must be True, False or None")
     trained = find_trained(run, config)
     network = _in_float32(trained)
     settings, size = trained.config.evaluation, _image_size(trained.config)
@@ -99,7 +102,7 @@ def export(
     paths = []
     for modality, rows in exported.items():
         paths.append(pathlib.Path(out) / f"{modality}.{format}")
-        print(
+        say(
             f"{paths[-1]}: feature {feature} [batch, {rows.shape[1]}] of uint8"
             f" [batch, {size[0]}, {size[1]}, 3]; differs from ours by at most"
             f" {differences[modality]:.1e} (relative, float32, {IMAGES} images), ranks alike"
@@ -170,7 +173,7 @@ def _in_float32(trained: Trained) -> Trained:
         )
     if config.model.compute_dtype == "float32":
         return trained
-    print(
+    say(
         f"{trained.name}: trained with model.compute_dtype={config.model.compute_dtype}; exported,"
         " and compared, in float32"
     )
@@ -180,13 +183,8 @@ def _in_float32(trained: Trained) -> Trained:
 
 def _feature_names(feature: str, method: Method) -> tuple[str, ...]:
     """Return the names of the features that one of the configuration's names stands for."""
-    names = method.features
-    if feature == "concatenation" and len(names) > 1:
-        return names
-    if feature not in names:
-        known = (*names, "concatenation") if len(names) > 1 else names
-        raise UserError(f"feature: {feature}, but this network has {', '.join(known)}; give one")
-    return (feature,)
+    check_one_feature(feature, method)
+    return method.features if feature == "concatenation" else (feature,)
 
 
 def _image_size(config: Config) -> tuple[int, int]:
