@@ -175,6 +175,11 @@ def _check_side(
 ) -> tuple[Float[np.ndarray, "n d"], Images]:
     features, ids, cameras, names = (arrays[f"{side}_{column}"] for column in _COLUMNS)
     infrared = arrays.get(f"{side}_{_MODALITY}", np.zeros(len(ids), bool))
+    if features.ndim == 2 and not len(features):
+        raise UserError(
+            f"{source}: has no image on the {side} side; an evaluation needs infrared and visible"
+            " images (embed both into one file)"
+        )
     if features.ndim != 2 or features.dtype.kind != "f" or 0 in features.shape:
         raise UserError(
             f"{source}: {side}_features is {features.dtype} of shape {features.shape}; expected"

@@ -100,7 +100,8 @@ def check_new_file(path: epath.PathLike) -> epath.Path:
     if target.exists():
         raise UserError(f"{target}: exists already; name another file, or remove it")
     if not target.parent.is_dir():
-        raise UserError(f"{target}: its folder does not exist; create it first")
+        what = "is not a folder" if target.parent.exists() else "does not exist; create it first"
+        raise UserError(f"{target}: its folder {what}")
     return target
 
 

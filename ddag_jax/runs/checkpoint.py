@@ -296,9 +296,10 @@ def restore_state(folder: epath.PathLike, like: TrainState) -> TrainState:
 
 def _restore(checkpoint: epath.Path, item: str, like: Any) -> Any:
     folder = checkpoint / item
-    handler = ocp.Checkpointer(ocp.StandardCheckpointHandler())
+    # Not a Checkpointer, which would look, and warn, for metadata of a whole checkpoint.
+    handler = ocp.StandardCheckpointHandler()
     try:
-        stored = handler.metadata(folder).item_metadata
+        stored = handler.metadata(folder)
     except Exception as error:  # orbax and tensorstore raise whatever they meet
         raise Damaged(_damaged(folder, str(error).partition("\n")[0])) from None
     if stored is None:

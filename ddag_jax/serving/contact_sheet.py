@@ -110,7 +110,7 @@ def _jump(results: Sequence[Result]) -> str:
     links = []
     for number, result in enumerate(results, start=1):
         first = sign(result.is_right(result.hits[0])) if result.hits else NOBODY
-        name = _escaped(result.file.rstrip("/").rpartition("/")[2])
+        name = _escaped("/".join(result.file.split("/")[-2:]))
         links.append(f'<li><a href="#query-{number}">{name}</a> {first}</li>')
     return (
         f"<details><summary>Go to one of the {len(results)} queries (✓ ✗: its first hit)</summary>"

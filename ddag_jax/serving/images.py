@@ -40,7 +40,7 @@ class FoundImage(NamedTuple):
 
 
 def find_images(
-    sources: Sources, modality: Modality | None = None, *, option: str = "--modality"
+    sources: Sources, modality: Modality | None = None, *, whose: str = ""
 ) -> tuple[list[FoundImage], list[str]]:
     """Find the images of files, folders and lists, each file once.
 
@@ -53,7 +53,7 @@ def find_images(
     Args:
         sources: path or paths of files, folders and lists.
         modality: of all images.
-        option: what messages call the modality.
+        whose: "gallery" or "query", for messages; empty if there are no others.
 
     Returns:
         The images in the order of the sources, and remarks on them.
@@ -63,9 +63,10 @@ def find_images(
             named), an image's modality is not known, or known to be another one than `modality`, or
             a tracklet has images of several identities.
     """
+    option = f"--{whose}-modality" if whose else "--modality"
     if modality is not None:
         check_choice(option, modality, MODALITIES)
-    paths = as_paths("images", sources)
+    paths = as_paths(f"--{whose}" if whose else "images", sources)
     faults, notes = list[str](), list[str]()
     found: list[FoundImage] = []
     unknown: list[str] = []

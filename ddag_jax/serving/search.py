@@ -97,9 +97,9 @@ def search(
     notes: list[str] = []
     gallery_images: list[FoundImage] = []
     if index is None:
-        gallery_images, found = find_images(gallery, gallery_modality, option="--gallery-modality")
+        gallery_images, found = find_images(gallery, gallery_modality, whose="gallery")
         notes += found
-    query_images, found = find_images(query, query_modality, option="--query-modality")
+    query_images, found = find_images(query, query_modality, whose="query")
     notes += found
     model = load(run, config=config)
     if index is not None:
@@ -203,7 +203,7 @@ def _contact_sheet(found: SearchResults) -> ContactSheet:
     if found.threshold is not None:
         said.append(f"Threshold {found.threshold:.3f}, {found.threshold_from}.")
     return ContactSheet(
-        f"Search with the run {epath.Path(found.run).name}",
+        f"Search with run {epath.Path(found.run).name}",
         [*said, *found.notes, *found.unreadable],
         found.threshold,
         found.results,

@@ -95,7 +95,7 @@ def test_its_size_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert text.count("50 of 60 hits are shown.") == 200
     assert "Go to one of the 200 queries" in text
     for number in (1, 200):
-        assert f'<a href="#query-{number}">asked.png</a> ✓</li>' in text
+        assert f'<a href="#query-{number}">queries/asked.png</a> ✓</li>' in text
         assert f'id="query-{number}"' in text
     assert len(text) < BUDGET
 

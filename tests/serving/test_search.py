@@ -225,7 +225,7 @@ def test_what_cannot_be_searched(run: Path, config: Config, pictures: Path, tmp_
         ({"top": 0}, "--top: 0 must be a whole number of at least 1"),
         ({"top": 2.5}, "--top: 2.5 must be a whole number"),
         ({"top": True}, "--top: True must be a whole number"),
-        ({"query": []}, "images: is empty; give files"),
+        ({"query": []}, "--query: is empty; give files"),
         ({"gallery": [None]}, "--gallery: None is not a path"),
         ({"query_modality": "ir"}, "--query-modality: 'ir' must be visible or infrared"),
         ({"gallery_modality": "Visible"}, "--gallery-modality: 'Visible' must be visible or"),
