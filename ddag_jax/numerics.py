@@ -23,6 +23,8 @@ _OURS: dict[str, tuple[Any, Any]] = {
     "JAX_NUMPY_RANK_PROMOTION": (jax.numpy_rank_promotion, "allow"),
     "JAX_LEGACY_PRNG_KEY": (jax.legacy_prng_key, "allow"),
     "JAX_TRANSFER_GUARD": (jax.transfer_guard, "allow"),
+    "JAX_DEBUG_KEY_REUSE": (jax.debug_key_reuse, False),
+    "JAX_DISABLE_JIT": (jax.disable_jit, False),
 }
 """By its variable of the environment: JAX's context manager, and our value, which is JAX's default
 in the versions that we support."""
@@ -52,4 +54,11 @@ def own_settings() -> Iterator[None]:
 
 def overridden() -> list[str]:
     """Return the variables of the environment that `own_settings` leaves without effect."""
-    return [name for name in _OURS if os.environ.get(name)]
+    outside = _values()
+    with own_settings():
+        ours = _values()
+    return [name for name in _OURS if name in os.environ and ours[name] != outside[name]]
+
+
+def _values() -> dict[str, Any]:
+    return {name: getattr(jax.config, name.lower()) for name in _OURS}

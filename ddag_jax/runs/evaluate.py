@@ -28,6 +28,7 @@ from ddag_jax.evaluation.table import format_points, format_table
 from ddag_jax.io.files import check_new_file, read_json, whole_file, write_text
 from ddag_jax.methods.base import Method
 from ddag_jax.methods.build import build_method
+from ddag_jax.numerics import own_settings
 from ddag_jax.parallel import Mesh, device_mesh, is_first_process, on_all_devices, replicated_shapes
 from ddag_jax.report import page
 from ddag_jax.report.contents import EvaluatedRun, page_contents
@@ -152,6 +153,7 @@ def evaluate(
     )
 
 
+@own_settings()
 def evaluate_trained(
     networks: Sequence[Trained],
     *,
@@ -187,6 +189,7 @@ def evaluate_trained(
     return _average(names, found, what, json, quiet, writes=is_first_process())
 
 
+@own_settings()
 def evaluate_features(
     *files: epath.PathLike,
     data: DataConfig | None = None,

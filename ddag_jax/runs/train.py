@@ -32,6 +32,7 @@ from ddag_jax.io.files import write_text
 from ddag_jax.io.progress import say
 from ddag_jax.methods.base import HasWarnings, Method
 from ddag_jax.methods.build import build_method
+from ddag_jax.numerics import own_settings
 from ddag_jax.parallel import (
     AXIS,
     Mesh,
@@ -92,6 +93,7 @@ _RUN_FILES = (
 """Glob patterns of all files that a run writes to its folder."""
 
 
+@own_settings()
 def train(
     config: Config,
     workdir: epath.PathLike,
