@@ -14,6 +14,7 @@ import safetensors.torch
 import torch
 
 from ddag_jax.errors import UserError
+from ddag_jax.io.foreign import foreign
 from ddag_jax.pytorch.tar_format import is_tar, read_tar
 
 _USUAL = ("net", "state_dict", "model", "model_state_dict")
@@ -47,6 +48,9 @@ def read_state_dicts(path: str | Path) -> list[StateDict]:
     path = Path(path)
     if not path.is_file():
         raise UserError(f"{path}: no such file")
+    with path.open("rb") as file:
+        if what := foreign(file.read(1024)):
+            raise UserError(f"{path}: refused: is {what}")
     stored = _load(path)
     found = sorted(_nested(stored), key=lambda one: _rank(one.place))
     if found:
