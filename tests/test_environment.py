@@ -187,6 +187,16 @@ def test_training_without_the_device_leaves_no_folder(debug_data: Path, tmp_path
     assert not run.exists()
 
 
+@pytest.mark.slow  # starts a process
+def test_a_picture_needs_no_device(debug_data: Path, tmp_path: Path) -> None:
+    words = ["augmentations", str(debug_data), "--to", f"{tmp_path}/a.png"]
+    words += ["--image-size", "32", "16", "--images", "1", "--draws", "1"]
+    code = "from ddag_jax.cli.data import main; import sys; main(sys.argv[1:])"
+    done = python(code, *words, JAX_PLATFORMS="cuda")
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "a.png").exists()
+
+
 @pytest.mark.slow  # starts processes
 @pytest.mark.parametrize(
     ("name", "value"), [("JAX_ENABLE_X64", "maybe"), ("JAX_DEFAULT_PRNG_IMPL", "dice")]

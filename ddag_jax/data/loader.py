@@ -136,8 +136,8 @@ def open_split(
             " dataset"
             + (f" (there is one of {', '.join(others)} pixels)" if others else "")
             + f"; run: python -m ddag_jax.data prepare {dataset} --from FOLDER --to {data_dir}"
-            f" --image-size {height} {width}, or name the folder that it was prepared to with"
-            " --data.dir"
+            f" --image-size {height} {width}, or give the folder that it was prepared to"
+            " (--data.dir)"
         )
     builder = tfds.builder_from_directory(folder)
     metadata = builder.info.metadata

@@ -352,7 +352,12 @@ def _convert_trained(
         )
     height, width = image_size
     try:
-        data = DataConfig(dataset, image_height=height, image_width=width, trial=trial or 1)
+        data = DataConfig(
+            dataset,
+            image_height=height,
+            image_width=width,
+            trial=DataConfig.trial if trial is None else trial,
+        )
         config = Config(data=data, model=read.network.model)
     except ValueError as error:
         raise UserError(f"{source}: {error}") from None

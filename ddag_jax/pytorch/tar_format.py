@@ -90,10 +90,10 @@ def _storages(stream: io.BytesIO) -> dict[int, np.ndarray]:
         key, _, kind = _unpack(stream)
         dtype = np.dtype(_STORAGES[kind.name])
         (length,) = _numbers(stream, 1)
-        content = stream.read(max(length, 0) * dtype.itemsize)
-        if len(content) != length * dtype.itemsize:
+        size = length * dtype.itemsize
+        if not 0 <= size <= stream.getbuffer().nbytes - stream.tell():
             raise ValueError(f"a storage of {length:,} numbers is longer than the file")
-        found[int(key)] = np.frombuffer(bytearray(content), dtype)
+        found[int(key)] = np.frombuffer(bytearray(stream.read(size)), dtype)
     for key, root, offset, length in _unpack(stream):
         if not 0 <= offset <= offset + length <= len(found[root]):
             raise ValueError("a view reaches beyond its storage")
