@@ -29,6 +29,8 @@ _OURS: dict[str, tuple[Any, Any]] = {
 """By its variable of the environment: JAX's context manager, and our value, which is JAX's default
 in the versions that we support."""
 
+_SEED_OFFSET = "JAX_RANDOM_SEED_OFFSET"  # JAX has no context manager for it
+
 
 @contextlib.contextmanager
 def own_settings() -> Iterator[None]:
@@ -41,9 +43,9 @@ def own_settings() -> Iterator[None]:
     Raises:
         UserError: JAX_RANDOM_SEED_OFFSET is set, which changes every seed.
     """
-    if offset := jax.config.jax_random_seed_offset:
+    if offset := getattr(jax.config, _SEED_OFFSET.lower()):
         raise UserError(
-            f"JAX_RANDOM_SEED_OFFSET: is {offset}, which changes every seed; unset it, and choose"
+            f"{_SEED_OFFSET}: is {offset}, which changes every seed; unset it, and choose"
             " --training.seed"
         )
     with contextlib.ExitStack() as stack:

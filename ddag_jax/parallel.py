@@ -187,11 +187,12 @@ def _all_devices() -> list[jax.Device]:
         return jax.devices()
     except (RuntimeError, AssertionError) as error:  # an AssertionError of JAX has no text
         reason = str(error).partition("\n")[0].partition(" (set JAX_PLATFORMS")[0]
-        wanted = jax.config.jax_platforms
+        wanted = os.environ.get("JAX_PLATFORMS")
+        found = f"JAX_PLATFORMS={wanted}: no such device" if wanted else "no device"
+        advice = "unset it to compute on what there is, or set it to cpu"
         raise UserError(
-            f"JAX_PLATFORMS={wanted or ''}: no such device can be used"
-            f" ({reason or 'none is visible'}); unset it to compute on what there is, or set it to"
-            " cpu"
+            f"{found} can be used ({reason or 'none is visible'});"
+            f" {advice if wanted else 'set JAX_PLATFORMS=cpu to compute on the CPU'}"
         ) from None
 
 

@@ -174,6 +174,16 @@ def test_a_platform_without_a_device_is_one_line(platform: str, tmp_path: Path) 
     assert error.endswith("; unset it to compute on what there is, or set it to cpu")
 
 
+def test_a_platform_that_nobody_named_and_that_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    def devices() -> None:
+        raise RuntimeError("Unable to initialize backend 'tpu': it is in use\n(more)")
+
+    monkeypatch.setattr(parallel.jax, "devices", devices)
+    monkeypatch.delenv("JAX_PLATFORMS", raising=False)
+    with pytest.raises(UserError, match=r"^no device .* it is in use\); set JAX_PLATFORMS=cpu"):
+        parallel.device_mesh()
+
+
 @pytest.mark.slow  # starts processes
 def test_training_without_the_device_leaves_no_folder(debug_data: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"

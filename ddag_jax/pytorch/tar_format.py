@@ -12,7 +12,7 @@ import math
 import pickletools
 import struct
 import tarfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -172,7 +172,8 @@ def _unpack(stream: io.BytesIO, tensor: Callable[[Any], Any] = _no_tensors) -> A
         del stack[start:]
         return items
 
-    for opcode, argument, _ in pickletools.genops(stream):
+    instructions: Iterable[tuple[Any, Any, Any]] = pickletools.genops(stream)
+    for opcode, argument, _ in instructions:
         match opcode.name:
             case "PROTO":
                 if argument > 2:

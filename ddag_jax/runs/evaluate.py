@@ -91,7 +91,7 @@ class Trained:
             data = dataclasses.replace(data, dir=os.fspath(data_dir))
         height, width = image_size or (None, None)
         given = {"dataset": dataset, "trial": trial, "image_height": height, "image_width": width}
-        changed = {}
+        changed: dict[str, Any] = {}
         for field, value in given.items():
             stored = getattr(data, field)
             name = getattr(stored, "name", stored)
