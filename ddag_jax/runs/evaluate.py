@@ -247,10 +247,10 @@ def evaluate_features(
         )
         points = {"stored": _points(features, images, "test", None, flip=False)}
         records = _with_points(records, points)
+        _write(target, records)
         if not quiet:
             print(format_table(records, os.fspath(file)))
             print("\n" + format_points(points))
-        _write(target, records)
         found.append(records)
     return _average(names, found, what, json, quiet, writes=True)
 
@@ -357,10 +357,6 @@ def _show(result: _Result, what: str, save_features: epath.PathLike | None, quie
     images, search = result.evaluator.images, result.evaluator.searches[0]
     if save_features is not None:
         stored_features.save_features(save_features, result.reported_feature, images, search)
-    if not quiet:
-        title = os.fspath(result.network.checkpoint)
-        print(format_table(result.records, title, result.untrained_records))
-        print("\n" + format_points(result.points))
     folder = epath.Path(result.network.name)
     _write(folder / f"evaluation{what}.json", result.records)
     if result.untrained_records:
@@ -368,6 +364,10 @@ def _show(result: _Result, what: str, save_features: epath.PathLike | None, quie
     picture = ranked_lists(result.reported_feature, images, search, result.source.images)
     with whole_file(folder / f"ranked_lists{what}.png") as file:
         picture.save(file, "png")
+    if not quiet:
+        title = os.fspath(result.network.checkpoint)
+        print(format_table(result.records, title, result.untrained_records))
+        print("\n" + format_points(result.points))
 
 
 def _evaluated_run(result: _Result) -> EvaluatedRun:
@@ -445,11 +445,11 @@ def _average(
     target = None if json is None else epath.Path(json)
     if len(names) > 1:
         records = protocols.average(found, names)
-        if writes and not quiet:
-            print("\n" + format_table(records, f"{_common(names)}*"))
         target = target or _average_target(names, what)[0]
     if target is not None and writes:
         _write(target, records)
+    if len(names) > 1 and writes and not quiet:
+        print("\n" + format_table(records, f"{_common(names)}*"))
     return records
 
 

@@ -15,7 +15,7 @@ from jaxtyping import Float, UInt8
 
 from ddag_jax.config import Config
 from ddag_jax.datasets.checks import count
-from ddag_jax.datasets.images import read_image
+from ddag_jax.datasets.images import check_range, read_image
 from ddag_jax.errors import UserError
 from ddag_jax.evaluation.pairs import OperatingPoints
 from ddag_jax.evaluation.table import describe_pairs
@@ -23,7 +23,7 @@ from ddag_jax.io.files import check_new_file, write_text
 from ddag_jax.methods.base import Modality
 from ddag_jax.serving.arguments import Sources, as_paths, check_choice, check_count
 from ddag_jax.serving.contact_sheet import ContactSheet, write_contact_sheet
-from ddag_jax.serving.embed import embed_found, embedded_by
+from ddag_jax.serving.embed import as_range, embed_found, embedded_by, image_file
 from ddag_jax.serving.images import FoundImage, check_tracklets, find_images
 from ddag_jax.serving.index import Index, check_same_network, is_index, open_index
 from ddag_jax.serving.model import Model, load
@@ -58,6 +58,7 @@ def search(
     gallery_modality: Modality | None = None,
     query_modality: Modality | None = None,
     feature: str | None = None,
+    infrared_range: tuple[int, int] | None = None,
     config: Config | None = None,
     sheet: epath.PathLike | None = None,
     json: epath.PathLike | None = None,
@@ -77,6 +78,8 @@ def search(
         query_modality: of the query images, likewise.
         feature: name of the feature; None for that of the gallery's file, or else the one that the
             evaluation reports.
+        infrared_range: values that become black and white of infrared images with 16 bits, as in
+            preparation; None: that of the gallery's file, or else such images are not read.
         config: with a method of your own that the checkpoint names.
         sheet: file to write a page to look at, .html; must not exist.
         json: file to write the results to; must not exist.
@@ -86,6 +89,8 @@ def search(
             or does not fit. All are found before the first image is read.
     """
     top = check_count("--top", top)
+    if infrared_range is not None:
+        infrared_range = check_range(infrared_range)
     if gallery_modality is not None:
         check_choice("--gallery-modality", gallery_modality, get_args(Modality))
     wanted = None if threshold is None else parse_threshold(threshold)
@@ -105,7 +110,9 @@ def search(
     if index is not None:
         # First the network: one of another method may have no feature of this name.
         feature = feature or index.embedded_by.feature
-        check_same_network(index, embedded_by(model, feature))
+        if infrared_range is None:
+            infrared_range = as_range(index.embedded_by.infrared_range)
+        check_same_network(index, embedded_by(model, feature, infrared_range))
     name = model.reported(feature)
     accepted, points = None, None
     if wanted is not None:
@@ -113,7 +120,7 @@ def search(
 
     unreadable: list[str] = []
     if index is None:
-        sides = _embedded(model, gallery_images, name, "gallery", notes, unreadable)
+        sides = _embedded(model, gallery_images, name, infrared_range, "gallery", notes, unreadable)
     else:
         by_modality = {m: [i for i in index.images if i.modality == m] for m in index.features}
         sides = [
@@ -129,7 +136,7 @@ def search(
             f"--top {top}: the gallery has {count(range(size), 'entry', 'entries')}, so each query"
             " lists all of it"
         )
-    queries = _embedded(model, query_images, name, "query", notes, unreadable)
+    queries = _embedded(model, query_images, name, infrared_range, "query", notes, unreadable)
     try:
         results = [result for asked in queries for result in _ranked(asked, sides, top, accepted)]
     except UserError as error:  # ours are finite
@@ -155,7 +162,8 @@ def search(
     if json is not None:
         write_text(json, answer.to_json())
     if sheet is not None:
-        write_contact_sheet(sheet, _contact_sheet(answer), functools.partial(_picture, model))
+        shown = functools.partial(_picture, model, infrared_range)
+        write_contact_sheet(sheet, _contact_sheet(answer), shown)
     return answer
 
 
@@ -210,10 +218,12 @@ def _contact_sheet(found: SearchResults) -> ContactSheet:
     )
 
 
-def _picture(model: Model, file: str) -> UInt8[np.ndarray, "h w 3"] | None:
+def _picture(
+    model: Model, infrared_range: tuple[int, int] | None, file: str, modality: Modality
+) -> UInt8[np.ndarray, "h w 3"] | None:
     """Return an image as the network sees it; None if it is gone."""
     try:
-        return read_image(epath.Path(file), *model.image_size)
+        return read_image(image_file(file, modality, infrared_range), *model.image_size)
     except (UserError, OSError):
         return None
 
@@ -234,12 +244,13 @@ def _embedded(
     model: Model,
     images: Sequence[FoundImage],
     feature: str,
+    infrared_range: tuple[int, int] | None,
     what: str,
     notes: list[str],
     unreadable: list[str],
 ) -> list[_Side]:
     """Embed images; return those of each modality that can be read."""
-    rows, faults = embed_found(model, images, feature, what=what)
+    rows, faults = embed_found(model, images, feature, infrared_range=infrared_range, what=what)
     readable = faults.readable(len(images))
     notes += faults.notes(len(images))
     unreadable += faults.unreadable

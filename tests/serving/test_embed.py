@@ -415,13 +415,12 @@ def test_what_is_not_read_is_said(
     who = min((pictures / "visible").iterdir())
     (who / "gone.jpg").symlink_to("nowhere.jpg")
     (who / ".hidden.jpg").write_bytes(b"")
-    (who / "more.TIF").write_bytes(b"")
+    (who / "more.GIF").write_bytes(b"")
     (who / "notes.txt").write_bytes(b"")
     (pictures / ".night").mkdir()
     result = embed(finished, pictures, tmp_path / "f.npz", config=config)
     assert result.notes == [
-        f"{pictures}: 1 file is not read: visible/{who.name}/more.TIF; convert to .jpg, .jpeg, .png"
-        " or .bmp",
+        f"{pictures}: 1 file is not read: visible/{who.name}/more.GIF; convert to .png or .jpg",
         f"{pictures}: 2 hidden files or folders are not read: .night/, visible/{who.name}/.hidden.j"
         "pg",
     ]
