@@ -48,14 +48,18 @@ class PeopleCommand(Command):
         """Write the folder."""
         if self.sheet is not None:
             folder = epath.Path(self.sheet).parent
-            if not folder.is_dir() and folder not in epath.Path(self.to).parents:  # made with `to`
-                raise UserError(f"--sheet {self.sheet}: its folder does not exist; create it first")
+            if folder.exists() or folder not in epath.Path(self.to).parents:  # made with `to`
+                check_new_file(self.sheet)
+            if epath.Path(self.sheet).suffix.lower() != ".png":
+                raise UserError(
+                    f"--sheet {self.sheet}: the picture is a PNG; give a name that ends in .png"
+                )
         write_people(self.people, self.to, self.workers)
         print(f"wrote {self.to}")
         if self.sheet is not None:
-            contact_sheet(self.people, range(1, min(8, self.people.identities) + 1), images=2).save(
-                self.sheet
-            )
+            shown = range(1, min(8, self.people.identities) + 1)
+            with whole_file(self.sheet) as file:
+                contact_sheet(self.people, shown, images=2).save(file, "png")
             print(f"wrote {self.sheet}")
 
 

@@ -4,6 +4,7 @@ Importing this file registers the published datasets with tensorflow-datasets, s
 `tfds.builder("sysu_mm01", data_dir=..., config="288x144")` finds them.
 """
 
+import contextlib
 import dataclasses
 import functools
 import os
@@ -59,11 +60,24 @@ class _Uncompressed(tfds.core.ExampleWriter):
     """
 
     def write(self, path: epath.PathLike, examples: Iterable[tuple[Any, bytes]]) -> None:
-        """Write one file."""
-        writer = array_record_module.ArrayRecordWriter(os.fspath(path), "group_size:1,uncompressed")
+        """Write one file. Raises OSError if it cannot be written."""
+        name = os.fspath(path)
+        with _os_errors():
+            writer = array_record_module.ArrayRecordWriter(name, "group_size:1,uncompressed")
         for _, example in examples:
-            writer.write(example)
-        writer.close()
+            with _os_errors():
+                writer.write(example)
+        with _os_errors():
+            writer.close()
+
+
+@contextlib.contextmanager
+def _os_errors() -> Iterator[None]:
+    """Raise what array_record finds wrong with a file, as on a full disk, as an OSError."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise OSError(str(error)) from error
 
 
 class ImageFolderBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):  # type: ignore[call-arg]

@@ -18,7 +18,9 @@ from ddag_jax.datasets.dataset import Dataset
 from ddag_jax.datasets.find import DATASETS, find_dataset
 from ddag_jax.datasets.images import check_range, deep_values, try_images
 from ddag_jax.errors import UserError
+from ddag_jax.io.files import refusal
 from ddag_jax.io.progress import Progress
+from ddag_jax.io.storable import check_storable
 
 InfraredRange: TypeAlias = tuple[int, int] | Literal["auto"] | None
 
@@ -117,6 +119,12 @@ def prepare(
         cannot be written.
     """
     dataset = find_dataset(dataset)
+    check_storable(to, backslashes=True)
+    existing = next(one for one in (epath.Path(to), *epath.Path(to).parents) if one.exists())
+    if not existing.is_dir():
+        raise UserError(f"{to}: cannot be made, since {existing} is a file; choose another --to")
+    if why := refusal(existing):
+        raise UserError(f"{to}: cannot be written ({why}); choose another --to")
     content = read_folder(dataset, folder, train_arrays, infrared_range)
     make, size = builder_class(dataset), ImageSize.of(height, width)
     builder = make(config=size, data_dir=to, content=content)

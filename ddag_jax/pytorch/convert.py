@@ -17,6 +17,7 @@ import ddag_jax
 from ddag_jax.config import BaselineConfig, Config, DataConfig, DDAGConfig, method_name
 from ddag_jax.errors import UserError
 from ddag_jax.io.files import whole_file
+from ddag_jax.io.storable import check_storable
 from ddag_jax.pytorch.keys import (
     Dimensions,
     KeyTable,
@@ -395,6 +396,7 @@ def _summary(
 def _new_checkpoint(destination: str, overwrite: bool) -> epath.Path:
     """Return where to write a checkpoint; raise UserError if something else is there."""
     output = epath.Path(destination)
+    check_storable(output)
     replaceable = (output / "meta").exists() and not (output / "progress").exists()
     if output.exists() and not (overwrite and replaceable):
         raise UserError(_exists(destination, replaceable))
