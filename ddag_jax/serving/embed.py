@@ -119,8 +119,6 @@ def embed(
         if old is None:
             stored_features.check_target(target)
         found, notes = find_images(images, modality)
-        if old is not None:
-            check_tracklets(f"{target} and these images", [*old.images, *found])
         model = load(run, config=config, batch_size=batch_size)
         if infrared_range is None and old is not None:
             infrared_range = as_range(old.embedded_by.infrared_range)
@@ -132,6 +130,9 @@ def embed(
                 raise UserError(f"--dtype {dtype}: {target} has {stored}; leave the option out")
             dtype = stored
             found, current = _to_embed(found, old, notes)
+            again = {image.file for image in found}
+            kept = [image for image in current if image.file not in again]
+            check_tracklets(f"{target} and these images", [*kept, *found])
             if not found:
                 if current != old.images:
                     old = old._replace(images=current)

@@ -114,10 +114,10 @@ def find_images(
 
 
 def check_tracklets(where: str, images: Iterable[FoundImage]) -> None:
-    """Raise UserError if a tracklet has images of several identities."""
+    """Raise UserError if a tracklet has images of several identities. Of some it may be unknown."""
     people: dict[tuple[str, str], set[str]] = {}
     for image in images:
-        if image.tracklet:
+        if image.tracklet and image.identity:
             people.setdefault((image.tracklet, image.modality), set()).add(image.identity)
     if mixed := sorted({name for (name, _), found in people.items() if len(found) > 1}):
         raise UserError(

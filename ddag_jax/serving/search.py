@@ -279,7 +279,12 @@ def _by_tracklet(images: Sequence[FoundImage], rows: Float[np.ndarray, "n d"]) -
         np.add.at(sums, group[start : start + _BLOCK], rows[start : start + _BLOCK])
     sums /= np.maximum(np.linalg.norm(sums, axis=1, keepdims=True), 1e-12)
     sizes = np.bincount(group).tolist()
-    items = [_Item(images[i], size) for i, size in zip(first.values(), sizes, strict=True)]
+    # One labelled image names its tracklet.
+    names = {key: i.identity for key, i in zip(keys, images, strict=True) if i.identity}
+    items = [
+        _Item(images[i]._replace(identity=names.get(key, "")), size)
+        for (key, i), size in zip(first.items(), sizes, strict=True)
+    ]
     return _Side(items, sums)
 
 

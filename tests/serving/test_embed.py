@@ -466,6 +466,9 @@ def test_a_tracklet_of_two_people_is_refused(
     embed(finished, listed((0, "anna")), index, config=config)
     with pytest.raises(UserError, match=r"f.npz and these images: 1 tracklet has images of sever"):
         embed(finished, listed((1, "ben")), index, config=config, add=True)
+    # Renamed, it is of one person.
+    embed(finished, listed((0, "ben"), (1, "ben")), index, config=config, add=True)
+    assert [image.identity for image in open_index(index).images] == ["ben", "ben"]
 
 
 def test_a_command_without_images_says_so(capsys: pytest.CaptureFixture[str]) -> None:
