@@ -262,6 +262,17 @@ def test_help_and_errors_do_not_wait_for_jax(command: str, shown: list[str]) -> 
         assert text in done.stdout + done.stderr
 
 
+@pytest.mark.parametrize("arguments", [["--dir=~/x"], ["--dir", "~/x"], ["--dir=~"]])
+def test_a_tilde_is_the_home_folder(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Behind = and in quotes too, where no shell expands it."""
+    monkeypatch.setenv("HOME", "/home/me")
+    options = dataclasses.make_dataclass("Options", [("dir", str)])
+    assert parse(options, arguments, "program").dir.startswith("/home/me")
+    config = override(Config(), ["--data.dir=~/data"], "train.py")
+    assert config.data.dir == "/home/me/data"
+    assert override(Config(), ["--data.dir=a~/b"], "train.py").data.dir == "a~/b"
+
+
 # ------------------------------------------------------------------------------------ the output
 
 

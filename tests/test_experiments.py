@@ -154,11 +154,11 @@ def test_a_row_that_fails_stops_the_table(
     """With the row's own words, and how to go on."""
     folder = tmp_path / "table" / "b_seed0"
     folder.mkdir(parents=True)
-    (folder / "holiday.jpg").touch()
+    (folder / "checkpoints").touch()
     assert pair(tmp_path / "table") == 2
     *_, error = capfd.readouterr().err.splitlines()
     assert error.startswith("error: b_seed0: ")
-    assert "holiday.jpg, which no run wrote" in error
+    assert "checkpoints: is a file" in error
     assert "when that is fixed, the same command continues" in error
 
 

@@ -3,7 +3,7 @@
 import dataclasses
 import os
 import pathlib
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import tensorflow_datasets as tfds
@@ -50,14 +50,18 @@ class PeopleCommand(Command):
         """Write the folder."""
         if self.sheet is not None:
             folder = epath.Path(self.sheet).parent
-            if not folder.is_dir() and folder not in epath.Path(self.to).parents:  # made with `to`
-                raise UserError(f"--sheet {self.sheet}: its folder does not exist; create it first")
+            if folder.exists() or folder not in epath.Path(self.to).parents:  # made with `to`
+                check_new_file(self.sheet)
+            if epath.Path(self.sheet).suffix.lower() != ".png":
+                raise UserError(
+                    f"--sheet {self.sheet}: the picture is a PNG; give a name that ends in .png"
+                )
         write_people(self.people, self.to, self.workers)
         print(f"wrote {self.to}")
         if self.sheet is not None:
-            contact_sheet(self.people, range(1, min(8, self.people.identities) + 1), images=2).save(
-                self.sheet
-            )
+            shown = range(1, min(8, self.people.identities) + 1)
+            with whole_file(self.sheet) as file:
+                contact_sheet(self.people, shown, images=2).save(file, "png")
             print(f"wrote {self.sheet}")
 
 
@@ -87,6 +91,12 @@ class Source(Command):
     test_share: float | None = None
     """Own images without a column split: share of the identities to test on (0.5)."""
 
+    infrared_range: Annotated[
+        tuple[int, int] | Literal["auto"] | None, tyro.conf.arg(metavar="LOW HIGH|auto")
+    ] = None
+    """Values that become black and white of infrared images with 16 bits (thermal cameras); auto:
+    one range for the whole dataset, which holds nearly all their pixels."""
+
     def find(self) -> Dataset:
         """Return the dataset of that name, or the one of the configuration file."""
         dataset, drawn = find_named(self.dataset), Drawn(self.split_seed, self.test_share)
@@ -114,17 +124,19 @@ class PrepareCommand(Source):
         if height < 1 or width < 1:
             raise UserError(f"--image-size {height} {width}: must be 1 or more pixels each")
         dataset = self.find()
-        path, content, reused = prepare(
+        path, content, kept = prepare(
             dataset,
             self.source,
             self.to,
             height,
             width,
             train_arrays=self.train_arrays,
+            infrared_range=self.infrared_range,
             overwrite=self.overwrite,
         )
         print(content.summary(dataset.counts))
-        print(f"{path}: " + ("already prepared from this source, kept" if reused else "prepared"))
+        how = f"already prepared from this source, kept ({kept})" if kept else "prepared"
+        print(f"{path}: {how}")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -134,7 +146,8 @@ class CheckCommand(Source):
     def run(self) -> None:
         """Check the folder and print its counts."""
         dataset = self.find()
-        print(check(dataset, self.source, self.train_arrays).summary(dataset.counts))
+        content = check(dataset, self.source, self.train_arrays, self.infrared_range)
+        print(content.summary(dataset.counts))
         print(f"{self.source}: no faults")
 
 

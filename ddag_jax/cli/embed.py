@@ -44,6 +44,9 @@ class Options:
     add: bool = False
     """Add the images to FILE.npz; those that it has are embedded again only if they changed. An
     identity, camera or tracklet that is given now replaces the former."""
+    infrared_range: Annotated[tuple[int, int] | None, tyro.conf.arg(metavar="LOW HIGH")] = None
+    """Values that become black and white of infrared images with 16 bits, as prepare printed them.
+    None: that of FILE.npz, or else such images are not read."""
     config: str | None = None
     """Configuration file with the method of your own that the checkpoint names."""
     quiet: bool = False
@@ -68,6 +71,7 @@ def _embed(arguments: Sequence[str] | None) -> int:
         options.to,
         modality=options.modality,
         feature=options.feature,
+        infrared_range=options.infrared_range,
         dtype=options.dtype,
         batch_size=options.batch_size,
         add=options.add,

@@ -2,6 +2,7 @@
 
 import dataclasses
 import glob
+import os
 from collections.abc import Sequence
 from typing import Annotated, Any
 
@@ -155,8 +156,8 @@ def _parse(arguments: Sequence[str] | None, evaluation: EvaluationConfig) -> Opt
 
 
 def _expand(pattern: str) -> list[str]:
-    """Return the runs that a quoted pattern matches; a plain name is itself."""
-    if not glob.has_magic(pattern):
+    """Return the runs that a quoted pattern matches; the name of a file or folder is itself."""
+    if not glob.has_magic(pattern) or os.path.lexists(pattern):
         return [pattern]
     found = sorted(glob.glob(pattern))
     if not found:

@@ -1,6 +1,7 @@
 """Run a command and report a `UserError` as one line with exit code 2, without a traceback."""
 
 import contextlib
+import errno
 import io
 import os
 import signal
@@ -9,6 +10,16 @@ import threading
 from collections.abc import Callable, Iterator
 
 from ddag_jax.errors import UserError
+
+_REFUSED = {
+    errno.EACCES: "correct its permissions, or name another place",
+    errno.EPERM: "correct its permissions, or name another place",
+    errno.EROFS: "name another place",
+    errno.ENOSPC: "free disk space, or name another place",
+    errno.EFBIG: "free disk space, or name another place",
+    errno.EDQUOT: "free disk space, or name another place",
+}
+"""What a system refuses, whatever the command, and what to do."""
 
 
 def run(main: Callable[[], int | None]) -> int:
@@ -19,9 +30,9 @@ def run(main: Callable[[], int | None]) -> int:
     cannot show are printed as escapes.
 
     Returns:
-      The value of `main` (0 for None); 2 after a `UserError`, which is printed to stderr as
-      `error: ...`; the conventions of shells otherwise: 130 after Ctrl-C, 141 if the reader of the
-      output has ended (`| head`).
+      The value of `main` (0 for None); 2 after a `UserError`, and where the system refuses a file,
+      printed to stderr as `error: ...`; the conventions of shells otherwise: 130 after Ctrl-C, 141
+      if the reader of the output has ended (`| head`).
 
     Raises:
       SystemExit: with 143, the convention of shells, after SIGTERM.
@@ -44,6 +55,12 @@ def run(main: Callable[[], int | None]) -> int:
         # Python flushes at its end again, which must not fail.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
+    except OSError as error:
+        if error.errno not in _REFUSED:
+            raise
+        where = f"{error.filename}: " if error.filename else ""
+        print(f"error: {where}{error.strerror}; {_REFUSED[error.errno]}", file=sys.stderr)
+        return 2
 
 
 @contextlib.contextmanager

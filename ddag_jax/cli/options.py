@@ -3,6 +3,7 @@
 import dataclasses
 import difflib
 import functools
+import os
 import sys
 import types
 import typing
@@ -66,6 +67,7 @@ def parse(
         SystemExit: after --help.
     """
     hint = hint or f"{program} --help lists the options"
+    arguments = list(map(_with_home, sys.argv[1:] if arguments is None else arguments))
 
     def refuse(event: _errors.ParseErrorEvent) -> None:
         unknown: list[str] = []
@@ -202,6 +204,19 @@ def _configured(config: Config, given: Any) -> Config:
         return dataclasses.replace(config, **sections)
     except ValueError as error:
         raise UserError(str(error)) from None
+
+
+def _with_home(argument: str) -> str:
+    """Return an argument with the home folder for a leading `~`, as a shell has it at the beginning
+    of a word, but not behind `=` or in quotes.
+
+    >>> _with_home("--workdir=~/runs") == "--workdir=" + os.path.expanduser("~/runs")
+    True
+    """
+    option, equals, value = (
+        argument.partition("=") if argument.startswith("--") else ("", "", argument)
+    )
+    return option + equals + os.path.expanduser(value)
 
 
 def _name(argument: Any) -> str:

@@ -47,6 +47,9 @@ class Options:
     """Also write a page to look at; must not exist."""
     json: Annotated[str | None, tyro.conf.arg(metavar="FILE")] = None
     """Also write the results as JSON; must not exist."""
+    infrared_range: Annotated[tuple[int, int] | None, tyro.conf.arg(metavar="LOW HIGH")] = None
+    """Values that become black and white of infrared images with 16 bits, as prepare printed them.
+    None: that of FILE.npz, or else such images are not read."""
     config: str | None = None
     """Configuration file with the method of your own that the checkpoint names."""
     quiet: bool = False
@@ -75,6 +78,7 @@ def _search(arguments: Sequence[str] | None) -> int:
         gallery_modality=options.gallery_modality,
         query_modality=options.query_modality,
         feature=options.feature,
+        infrared_range=options.infrared_range,
         config=load_config(options.config) if options.config else None,
         sheet=options.sheet,
         json=options.json,

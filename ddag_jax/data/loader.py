@@ -158,7 +158,7 @@ def open_split(
         image_size=image_size,
         folder=folder,
         fingerprint=fingerprint(
-            metadata["source"],
+            metadata["source"] + metadata.get("checksum", ""),
             sorted((path.name, path.stat().length) for path in folder.iterdir()),
         ),
         rendered=metadata["rendered"],

@@ -4,6 +4,7 @@ Importing this file registers the published datasets with tensorflow-datasets, s
 `tfds.builder("sysu_mm01", data_dir=..., config="288x144")` finds them.
 """
 
+import contextlib
 import dataclasses
 import functools
 import os
@@ -59,11 +60,24 @@ class _Uncompressed(tfds.core.ExampleWriter):
     """
 
     def write(self, path: epath.PathLike, examples: Iterable[tuple[Any, bytes]]) -> None:
-        """Write one file."""
-        writer = array_record_module.ArrayRecordWriter(os.fspath(path), "group_size:1,uncompressed")
+        """Write one file. Raises OSError if it cannot be written."""
+        name = os.fspath(path)
+        with _os_errors():
+            writer = array_record_module.ArrayRecordWriter(name, "group_size:1,uncompressed")
         for _, example in examples:
-            writer.write(example)
-        writer.close()
+            with _os_errors():
+                writer.write(example)
+        with _os_errors():
+            writer.close()
+
+
+@contextlib.contextmanager
+def _os_errors() -> Iterator[None]:
+    """Raise what array_record finds wrong with a file, as on a full disk, as an OSError."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise OSError(str(error)) from error
 
 
 class ImageFolderBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):  # type: ignore[call-arg]
@@ -73,7 +87,8 @@ class ImageFolderBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):  
     so that a split can be sampled without reading images. `info.metadata["subsets"]` has splits
     that overlap, as positions in the one stored split; `["draws"]` the published gallery draws;
     `["source"]` the fingerprint of the folder; `["rendered"]` whether its images are rendered;
-    `["notes"]` remarks on the folder, which stores of version 0.1.0 lack.
+    `["notes"]` remarks on the folder, which stores of version 0.1.0 lack; `["stamp"]` and
+    `["checksum"]` fingerprints of its files, which stores before 0.2.0 lack.
 
     Shard by shard, not with TFDS's GeneratorBasedBuilder, which sorts in memory and, above 1 GB,
     needs TensorFlow to spill to disk.
@@ -99,6 +114,8 @@ class ImageFolderBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):  
           **kwargs: TFDS's own arguments.
         """
         self._content = content
+        self.turned: list[int] = []
+        """An entry for each image that was turned upright."""
         super().__init__(config=config or ImageSize.of(288, 144), file_format=file_format, **kwargs)
 
     @classmethod
@@ -143,7 +160,9 @@ class ImageFolderBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):  
         self.info.metadata.update(
             source=content.source,
             rendered=content.rendered,
-            notes=content.notes,
+            stamp=content.stamp(),
+            checksum=content.checksum(),
+            notes=[*content.notes, *content.unread],
             subsets=content.subsets,
             draws=content.draws,
             index={
@@ -168,9 +187,8 @@ class ImageFolderBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):  
         self, content: FolderContent, entries: list[ImageEntry], progress: Progress
     ) -> Callable[[], Iterator[tuple[str, dict[str, Any]]]]:
         def examples() -> Iterator[tuple[str, dict[str, Any]]]:
-            images = read_images(
-                map(content.image, entries), self.builder_config.height, self.builder_config.width
-            )
+            size = self.builder_config.height, self.builder_config.width
+            images = read_images(map(content.image, entries), *size, self.turned)
             for entry, image in zip(entries, images, strict=True):
                 example = {"image": image, "crc32": zlib.crc32(image.data), **entry._asdict()}
                 yield entry.name, example

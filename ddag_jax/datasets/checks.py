@@ -1,6 +1,7 @@
 """What a dataset's folder holds, and checks that the layouts of all datasets share."""
 
 import collections
+import concurrent.futures
 import dataclasses
 import hashlib
 import itertools
@@ -13,7 +14,7 @@ import numpy as np
 from etils import epath
 from jaxtyping import UInt8
 
-from ddag_jax.datasets.images import SUFFIXES
+from ddag_jax.datasets.images import SUFFIXES, DeepImage, ImageFile
 from ddag_jax.errors import UserError
 from ddag_jax.io.files import is_file
 
@@ -25,7 +26,7 @@ REHEARSAL = "rehearsal"
 
 _OTHER_IMAGES = tuple(
     f".{name}"
-    for name in ("tif", "tiff", "webp", "gif", "jfif", "jpe", "jp2", "heic", "heif", "avif", "pgm")
+    for name in ("gif", "jp2", "j2k", "heic", "heif", "avif", "pgm", "ppm", "pnm", "dng", "mat")
 )
 """Suffixes of images that are not read."""
 
@@ -79,11 +80,15 @@ class FolderContent:
     """Splits that overlap, as positions in the one stored split."""
     notes: list[str] = dataclasses.field(default_factory=list)
     """Remarks that are not faults: how many identities are ignored."""
+    unread: list[str] = dataclasses.field(default_factory=list)
+    """Remarks on files that are not read, though they may be meant as images."""
     draws: dict[str, list[list[int]]] = dataclasses.field(default_factory=dict)
     """Published gallery draws by folder, `cam1/0007`: each draw's first images, as 1-based
     positions among the folder's sorted files. Empty if there are none."""
     arrays: Mapping[str, UInt8[np.ndarray, "h w 3"]] = dataclasses.field(default_factory=dict)
     """Images without a file of their own, by name."""
+    infrared_range: tuple[int, int] | None = None
+    """Values that become black and white of infrared images with 16 bits."""
     source: str
     """Fingerprint: changes with the lists and with any image's name or size in bytes."""
 
@@ -100,10 +105,49 @@ class FolderContent:
         with (self.folder / RENDERED).open("rb") as file:  # untrusted: of any size
             return file.read(len(REHEARSAL)) == REHEARSAL.encode()
 
-    def image(self, entry: ImageEntry) -> "epath.Path | UInt8[np.ndarray, 'h w 3']":
+    def image(self, entry: ImageEntry) -> ImageFile:
         """Return the image's file, or its pixels if it has none."""
         found = self.arrays.get(entry.name)
-        return self.folder / entry.name if found is None else found
+        if found is not None:
+            return found
+        file = self.folder / entry.name
+        if entry.infrared and self.infrared_range is not None:
+            return DeepImage(file, *self.infrared_range)
+        return file
+
+    def stamp(self) -> str:
+        """Return a fingerprint that changes with a file's name, size or modification time."""
+        return fingerprint([(name, *_stat(self.folder / name)) for name in self._files()], [])
+
+    def checksum(self) -> str:
+        """Return a fingerprint that changes with any image file's name or content.
+
+        Raises:
+          UserError: a file cannot be read.
+        """
+
+        def one(name: str) -> str:
+            try:
+                with (self.folder / name).open("rb") as file:
+                    return hashlib.file_digest(file, "sha256").hexdigest()
+            except OSError as error:
+                raise UserError(
+                    f"{self.folder / name}: cannot be read ({error.strerror}); correct its"
+                    " permissions"
+                ) from None
+
+        names = self._files()
+        with concurrent.futures.ThreadPoolExecutor() as pool:
+            return fingerprint(list(zip(names, pool.map(one, names), strict=True)), [])
+
+    def _files(self) -> list[str]:
+        """Return the names of the images' files, in order; many images may be in one."""
+        entries = (entry for entries in self.images.values() for entry in entries)
+        return list(
+            dict.fromkeys(
+                e.name.rpartition("/")[0] if e.name in self.arrays else e.name for e in entries
+            )
+        )
 
     def split(self, name: str) -> list[ImageEntry]:
         """Return the images of a split, or of several joined by +."""
@@ -148,7 +192,7 @@ class FolderContent:
         width = max(14, *(len(names) + 2 for names, _ in rows))
         lines = [f"{'split':<{width}}{'identities':>12}{'visible':>10}{'infrared':>10}"]
         lines += [f"{names:<{width}}" + "{:>12}{:>10}{:>10}".format(*row) for names, row in rows]
-        lines += [f"({note})" for note in self.notes]
+        lines += [f"({note})" for note in (*self.notes, *self.unread)]
         if self.rehearsal:
             lines.append("(rendered images, a rehearsal of the whole dataset)")
         elif self.rendered:
@@ -215,15 +259,6 @@ def check_folder(root: epath.Path, wanted: Sequence[str], description: str) -> N
     raise UserError(f"{root}: has no {', '.join(missing)}; give {description}")
 
 
-def image_files(folder: epath.Path) -> list[epath.Path]:
-    """Return a folder's images, sorted by name, without hidden files and files of other kinds.
-
-    Raises:
-      UserError: the folder cannot be listed.
-    """
-    return sorted(path for path in children(folder) if is_image(path.name))
-
-
 def children(folder: epath.Path) -> list[epath.Path]:
     """Return what is in a folder. Raises UserError if it cannot be listed."""
     try:
@@ -238,6 +273,28 @@ def is_image(name: str) -> bool:
     return name.lower().endswith(SUFFIXES) and not name.startswith(".")
 
 
+def check_utf8(where: epath.Path, names: Iterable[str], faults: list[str]) -> None:
+    """Add a fault if names of files are not UTF-8, as those of another system's archive may be.
+
+    Python has surrogates in place of their bytes, which no text can store.
+    """
+    wrong = [name for name in names if not name.isascii() and not _is_utf8(name)]
+    if wrong:
+        faults.append(
+            f"{where}: {count(wrong, 'name is', 'names are')} not UTF-8"
+            f" ({_first([ascii(name) for name in wrong])}); rename the files, with convmv for"
+            " example, or unpack the archive with its own encoding (unzip -O)"
+        )
+
+
+def _is_utf8(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def passed_over(names: Iterable[str]) -> list[str]:
     """Return remarks on what is not read, though it may be meant as an image; perhaps none.
 
@@ -245,8 +302,8 @@ def passed_over(names: Iterable[str]) -> list[str]:
       names: of files and folders below some folder, as they are to be named; those that are read,
         and those that are certainly no images, are ignored.
 
-    >>> passed_over(["anna/1.jpg", "anna/2.tif", "anna/.3.jpg", "list.txt"])
-    ['1 file is not read: anna/2.tif; convert to .jpg, .jpeg, .png or .bmp', \
+    >>> passed_over(["anna/1.jpg", "anna/2.gif", "anna/.3.jpg", "list.txt"])
+    ['1 file is not read: anna/2.gif; convert to .png or .jpg', \
 '1 hidden file or folder is not read: anna/.3.jpg']
     """
     hidden, other = list[str](), list[str]()
@@ -261,20 +318,30 @@ def passed_over(names: Iterable[str]) -> list[str]:
     remarks = []
     if other:
         what = count(other, "file is", "files are")
-        remarks.append(f"{what} not read: {examples(other)}; convert to .jpg, .jpeg, .png or .bmp")
+        remarks.append(f"{what} not read: {examples(other)}; convert to .png or .jpg")
     if hidden:
         what = count(hidden, "hidden file or folder is", "hidden files or folders are")
         remarks.append(f"{what} not read: {examples(hidden)}")
     return remarks
 
 
-def list_people(root: epath.Path, top: str, faults: list[str]) -> dict[int, dict[str, int]]:
+def note_turned(turned: Collection[int], notes: list[str]) -> None:
+    """Add a remark on images that were turned upright, if there are any."""
+    if turned:
+        what = count(turned, "image is", "images are")
+        notes.append(f"{what} turned upright, as their EXIF orientation says")
+
+
+def list_people(
+    root: epath.Path, top: str, faults: list[str], others: list[str]
+) -> dict[int, dict[str, int]]:
     """List the images `top/{identity}/{image}` of a folder.
 
     Args:
       root: the dataset's folder.
       top: folder below it; if it does not exist, nothing is listed.
       faults: a sentence is added if two folders have the same identity, such as 7 and 0007.
+      others: names of files that are not listed are added, for `passed_over`.
 
     Returns:
       {identity: {image's name below `root`: size in bytes}}, sorted by file name.
@@ -289,9 +356,14 @@ def list_people(root: epath.Path, top: str, faults: list[str]) -> dict[int, dict
             continue
         identity = int(person.name)
         folders.setdefault(identity, []).append(f"{top}/{person.name}")
-        people.setdefault(identity, {}).update(
-            (f"{top}/{person.name}/{path.name}", file_size(path)) for path in image_files(person)
-        )
+        found = people.setdefault(identity, {})
+        for path in sorted(children(person)):
+            name = f"{top}/{person.name}/{path.name}"
+            if is_image(path.name):
+                found[name] = file_size(path)
+            else:
+                others.append(name)
+    check_utf8(root, (name for found in people.values() for name in found), faults)
     if twice := [" and ".join(names) for names in folders.values() if len(names) > 1]:
         faults.append(
             f"{root}: {count(twice, 'identity has', 'identities have')} two folders"
@@ -307,6 +379,15 @@ def file_size(path: epath.Path) -> int:
         return os.stat(path).st_size if _is_local(path) else path.stat().length
     except OSError:
         return 0
+
+
+def _stat(path: epath.Path) -> tuple[int, int]:
+    """Return a file's size in bytes and time of change in nanoseconds; zeros if there is none."""
+    try:
+        found = os.stat(path)
+    except OSError:
+        return 0, 0
+    return found.st_size, found.st_mtime_ns
 
 
 def _is_local(path: epath.Path) -> bool:
@@ -393,7 +474,7 @@ def read_image_lists(
     """Read lists of images, lines `TOP/{identity}/{image} LABEL`.
 
     Paths of a list are looked up among `images`, never opened. The case of a suffix may differ
-    (`.bmp`, `.BMP`). Blank lines and Windows line ends are accepted.
+    (`.bmp`, `.BMP`). Blank lines, and Windows line ends and backslashes are accepted.
 
     Args:
       root: the dataset's folder.
@@ -467,10 +548,10 @@ def read_image_lists(
 
 def _parse_line(where: str, text: str, top: str) -> ListedImage | str:
     """Return the image that a line names, or the kind of the line's fault."""
-    path, *rest = text.rsplit(maxsplit=1)
+    path, *rest = text.replace("\\", "/").rsplit(maxsplit=1)
     if not rest or not re.fullmatch(r"[0-9]{1,9}", rest[0]):
         return "unreadable"
-    if path[0] == "/" or "\\" in path or ":" in path or ".." in path.split("/"):
+    if path[0] == "/" or ":" in path or ".." in path.split("/"):
         return "outside"
     match = re.fullmatch(rf"{re.escape(top)}/([0-9]{{1,9}})/[^/]+", path)
     if match is None:
@@ -572,9 +653,9 @@ def lacking_modality(
 
 def fingerprint(lists: object, sizes: Iterable[tuple[str, int]]) -> str:
     """Return a hash of lists (any values of a stable `repr`) and of file names and sizes."""
-    digest = hashlib.sha256(repr(lists).encode())
+    digest = hashlib.sha256(repr(lists).encode(errors="surrogateescape"))
     for name, size in sizes:
-        digest.update(f"{name} {size}\n".encode())
+        digest.update(f"{name} {size}\n".encode(errors="surrogateescape"))
     return digest.hexdigest()
 
 

@@ -28,6 +28,7 @@ from ddag_jax.datasets.checks import (
     FolderContent,
     ImageEntry,
     check_folder,
+    check_utf8,
     children,
     count,
     examples,
@@ -108,17 +109,19 @@ def inspect(source: epath.PathLike, drawn: Drawn = Drawn()) -> tuple[FolderConte
     Raises:
       UserError: nothing can be listed: no such file, not a table, or without the columns.
     """
-    root, faults, notes = epath.Path(source), list[str](), list[str]()
+    root, faults, notes, unread = epath.Path(source), list[str](), list[str](), list[str]()
     if root.is_dir():
-        images, where = list(_of_folders(root, notes)), root
+        images, where = list(_of_folders(root, unread)), root
         if not images:
-            raise UserError(f"{root}: holds no images in visible/IDENTITY or infrared/IDENTITY")
+            holds = f"{root}: holds no images in visible/IDENTITY or infrared/IDENTITY"
+            raise UserError("\n  ".join([holds, *unread]))
     else:
         if not is_file(root):
             raise UserError(f"{root}: no such file or folder; give {FOLDER_OR_LIST}")
         images, where = read_table(root, _REQUIRED, _OPTIONAL, faults, notes), root
         root = root.parent
     images = plausible_rows(images, _REQUIRED, where, faults)
+    check_utf8(where, (image.path for image in images), faults)
     stats = file_stats(root, images, where, faults)
     images = [image for image in images if image.path in stats]
     identities = numbered("identity", "identities", (i.identity for i in images), faults, notes)
@@ -156,6 +159,7 @@ def inspect(source: epath.PathLike, drawn: Drawn = Drawn()) -> tuple[FolderConte
         images={_STORED: stored},
         subsets=subsets,
         notes=notes,
+        unread=unread,
         source=fingerprint(
             (subsets, [entry[:2] for entry in stored]),
             [(e.name, stats[e.name].st_size) for e in stored],
@@ -180,7 +184,7 @@ def folder_dataset(drawn: Drawn) -> Dataset:
 # ------------------------------------------------------------------------- where images come from
 
 
-def _of_folders(root: epath.Path, notes: list[str]) -> Iterator[Row]:
+def _of_folders(root: epath.Path, unread: list[str]) -> Iterator[Row]:
     check_folder(root, MODALITIES, FOLDER_OR_LIST)
     others, misplaced = list[str](), list[str]()
     for modality in MODALITIES:
@@ -201,10 +205,10 @@ def _of_folders(root: epath.Path, notes: list[str]) -> Iterator[Row]:
                         others.append(path)
     if misplaced:
         what = count(misplaced, "image or folder is", "images or folders are")
-        notes.append(
+        unread.append(
             f"{what} not directly in an identity's folder, and not read: {examples(misplaced)}"
         )
-    notes += passed_over(others)
+    unread += passed_over(others)
 
 
 # ------------------------------------------------------------------------------------------ checks

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from etils import epath
 
 from ddag_jax.datasets.checks import count, examples, is_image, quoted, read_list
+from ddag_jax.datasets.images import SUFFIX_LIST
 from ddag_jax.errors import UserError
 
 TABLE_SUFFIXES = (".csv", ".tsv", ".parquet")
@@ -28,7 +29,7 @@ class Row(NamedTuple):
     where: str
     """For messages: `line 7`, or the path."""
     path: str
-    """Absolute, or relative to the table."""
+    """Absolute, or relative to the table, with / between folders."""
     identity: str = ""
     modality: str = ""
     camera: str = ""
@@ -88,6 +89,8 @@ def read_table(
             continue
         cells = dict(zip(header, (cell.strip() for cell in row), strict=True))
         known = {name: cells.get(name, "") for name in (*required, *optional)}
+        if "\\" in known["path"] and not os.path.lexists(path.parent / known["path"]):
+            known["path"] = known["path"].replace("\\", "/")  # written on Windows
         lower = {name: known[name].lower() for name in ("modality", "split") if name in known}
         images.append(Row(where=f"line {number}", **(known | lower)))
     if uneven:
@@ -154,7 +157,7 @@ def plausible_rows(
         elif image.split not in ("", *_SPLITS):
             kind, text = _of_a_list("split", "train, val or test"), image.split
         elif not is_image(image.path.rpartition("/")[2]):
-            what = "no .jpg, .jpeg, .png or .bmp file"
+            what = f"no {SUFFIX_LIST} file"
             kind, text = (f"names {what}", f"name {what}", "convert the image"), image.path
         elif image.path in seen:
             kind, text = ("repeats an image", "repeat an image", "list each once"), image.path
@@ -191,8 +194,6 @@ def file_stats(
             missing.append(f"{image.where}: {quoted(image.path)}")
     if missing:
         how = "a path is absolute, or relative to the list"
-        if any("\\" in line for line in missing):
-            how += ", with / between folders"
         faults.append(
             f"{where}: {count(missing, 'listed image is', 'listed images are')} not there; {how}:"
             + "".join(f"\n    {line}" for line in missing)

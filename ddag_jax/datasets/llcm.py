@@ -30,6 +30,7 @@ from ddag_jax.datasets.checks import (
     fingerprint,
     lacking_modality,
     list_people,
+    passed_over,
     read_identities,
     read_image_lists,
     shared_identities,
@@ -62,9 +63,10 @@ def inspect(folder: epath.PathLike) -> tuple[FolderContent, list[str]]:
     check_folder(root, ("vis", "nir", *CAMERAS, "idx"), FOLDER)
     faults: list[str] = []
     sizes: dict[str, int] = {}
+    others: list[str] = []
     people: set[int] = set()
     for top in _LISTS.values():
-        for identity, images in list_people(root, top, faults).items():
+        for identity, images in list_people(root, top, faults, others).items():
             people.add(identity)
             sizes |= images
     lists = read_image_lists(root, _LISTS, sizes, faults)
@@ -84,7 +86,7 @@ def inspect(folder: epath.PathLike) -> tuple[FolderContent, list[str]]:
             top = f"{kind}/cam{camera}"
             if not (root / top).is_dir():
                 missing.append(top)
-            for identity, images in list_people(root, top, faults).items():
+            for identity, images in list_people(root, top, faults, others).items():
                 people.add(identity)
                 if identity in tested:
                     sizes |= images
@@ -115,6 +117,7 @@ def inspect(folder: epath.PathLike) -> tuple[FolderContent, list[str]]:
         folder=root,
         images=splits,
         notes=notes,
+        unread=passed_over(others),
         source=fingerprint(sorted(tested), [(e.name, sizes[e.name]) for e in entries]),
     )
     return content, faults

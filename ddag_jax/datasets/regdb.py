@@ -25,6 +25,7 @@ from ddag_jax.datasets.checks import (
     fingerprint,
     lacking_modality,
     list_people,
+    passed_over,
     read_image_lists,
     shared_identities,
 )
@@ -59,8 +60,9 @@ def inspect(folder: epath.PathLike) -> tuple[FolderContent, list[str]]:
     check_folder(root, (*_TOPS.values(), "idx"), FOLDER)
     faults: list[str] = []
     sizes: dict[str, int] = {}
+    others: list[str] = []
     for top in _TOPS.values():
-        for images in list_people(root, top, faults).values():
+        for images in list_people(root, top, faults, others).values():
             sizes |= images
     splits = {
         f"{side}_{number}": [f"idx/{side}_{modality}_{number}.txt" for modality in _TOPS]
@@ -107,6 +109,7 @@ def inspect(folder: epath.PathLike) -> tuple[FolderContent, list[str]]:
             if unlisted
             else []
         ),
+        unread=passed_over(others),
         source=fingerprint(subsets, [(entry.name, sizes[entry.name]) for entry in stored]),
     )
     return content, faults

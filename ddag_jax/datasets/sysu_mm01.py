@@ -24,6 +24,7 @@ from ddag_jax.datasets.checks import (
     fingerprint,
     lacking_modality,
     list_people,
+    passed_over,
     read_identities,
     shared_identities,
 )
@@ -61,8 +62,9 @@ def inspect(folder: epath.PathLike, train_arrays: bool = False) -> tuple[FolderC
     )
     images: dict[int, list[ImageEntry]] = {}
     sizes: dict[str, int] = {}
+    others: list[str] = []
     for camera in CAMERAS:
-        for identity, names in list_people(root, f"cam{camera}", faults).items():
+        for identity, names in list_people(root, f"cam{camera}", faults, others).items():
             images.setdefault(identity, []).extend(
                 ImageEntry(identity, camera, name, camera in INFRARED_CAMERAS) for name in names
             )
@@ -100,6 +102,7 @@ def inspect(folder: epath.PathLike, train_arrays: bool = False) -> tuple[FolderC
             if unlisted
             else []
         ),
+        unread=passed_over(others),
         draws=draws,
         arrays=arrays,
         source=fingerprint(

@@ -92,10 +92,10 @@ def write_text(path: epath.PathLike, text: str) -> None:
 
 
 def check_new_file(path: epath.PathLike) -> epath.Path:
-    """Check that a path is free and its folder is there, before any work is done.
+    """Check that a path is free and can be written, before any work is done.
 
     Raises:
-        UserError: the file exists, or its folder does not.
+        UserError: the file exists, its folder does not, or refuses a file.
     """
     target = epath.Path(path)
     if target.exists():
@@ -103,7 +103,23 @@ def check_new_file(path: epath.PathLike) -> epath.Path:
     if not target.parent.is_dir():
         what = "is not a folder" if target.parent.exists() else "does not exist; create it first"
         raise UserError(f"{target}: its folder {what}")
+    if why := refusal(target.parent):
+        raise UserError(f"{target}: cannot be written ({why}); name another file")
     return target
+
+
+def refusal(folder: epath.PathLike) -> str | None:
+    """Return why a folder takes no new file; None if it does. It is tried: permissions alone do not
+    show a file system that is full or read-only."""
+    trial = pathlib.Path(folder) / f"{_partial('trial')}{os.getpid()}"
+    try:
+        trial.write_bytes(b"0")
+    except OSError as error:
+        return error.strerror or str(error)
+    finally:
+        with contextlib.suppress(OSError):
+            trial.unlink(missing_ok=True)
+    return None
 
 
 @contextlib.contextmanager

@@ -25,6 +25,7 @@ from ddag_jax.datasets.dataset import Dataset, check_settings
 from ddag_jax.datasets.find import DATASETS, find_dataset
 from ddag_jax.errors import UserError
 from ddag_jax.io.files import whole_file
+from ddag_jax.io.storable import check_storable
 from ddag_jax.pytorch.keys import (
     Dimensions,
     KeyTable,
@@ -566,6 +567,7 @@ def _summary(
 def _new_checkpoint(destination: str, overwrite: bool) -> epath.Path:
     """Return where to write a checkpoint; raise UserError if something else is there."""
     output = epath.Path(destination)
+    check_storable(output)
     replaceable = (output / "meta").exists() and not (output / "progress").exists()
     if output.exists() and not (overwrite and replaceable):
         raise UserError(_exists(destination, replaceable))

@@ -15,7 +15,7 @@ from ddag_jax.errors import UserError
 from ddag_jax.evaluation.pairs import OperatingPoints
 from ddag_jax.evaluation.protocols import FIGURES, Record
 from ddag_jax.evaluation.table import describe_pairs
-from ddag_jax.io.files import new_folder
+from ddag_jax.io.files import new_folder, refusal
 from ddag_jax.report.figures import Figure
 
 LIMIT = 15 * 10**6
@@ -66,6 +66,8 @@ def check_target(folder: str | os.PathLike[str]) -> Path:
     target = Path(folder)
     if not target.absolute().parent.is_dir():
         raise UserError(f"--report {target}: its folder does not exist; create it first")
+    if why := refusal(target.absolute().parent):
+        raise UserError(f"--report {target}: cannot be written ({why}); name another folder")
     if not os.path.lexists(target):
         return target
     if target.is_symlink() or not target.is_dir():
@@ -77,6 +79,11 @@ def check_target(folder: str | os.PathLike[str]) -> Path:
             " an empty one"
         )
     return target
+
+
+def is_report(folder: str | os.PathLike[str]) -> bool:
+    """Return whether a folder is a report, and holds nothing else."""
+    return Path(folder).is_dir() and _foreign(Path(folder)) is None
 
 
 def _foreign(folder: Path) -> str | None:

@@ -30,6 +30,7 @@ import ddag_jax
 from ddag_jax.config import METHODS, Config, differences, from_dict, method_name, to_dict
 from ddag_jax.errors import UserError
 from ddag_jax.io.files import read_json, write_text
+from ddag_jax.io.storable import check_storable
 from ddag_jax.models.two_stream import BACKBONE
 from ddag_jax.training.state import TrainState
 
@@ -505,7 +506,7 @@ def _absolute(path: epath.PathLike) -> epath.Path:
 def saved_steps(workdir: epath.PathLike) -> list[int]:
     """Return the steps of a run's complete checkpoints in ascending order."""
     folder = epath.Path(workdir) / "checkpoints"
-    if not folder.exists():
+    if not folder.is_dir():
         return []
     return sorted(int(path.name) for path in folder.iterdir() if path.name.isdigit())
 
@@ -523,9 +524,11 @@ def find_checkpoint(folder: epath.PathLike) -> epath.Path:
         one if no evaluation selected one.
 
     Raises:
-        UserError: `folder` has no complete checkpoint.
+        UserError: `folder` has no complete checkpoint, or none can be read there.
     """
     folder = epath.Path(folder)
+    if folder.exists():
+        check_storable(folder)
     if (folder / "meta").exists():
         return folder
     steps = saved_steps(folder)

@@ -3,11 +3,12 @@
 The first process prints, and writes what it found; all processes return the records.
 """
 
+import contextlib
 import dataclasses
 import json as jsonlib
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
 import jax
@@ -286,10 +287,11 @@ def evaluate_features(
         )
         points = {"stored": _points(features, images, "test", None, flip=False)}
         records = _with_points(records, points)
+        with _noted(target):
+            _write(target, records)
         if not quiet:
             print(format_table(records, os.fspath(file)))
             print("\n" + format_points(points))
-        _write(target, records)
         found.append(records)
     return _average(names, found, what, json, quiet, writes=True)
 
@@ -413,19 +415,34 @@ def _with_points(records: list[Record], points: dict[str, OperatingPoints | None
 
 def _show(result: _Result, what: str, save_features: epath.PathLike | None, quiet: bool) -> None:
     images, search = result.evaluator.images, result.evaluator.searches[0]
-    if save_features is not None:
-        stored_features.save_features(save_features, result.reported_feature, images, search)
+    folder = epath.Path(result.network.name)
+    with _noted(folder / f"evaluation{what}.json") as target:
+        _write(target, result.records)
+    if result.untrained_records:
+        with _noted(folder / f"evaluation{what}_untrained.json") as target:
+            _write(target, result.untrained_records)
+    picture = ranked_lists(result.reported_feature, images, search, result.source.images)
+    with _noted(folder / f"ranked_lists{what}.png") as target, whole_file(target) as file:
+        picture.save(file, "png")
     if not quiet:
         title = os.fspath(result.network.checkpoint)
         print(format_table(result.records, title, result.untrained_records))
         print("\n" + format_points(result.points))
-    folder = epath.Path(result.network.name)
-    _write(folder / f"evaluation{what}.json", result.records)
-    if result.untrained_records:
-        _write(folder / f"evaluation{what}_untrained.json", result.untrained_records)
-    picture = ranked_lists(result.reported_feature, images, search, result.source.images)
-    with whole_file(folder / f"ranked_lists{what}.png") as file:
-        picture.save(file, "png")
+    if save_features is not None:
+        stored_features.save_features(save_features, result.reported_feature, images, search)
+
+
+@contextlib.contextmanager
+def _noted(target: epath.Path) -> Iterator[epath.Path]:
+    """Yield a file that is written by default; print a note if it cannot be."""
+    try:
+        yield target
+    except OSError as error:
+        print(
+            f"note: {target}: cannot be written ({error.strerror or error}); --json and --report"
+            " write elsewhere",
+            file=sys.stderr,
+        )
 
 
 def _evaluated_run(result: _Result) -> EvaluatedRun:
@@ -500,14 +517,23 @@ def _average(
 ) -> list[Record]:
     """Return one network's records or the average; print and write the latter."""
     records = found[0]
-    target = None if json is None else epath.Path(json)
     if len(names) > 1:
         records = protocols.average(found, names)
-        if writes and not quiet:
-            print("\n" + format_table(records, f"{_common(names)}*"))
-        target = target or _average_target(names, what)[0]
-    if target is not None and writes:
-        _write(target, records)
+    if not writes:
+        return records
+    fault = None
+    if json is not None:
+        try:
+            _write(epath.Path(json), records)
+        except OSError as error:
+            fault = UserError(f"{json}: cannot be written ({error.strerror or error})")
+    elif len(names) > 1:
+        with _noted(_average_target(names, what)[0]) as target:
+            _write(target, records)
+    if len(names) > 1 and not quiet:
+        print("\n" + format_table(records, f"{_common(names)}*"))
+    if fault is not None:
+        raise fault
     return records
 
 

@@ -30,6 +30,7 @@ from ddag_jax.evaluation.evaluator import Evaluator, while_training
 from ddag_jax.evaluation.protocols import selection_figure
 from ddag_jax.io.files import write_text
 from ddag_jax.io.progress import say
+from ddag_jax.io.storable import check_storable
 from ddag_jax.methods.base import HasWarnings, Method
 from ddag_jax.methods.build import build_method
 from ddag_jax.numerics import own_settings
@@ -47,6 +48,7 @@ from ddag_jax.parallel import (
     shard,
     wait_for_all,
 )
+from ddag_jax.report.page import is_report
 from ddag_jax.report.ranked_lists import ranked_lists
 from ddag_jax.runs.checkpoint import (
     Damaged,
@@ -90,7 +92,10 @@ _RUN_FILES = (
     "tensorboard",
     ".*.partial-*",
 )
-"""Glob patterns of all files that a run writes to its folder."""
+"""Glob patterns of all files that a run, or an evaluation of it, writes to its folder."""
+
+_SHOWS_A_RUN = {"checkpoints", "lock.json", ".lock.json.guard", "log.jsonl"}
+"""Of these, what no folder has by chance."""
 
 
 @own_settings()
@@ -112,8 +117,8 @@ def train(
         config: the experiment.
         workdir: the run's folder. It must not exist unless `resume` or `overwrite` is set.
         resume: continue from the last intact checkpoint in `workdir`; start from step 0 if there
-            is no checkpoint.
-        overwrite: remove the existing run and start again.
+            is no checkpoint. Other files there are ignored.
+        overwrite: remove the existing run, and nothing else in its folder, and start again.
         init: a checkpoint to initialise the backbone from, for example ImageNet weights.
         profile: number of steps to trace into `workdir/profile`, after a few warm-up steps; 0
             disables the trace.
@@ -130,6 +135,7 @@ def train(
     """
     check_settings(find_dataset(config.data.dataset), config.data, config.evaluation)
     folder = epath.Path(workdir)
+    check_storable(folder)
     _check_workdir(folder, resume, overwrite)
     mesh = device_mesh()
     config = for_devices(config, mesh.size)
@@ -449,7 +455,7 @@ def _take_workdir(
     lock = stack.enter_context(RunLock(folder))
     notes = [lock.note] if lock.note else []
     if overwrite:
-        for path in folder.iterdir():
+        for path in _run_files(folder):
             if path.is_dir():
                 path.rmtree()
             elif path.name != LOCK:
@@ -489,13 +495,22 @@ def _check_workdir(folder: epath.Path, resume: bool, overwrite: bool) -> None:
             f"{folder}: exists already; resume with --resume, start again with --overwrite (which"
             " removes it), or name another --workdir"
         )
-    foreign = sorted(
-        path.name
-        for path in folder.iterdir()
-        if not any(fnmatch.fnmatch(path.name, pattern) for pattern in _RUN_FILES)
-    )
-    if foreign:
+    present = {path.name for path in _run_files(folder)}
+    if overwrite and present and not present & _SHOWS_A_RUN:
         raise UserError(
-            f"{folder}: not a run's folder: it holds {foreign[0]}, which no run wrote; name"
-            " another --workdir"
+            f"{folder}: not a run's folder: it holds {min(present)}, which --overwrite would"
+            " remove, and none of what every run writes; name another --workdir"
         )
+    for name in ("checkpoints", "tensorboard"):
+        if (folder / name).exists() and not (folder / name).is_dir():
+            raise UserError(f"{folder / name}: is a file; move it, or name another --workdir")
+
+
+def _run_files(folder: epath.Path) -> list[epath.Path]:
+    """Return what a run may have written to its folder; others' files there are left alone."""
+    return sorted(
+        path
+        for path in folder.iterdir()
+        if any(fnmatch.fnmatchcase(path.name, pattern) for pattern in _RUN_FILES)
+        and not (path.name == "report" and not is_report(path))
+    )

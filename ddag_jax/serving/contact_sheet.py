@@ -14,6 +14,7 @@ import ddag_jax
 from ddag_jax.datasets.checks import count
 from ddag_jax.errors import UserError
 from ddag_jax.io.files import check_new_file, write_text
+from ddag_jax.methods.base import Modality
 from ddag_jax.report.page import page_style
 from ddag_jax.report.thumbnails import BUDGET, LARGEST, encode_jpeg
 from ddag_jax.serving.results import NOBODY, Hit, Result, sign
@@ -24,7 +25,7 @@ QUERIES, HITS = 200, 50
 _SCROLLED = 10
 """Number of queries above which the page begins with links to them."""
 
-Picture: TypeAlias = Callable[[str], UInt8[np.ndarray, "h w 3"] | None]
+Picture: TypeAlias = Callable[[str, Modality], UInt8[np.ndarray, "h w 3"] | None]
 """Returns the pixels of a query's or hit's file; None where there is no picture of it."""
 
 
@@ -150,7 +151,7 @@ def _shot(
     picture: Picture,
 ) -> tuple[str, int]:
     """Return an image with its caption as HTML, and the characters of its thumbnail."""
-    pixels = picture(of.file)
+    pixels = picture(of.file, of.modality)
     jpeg = "" if pixels is None else encode_jpeg(pixels, *LARGEST)
     alt = html.escape(f"{said}, {of.modality}")
     if jpeg:

@@ -14,8 +14,8 @@ from etils import epath
 from jaxtyping import Bool, Float, Int, UInt8
 
 from ddag_jax.config import Config, to_dict
-from ddag_jax.datasets.checks import count
-from ddag_jax.datasets.images import try_images
+from ddag_jax.datasets.checks import count, note_turned
+from ddag_jax.datasets.images import DeepImage, ImageFile, check_range, try_images
 from ddag_jax.errors import UserError
 from ddag_jax.evaluation import stored_features
 from ddag_jax.evaluation.embed import embedded_batches
@@ -77,6 +77,7 @@ def embed(
     dtype: Stored | None = None,
     batch_size: int | None = None,
     add: bool = False,
+    infrared_range: tuple[int, int] | None = None,
     config: Config | None = None,
 ) -> Embedded:
     """Embed images into a file that evaluation reads and a search takes as its gallery.
@@ -96,6 +97,8 @@ def embed(
         batch_size: images embedded at once; None for that of the evaluation.
         add: add to the file `to`. Images that it has are kept, or embedded again if they changed;
             an identity, camera or tracklet that is given now replaces the former.
+        infrared_range: values that become black and white of infrared images with 16 bits, as in
+            preparation; None: that of the file that is added to, or else such images are not read.
         config: with a method of your own that the checkpoint names.
 
     Raises:
@@ -105,6 +108,8 @@ def embed(
     """
     if dtype is not None:
         check_choice("dtype", dtype, get_args(Stored))
+    if infrared_range is not None:
+        infrared_range = check_range(infrared_range)
     target = epath.Path(to)
     if not add:
         stored_features.check_target(target)
@@ -116,10 +121,10 @@ def embed(
         if old is None:
             stored_features.check_target(target)
         found, notes = find_images(images, modality)
-        if old is not None:
-            check_tracklets(f"{target} and these images", [*old.images, *found])
         model = load(run, config=config, batch_size=batch_size)
-        by = embedded_by(model, model.reported(feature))
+        if infrared_range is None and old is not None:
+            infrared_range = as_range(old.embedded_by.infrared_range)
+        by = embedded_by(model, model.reported(feature), infrared_range)
         if old is not None:
             check_same_network(old, by)
             stored: Stored = "float32" if _like(old)[1] == np.float32 else "float16"
@@ -127,6 +132,9 @@ def embed(
                 raise UserError(f"--dtype {dtype}: {target} has {stored}; leave the option out")
             dtype = stored
             found, current = _to_embed(found, old, notes)
+            again = {image.file for image in found}
+            kept = [image for image in current if image.file not in again]
+            check_tracklets(f"{target} and these images", [*kept, *found])
             if not found:
                 if current != old.images:
                     old = old._replace(images=current)
@@ -140,7 +148,12 @@ def embed(
             say(f"{folder}: goes on after {len(before):,} of {len(found):,} images")
         with unfinished:
             rows, faults = embed_found(
-                model, found, by.feature, what="embedding", unfinished=unfinished
+                model,
+                found,
+                by.feature,
+                infrared_range=infrared_range,
+                what="embedding",
+                unfinished=unfinished,
             )
             notes += faults.notes(len(found))
             readable = faults.readable(len(found))
@@ -261,7 +274,14 @@ def _only_writer(target: epath.Path) -> Iterator[epath.Path]:
         raise UserError(f"{folder}: cannot be written ({error.strerror or error})") from None
 
 
-def embedded_by(model: Model, feature: str) -> EmbeddedBy:
+def as_range(stored: Sequence[int] | None) -> tuple[int, int] | None:
+    """Return the range that a file of features names, as `embed` takes it."""
+    return None if stored is None else check_range(stored)
+
+
+def embedded_by(
+    model: Model, feature: str, infrared_range: tuple[int, int] | None = None
+) -> EmbeddedBy:
     """Return what decides the features of a model, ready for JSON."""
     return EmbeddedBy(
         checksum=model.trained.checksum,
@@ -269,6 +289,7 @@ def embedded_by(model: Model, feature: str) -> EmbeddedBy:
         image_size=list(model.image_size),
         feature=feature,
         flip=model.config.evaluation.flip,
+        infrared_range=None if infrared_range is None else list(infrared_range),
         run=model.trained.name,
     )
 
@@ -282,6 +303,8 @@ class Faults:
     """Visible images with three equal channels."""
     coloured: set[int] = dataclasses.field(default_factory=set)
     """Infrared images with colours."""
+    turned: set[int] = dataclasses.field(default_factory=set)
+    """Images that were turned upright."""
 
     @property
     def unreadable(self) -> list[str]:
@@ -293,11 +316,17 @@ class Faults:
         return ~np.isin(np.arange(images), list(self.why_unreadable))
 
     def notes(self, images: int) -> list[str]:
-        """Return a sentence about images of another modality than said, if there are any."""
+        """Return a sentence about images of another modality than said, and about those that were
+        turned upright, if there are any."""
+        notes: list[str] = []
+        note_turned(self.turned, notes)
         return [
-            f"{count(numbers, *what)} ({len(numbers):,} of {images:,}); check their modality"
-            for numbers, what in ((self.grey, _GREY), (self.coloured, _COLOURED))
-            if numbers
+            *notes,
+            *(
+                f"{count(numbers, *what)} ({len(numbers):,} of {images:,}); check their modality"
+                for numbers, what in ((self.grey, _GREY), (self.coloured, _COLOURED))
+                if numbers
+            ),
         ]
 
 
@@ -307,6 +336,7 @@ def embed_found(
     feature: str,
     *,
     what: str,
+    infrared_range: tuple[int, int] | None = None,
     unfinished: "_Unfinished | None" = None,
 ) -> tuple[Float[np.ndarray, "n d"], Faults]:
     """Return a feature of images, float32 rows of unit length in their order, and their faults.
@@ -318,6 +348,7 @@ def embed_found(
         images: of any modality.
         feature: its name.
         what: title of the progress bar.
+        infrared_range: see `embed`.
         unfinished: where rows are kept, on disk, from the first batch that it lacks on; None to
             keep them in memory.
     """
@@ -325,10 +356,8 @@ def embed_found(
     rows: np.ndarray | None = None if unfinished is None else unfinished.rows
     first = 0 if unfinished is None else unfinished.batches
     infrared = np.array([image.modality == "infrared" for image in images], bool)
-    batches = embedded_batches(
-        model.embed_batch, _reader(images, model.image_size, faults), infrared, model.batch_size,
-        first=first,
-    )  # fmt: skip
+    read = _reader(images, model.image_size, infrared_range, faults)
+    batches = embedded_batches(model.embed_batch, read, infrared, model.batch_size, first=first)
     done = 0 if unfinished is None else len(unfinished.ready)
     with Progress(len(images), what, "image", initial=done) as bar:
         for number, (indices, found) in enumerate(batches, start=first + 1):
@@ -356,14 +385,21 @@ def _images_in(
 
 
 def _reader(
-    images: Sequence[FoundImage], size: tuple[int, int], faults: Faults
+    images: Sequence[FoundImage],
+    size: tuple[int, int],
+    infrared_range: tuple[int, int] | None,
+    faults: Faults,
 ) -> Callable[[Int[np.ndarray, " b"]], UInt8[np.ndarray, "b h w 3"]]:
     def read(numbers: Int[np.ndarray, " b"]) -> UInt8[np.ndarray, "b h w 3"]:
         # The last batch repeats its last image, which is read once.
         distinct, places = np.unique(numbers, return_inverse=True)
-        files = [epath.Path(images[number].file) for number in distinct.tolist()]
+        files = [
+            image_file(images[number].file, images[number].modality, infrared_range)
+            for number in distinct.tolist()
+        ]
         pixels = np.zeros((len(distinct), *size, 3), np.uint8)
-        for place, found in enumerate(try_images(files, *size)):
+        turned: list[int] = []
+        for place, found in enumerate(try_images(files, *size, turned)):
             number = int(distinct[place])
             if isinstance(found, UserError):
                 faults.why_unreadable[number] = str(found)
@@ -374,9 +410,18 @@ def _reader(
                 faults.grey.add(number)
             elif images[number].modality == "infrared" and difference > _LEAST_COLOUR:
                 faults.coloured.add(number)
+        faults.turned.update(distinct[turned].tolist())
         return pixels[places]
 
     return read
+
+
+def image_file(file: str, modality: Modality, infrared_range: tuple[int, int] | None) -> ImageFile:
+    """Return how to read an image: with the range for those with 16 bits, if it is infrared."""
+    path = epath.Path(file)
+    if modality == "infrared" and infrared_range is not None:
+        return DeepImage(path, *infrared_range)
+    return path
 
 
 def _colour(image: UInt8[np.ndarray, "h w 3"]) -> float:
@@ -426,6 +471,7 @@ class _Unfinished:
                 {int(number): why for number, why in found["unreadable"].items()},
                 set(found["grey"]),
                 set(found["coloured"]),
+                set(found["turned"]),
             )
             if key == self._key:
                 self.rows = np.lib.format.open_memmap(self._folder / ROWS, "r+")
@@ -462,6 +508,7 @@ class _Unfinished:
             "unreadable": dict(self.faults.why_unreadable),
             "grey": sorted(self.faults.grey),
             "coloured": sorted(self.faults.coloured),
+            "turned": sorted(self.faults.turned),
         }
         write_text(self._folder / STATE, json.dumps(state))
         self._saved = time.perf_counter()

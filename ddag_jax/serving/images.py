@@ -15,6 +15,7 @@ from ddag_jax.datasets.image_table import (
     plausible_rows,
     read_table,
 )
+from ddag_jax.datasets.images import SUFFIX_LIST
 from ddag_jax.errors import UserError
 from ddag_jax.io.files import is_file
 from ddag_jax.methods.base import Modality
@@ -113,10 +114,10 @@ def find_images(
 
 
 def check_tracklets(where: str, images: Iterable[FoundImage]) -> None:
-    """Raise UserError if a tracklet has images of several identities."""
+    """Raise UserError if a tracklet has images of several identities. Of some it may be unknown."""
     people: dict[tuple[str, str], set[str]] = {}
     for image in images:
-        if image.tracklet:
+        if image.tracklet and image.identity:
             people.setdefault((image.tracklet, image.modality), set()).add(image.identity)
     if mixed := sorted({name for (name, _), found in people.items() if len(found) > 1}):
         raise UserError(
@@ -141,9 +142,7 @@ def _rows(
         names = [name for name in below if is_image(name.rpartition("/")[2])]
         remarks = [f"{source}: {remark}" for remark in passed_over(below)]
         if not names:
-            raise UserError(
-                "\n  ".join([f"{source}: holds no .jpg, .jpeg, .png or .bmp file", *remarks])
-            )
+            raise UserError("\n  ".join([f"{source}: holds no {SUFFIX_LIST} file", *remarks]))
         notes += remarks
         rows = [Row(name, name) for name in names]
     elif not is_file(source):
@@ -158,8 +157,8 @@ def _rows(
         root, rows = source.parent, [Row(source.name, source.name)]
     else:
         raise UserError(
-            f"{source}: is neither an image (.jpg, .jpeg, .png, .bmp) nor a list of images (.csv,"
-            " .tsv, .parquet)"
+            f"{source}: is neither an image ({SUFFIX_LIST}) nor a list of images"
+            f" ({', '.join(TABLE_SUFFIXES)})"
         )
     for row in rows:
         file = os.path.abspath(root / row.path)

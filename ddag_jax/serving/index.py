@@ -59,6 +59,8 @@ class EmbeddedBy:
     feature: str
     flip: bool
     """Averaged with the mirror image's feature."""
+    infrared_range: list[int] | None = None
+    """Values that become black and white of infrared images with 16 bits; None: there are none."""
     run: str = dataclasses.field(default="", compare=False)
     """The run or checkpoint, as it was given."""
 

@@ -15,7 +15,7 @@ from jaxtyping import Float, UInt8
 
 from ddag_jax.config import Config
 from ddag_jax.datasets.checks import count
-from ddag_jax.datasets.images import read_image
+from ddag_jax.datasets.images import check_range, read_image
 from ddag_jax.errors import UserError
 from ddag_jax.evaluation.pairs import OperatingPoints
 from ddag_jax.evaluation.table import describe_pairs
@@ -24,7 +24,7 @@ from ddag_jax.methods.base import Modality
 from ddag_jax.numerics import own_settings
 from ddag_jax.serving.arguments import Sources, as_paths, check_choice, check_count
 from ddag_jax.serving.contact_sheet import ContactSheet, write_contact_sheet
-from ddag_jax.serving.embed import embed_found, embedded_by
+from ddag_jax.serving.embed import as_range, embed_found, embedded_by, image_file
 from ddag_jax.serving.images import FoundImage, check_tracklets, find_images
 from ddag_jax.serving.index import Index, check_same_network, is_index, open_index
 from ddag_jax.serving.model import Model, load
@@ -60,6 +60,7 @@ def search(
     gallery_modality: Modality | None = None,
     query_modality: Modality | None = None,
     feature: str | None = None,
+    infrared_range: tuple[int, int] | None = None,
     config: Config | None = None,
     sheet: epath.PathLike | None = None,
     json: epath.PathLike | None = None,
@@ -79,6 +80,8 @@ def search(
         query_modality: of the query images, likewise.
         feature: name of the feature; None for that of the gallery's file, or else the one that the
             evaluation reports.
+        infrared_range: values that become black and white of infrared images with 16 bits, as in
+            preparation; None: that of the gallery's file, or else such images are not read.
         config: with a method of your own that the checkpoint names.
         sheet: file to write a page to look at, .html; must not exist.
         json: file to write the results to; must not exist.
@@ -88,6 +91,8 @@ def search(
             or does not fit. All are found before the first image is read.
     """
     top = check_count("--top", top)
+    if infrared_range is not None:
+        infrared_range = check_range(infrared_range)
     if gallery_modality is not None:
         check_choice("--gallery-modality", gallery_modality, get_args(Modality))
     wanted = None if threshold is None else parse_threshold(threshold)
@@ -107,7 +112,9 @@ def search(
     if index is not None:
         # First the network: one of another method may have no feature of this name.
         feature = feature or index.embedded_by.feature
-        check_same_network(index, embedded_by(model, feature))
+        if infrared_range is None:
+            infrared_range = as_range(index.embedded_by.infrared_range)
+        check_same_network(index, embedded_by(model, feature, infrared_range))
     name = model.reported(feature)
     accepted, points = None, None
     if wanted is not None:
@@ -115,7 +122,7 @@ def search(
 
     unreadable: list[str] = []
     if index is None:
-        sides = _embedded(model, gallery_images, name, "gallery", notes, unreadable)
+        sides = _embedded(model, gallery_images, name, infrared_range, "gallery", notes, unreadable)
     else:
         by_modality = {m: [i for i in index.images if i.modality == m] for m in index.features}
         sides = [
@@ -131,7 +138,7 @@ def search(
             f"--top {top}: the gallery has {count(range(size), 'entry', 'entries')}, so each query"
             " lists all of it"
         )
-    queries = _embedded(model, query_images, name, "query", notes, unreadable)
+    queries = _embedded(model, query_images, name, infrared_range, "query", notes, unreadable)
     try:
         results = [result for asked in queries for result in _ranked(asked, sides, top, accepted)]
     except UserError as error:  # ours are finite
@@ -157,7 +164,8 @@ def search(
     if json is not None:
         write_text(json, answer.to_json())
     if sheet is not None:
-        write_contact_sheet(sheet, _contact_sheet(answer), functools.partial(_picture, model))
+        shown = functools.partial(_picture, model, infrared_range)
+        write_contact_sheet(sheet, _contact_sheet(answer), shown)
     return answer
 
 
@@ -212,10 +220,12 @@ def _contact_sheet(found: SearchResults) -> ContactSheet:
     )
 
 
-def _picture(model: Model, file: str) -> UInt8[np.ndarray, "h w 3"] | None:
+def _picture(
+    model: Model, infrared_range: tuple[int, int] | None, file: str, modality: Modality
+) -> UInt8[np.ndarray, "h w 3"] | None:
     """Return an image as the network sees it; None if it is gone."""
     try:
-        return read_image(epath.Path(file), *model.image_size)
+        return read_image(image_file(file, modality, infrared_range), *model.image_size)
     except (UserError, OSError):
         return None
 
@@ -236,12 +246,13 @@ def _embedded(
     model: Model,
     images: Sequence[FoundImage],
     feature: str,
+    infrared_range: tuple[int, int] | None,
     what: str,
     notes: list[str],
     unreadable: list[str],
 ) -> list[_Side]:
     """Embed images; return those of each modality that can be read."""
-    rows, faults = embed_found(model, images, feature, what=what)
+    rows, faults = embed_found(model, images, feature, infrared_range=infrared_range, what=what)
     readable = faults.readable(len(images))
     notes += faults.notes(len(images))
     unreadable += faults.unreadable
@@ -270,7 +281,12 @@ def _by_tracklet(images: Sequence[FoundImage], rows: Float[np.ndarray, "n d"]) -
         np.add.at(sums, group[start : start + _BLOCK], rows[start : start + _BLOCK])
     sums /= np.maximum(np.linalg.norm(sums, axis=1, keepdims=True), 1e-12)
     sizes = np.bincount(group).tolist()
-    items = [_Item(images[i], size) for i, size in zip(first.values(), sizes, strict=True)]
+    # One labelled image names its tracklet.
+    names = {key: i.identity for key, i in zip(keys, images, strict=True) if i.identity}
+    items = [
+        _Item(images[i]._replace(identity=names.get(key, "")), size)
+        for (key, i), size in zip(first.items(), sizes, strict=True)
+    ]
     return _Side(items, sums)
 
 

@@ -5,6 +5,8 @@ import os
 import pathlib
 import signal
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 
 from PIL import Image
 
@@ -73,9 +75,19 @@ def write_people(
         else:
             # Forking a process with threads, such as those of JAX, may hang.
             context = multiprocessing.get_context("spawn")
-            with context.Pool(workers, _ignore_interrupt) as pool:
-                for count in pool.imap_unordered(_write_identity, jobs):
-                    bar.update(count)
+            with ProcessPoolExecutor(workers, context, _ignore_interrupt) as pool:
+                written = [pool.submit(_write_identity, job) for job in jobs]
+                try:
+                    for one in as_completed(written):
+                        bar.update(one.result())
+                except BrokenProcessPool:
+                    raise UserError(
+                        f"{folder}: a process that draws people has ended: killed, perhaps for"
+                        " memory (give fewer --workers), or started by a script without if __name__"
+                        ' == "__main__":'
+                    ) from None
+                finally:
+                    pool.shutdown(cancel_futures=True)
         (partial / "exp").mkdir()
         for name in ("train", "val", "test"):
             line = ",".join(str(identity) for identity in options.split(name))

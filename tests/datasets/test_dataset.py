@@ -210,7 +210,7 @@ def test_a_dataset_of_ones_own(hallway: Path, capsys: pytest.CaptureFixture[str]
     code, out, error = call_prepare(str(file), source, hallway / "data")
     assert (code, error) == (0, "")
     assert out.endswith(f"{hallway / 'data' / 'hallway' / '32x16' / VERSION}: prepared\n")
-    assert call_prepare(str(file), source, hallway / "data")[1].endswith(", kept\n")
+    assert call_prepare(str(file), source, hallway / "data")[1].endswith("are the same)\n")
 
     config = override(load_config(str(file)), ["--training.seed", "3"], "train.py")
     assert isinstance(config.data.dataset, Dataset)
@@ -237,8 +237,8 @@ def load_again(file: Path) -> Config:
 def test_a_dataset_of_ones_own_from_python(hallway: Path) -> None:
     dataset = load_config(str(hallway / "hallway.py")).data.dataset
     assert isinstance(dataset, Dataset)
-    path, content, reused = prepare(dataset, hallway / "hallway", hallway / "data", 8, 4)
-    assert not reused
+    path, content, kept = prepare(dataset, hallway / "hallway", hallway / "data", 8, 4)
+    assert kept is None
     assert len(content.images["train"]) == 60
     source = open_split(hallway / "data", "hallway", (8, 4), "train")
     assert source.folder == path
@@ -318,4 +318,4 @@ def test_what_0_1_0_prepared_is_read(data_dir: Path, tree: Path, tmp_path: Path)
     np.testing.assert_array_equal(old.images(np.arange(24)), new.images(np.arange(24)))
     examples = tfds.data_source("sysu_mm01/32x16", data_dir=tmp_path / "data", split="test")
     assert len(examples) == 24
-    assert prepare("sysu_mm01", tree, tmp_path / "data", 32, 16).reused
+    assert prepare("sysu_mm01", tree, tmp_path / "data", 32, 16).kept

@@ -438,3 +438,12 @@ def test_the_training_half_alone(source: Path, tmp_path: Path) -> None:
     shutil.rmtree(source / "test_vis")
     shutil.rmtree(source / "test_nir")
     assert "llcm: has no test_vis, test_nir; give" in fails("llcm", source, tmp_path / "data")
+
+
+def test_lists_written_on_windows_are_read(source: Path) -> None:
+    """Backslashes between folders."""
+    expected, _ = inspect(source)
+    for kind in ("vis", "nir"):
+        path = source / "idx" / f"train_{kind}.txt"
+        path.write_text(path.read_text().replace("/", "\\"))
+    assert inspect(source) == (expected, [])

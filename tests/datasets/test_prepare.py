@@ -1,3 +1,4 @@
+import json
 import os
 import shutil
 import signal
@@ -112,6 +113,69 @@ def test_prepare_again_is_reused_and_sizes_coexist(tree: Path, tmp_path: Path) -
         4,
     )
     assert len(open_split(tmp_path, "sysu_mm01", (32, 16), "test")) == 24
+
+
+def test_changed_content_is_noticed_under_the_same_names_and_sizes(
+    make_tree: MakeTree, tmp_path: Path
+) -> None:
+    """As of RegDB's bitmaps, which are all of one size."""
+    source, data = make_tree(), tmp_path / "data"
+    _, out, _ = call_prepare("sysu_mm01", source, data)
+    before = open_split(data, "sysu_mm01", (32, 16), "test").fingerprint
+    image = source / "cam3" / "0007" / "0001.jpg"
+    os.utime(image, (1, 1))
+    code, out, _ = call_prepare("sysu_mm01", source, data)
+    assert code == 0
+    assert "kept (its files were modified, and have the same checksums)" in out
+    content = image.read_bytes()
+    pixels = PIL.Image.open(image).convert("RGB").point(lambda value: 255 - value)
+    pixels.save(image, "png")
+    changed = image.read_bytes()
+    size = max(len(content), len(changed))
+    image.write_bytes(content.ljust(size, b"\0"))  # what follows an image is not read
+    code, out, _ = call_prepare("sysu_mm01", source, data, "--overwrite")
+    assert "prepared\n" in out
+    image.write_bytes(changed.ljust(size, b"\0"))
+    os.utime(image, (1, 1))
+    code, _, error = call_prepare("sysu_mm01", source, data)
+    assert code == 2
+    assert "was prepared from files of the same names and sizes with other content" in error
+    code, out, _ = call_prepare("sysu_mm01", source, data, "--overwrite")
+    assert code == 0
+    assert open_split(data, "sysu_mm01", (32, 16), "test").fingerprint != before
+
+
+def test_a_store_without_checksums_is_kept_and_says_so(tree: Path, tmp_path: Path) -> None:
+    """One of an earlier version."""
+    call_prepare("sysu_mm01", tree, tmp_path)
+    (stored,) = tmp_path.rglob("metadata.json")
+    metadata = json.loads(stored.read_text())
+    del metadata["checksum"], metadata["stamp"]
+    stored.write_text(json.dumps(metadata))
+    _, out, _ = call_prepare("sysu_mm01", tree, tmp_path)
+    assert "kept (names and sizes of its files are the same; an earlier version prepared it" in out
+    _, out, _ = call_prepare("sysu_mm01", tree, tmp_path, "--overwrite")
+    assert out.endswith(": prepared\n")
+
+
+@pytest.mark.parametrize("dataset", ["sysu_mm01", "folder"])
+def test_a_name_that_is_not_utf_8_is_a_fault(
+    dataset: str, make_tree: MakeTree, tmp_path: Path
+) -> None:
+    """As in an archive of a Chinese Windows."""
+    source = make_tree()
+    if dataset == "folder":
+        for camera, modality in ((1, "visible"), (3, "infrared")):
+            (source / f"cam{camera}").rename(source / modality)
+    folder = next((source / ("visible" if dataset == "folder" else "cam1")).iterdir())
+    name = os.fsdecode(b"\xd5\xd5\xc6\xff.jpg")
+    try:
+        (folder / name).write_bytes((folder / "0001.jpg").read_bytes())
+    except OSError:
+        pytest.skip("this file system takes names in UTF-8 only")
+    error = fails(dataset, source, tmp_path / "data")
+    assert "1 name is not UTF-8 (" in error
+    assert "\\udcd5\\udcd5\\udcc6\\udcff.jpg'); rename the files" in error
 
 
 CHANGES: dict[str, Callable[[Path], object]] = {
@@ -238,7 +302,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "16 bits": (
         lambda path: save(path, "I;16", "png"),
-        "its pixels are of Pillow's mode I;16; convert",
+        "has 16 bits a pixel; for infrared images give",
     ),
 }
 

@@ -349,7 +349,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], list[str]]] = {
             "../secret/1/a.bmp 0",
             "Thermal/../../a.bmp 0",
             "/etc/1/a.bmp 0",
-            "Thermal\\1\\a.bmp 0",
+            "..\\secret\\1\\a.bmp 0",
             "C:/Thermal/1/a.bmp 0",
         ),
         [

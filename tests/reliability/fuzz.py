@@ -67,7 +67,10 @@ def _image_samples(kind: str) -> list[bytes]:
     samples = []
     for mode in ("RGB", "L", "P" if kind != "JPEG" else "L"):
         file = io.BytesIO()
-        PIL.Image.fromarray(noise).convert(mode).save(file, kind)
+        exif = PIL.Image.Exif()
+        exif[0x0112] = 6
+        more = {} if kind == "BMP" else {"exif": exif}
+        PIL.Image.fromarray(noise).convert(mode).save(file, kind, **more)
         samples.append(file.getvalue())
     return samples
 
@@ -274,6 +277,8 @@ def readers() -> dict[str, Reader]:
         "jpg": Reader(_image_samples("JPEG"), _read_image("x.jpg")),
         "png": Reader(_image_samples("PNG"), _read_image("x.png")),
         "bmp": Reader(_image_samples("BMP"), _read_image("x.bmp")),
+        "tif": Reader(_image_samples("TIFF"), _read_image("x.tif")),
+        "webp": Reader(_image_samples("WEBP"), _read_image("x.webp")),
         "image list": Reader([lists.encode()], _read_lists),
         "identity list": Reader([b"1,2,3,4,5,10,20,300\n"], _read_identities),
         "npy images": Reader([_npy(_PIXELS)], _read_arrays("img")),

@@ -4,17 +4,23 @@ The runs are of a linear model. DDAG is evaluated in test_train.py, test_version
 report/test_page.py.
 """
 
+import contextlib
 import dataclasses
+import errno
 import json
+import re
+import resource
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 import ddag_jax
+from ddag_jax.cli.data import main as data_command
 from ddag_jax.cli.evaluate import main as evaluate
+from ddag_jax.cli.main import run as call
 from ddag_jax.config import DataConfig, EvaluationConfig
 from ddag_jax.errors import UserError
 from ddag_jax.io.config_file import load_config
@@ -332,3 +338,115 @@ def test_llcm_from_training_to_stored_features(
     stored = figures(tmp_path / "features.evaluation.json")
     differing = "feature", "rendered", "operating_points"
     assert without(stored, *differing) == without(ours, *differing)
+
+
+# ---------------------------------------------------------------- results that cannot be written
+
+
+@contextlib.contextmanager
+def no_room() -> Iterator[None]:
+    """No file can be written, as on a full disk, whoever runs the tests."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_run_that_cannot_be_written_is_evaluated(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A colleague's: what is written there by default is a note, and the rest is done."""
+    folder = shutil.copytree(finished, tmp_path / "run")
+    for name in ("evaluation.json", "ranked_lists.png"):
+        (folder / name).unlink(missing_ok=True)
+        (folder / name).mkdir()
+    mine = tmp_path / "mine.json"
+    assert evaluate([str(folder), *OWN, "--json", str(mine)]) == 0
+    out, err = capsys.readouterr()
+    assert "all-search" in out
+    notes = [line for line in err.splitlines() if line.startswith("note: ")]
+    assert [line.partition(" cannot")[0] for line in notes] == [
+        f"note: {folder / name}:" for name in ("evaluation.json", "ranked_lists.png")
+    ]
+    assert json.loads(mine.read_text())[0]["queries"]
+
+
+@pytest.mark.parametrize("option", ["--json", "--save-features", "--report"])
+def test_targets_are_tried_before_the_work(
+    finished: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    option: str,
+) -> None:
+    monkeypatch.setattr("ddag_jax.runs.evaluate._embed_and_rank", None)  # the work
+    with no_room():
+        assert evaluate([str(finished), *OWN, option, str(tmp_path / "mine.npz")]) == 2
+    (error,) = capsys.readouterr().err.splitlines()
+    assert re.search("mine.npz: cannot be written .File too large.; name another", error)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_other_commands_try_their_targets_too(
+    debug_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = str(debug_data.parent / "people")
+    for arguments in (
+        ["people", "--to", str(tmp_path / "people"), "--sheet", str(tmp_path / "sheet.png")],
+        ["prepare", "sysu_mm01", "--from", source, "--to", str(tmp_path / "data")],
+    ):
+        with no_room():
+            assert call(lambda: data_command(arguments)) == 2  # noqa: B023
+        (error,) = capsys.readouterr().err.splitlines()
+        assert "cannot be written (File too large)" in error
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_disk_that_fills_while_data_are_prepared(
+    debug_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = str(debug_data.parent / "people")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, before[1]))
+    try:
+        arguments = ["prepare", "sysu_mm01", "--from", source, "--to", str(tmp_path / "data")]
+        assert call(lambda: data_command(arguments)) == 2
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    *_, error = capsys.readouterr().err.splitlines()
+    assert re.search(r"error: .*cannot be written \(.*File too large.*; choose another --to", error)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_the_system_refuses_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    """Wherever it happens; another OSError is a fault of the program, and shown whole."""
+
+    def refused() -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", "runs/mine")
+
+    assert call(refused) == 2
+    assert capsys.readouterr().err == (
+        "error: runs/mine: Permission denied; correct its permissions, or name another place\n"
+    )
+
+    def wrong() -> None:
+        raise FileNotFoundError(errno.ENOENT, "No such file or directory", "x")
+
+    with pytest.raises(FileNotFoundError):
+        call(wrong)
+
+
+def test_a_file_that_is_no_evaluation_is_not_replaced(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    features, target = tmp_path / "f.npz", tmp_path / "f.evaluation.json"
+    assert evaluate([str(finished), *OWN, "--save-features", str(features), "--quiet"]) == 0
+    target.write_text('{"mine": 1}')
+    assert evaluate(["--features", str(features)]) == 2
+    assert "f.evaluation.json: is where the figures are written, and is" in capsys.readouterr().err
+    assert target.read_text() == '{"mine": 1}'
+    target.unlink()
+    for _ in range(2):  # its own, it replaces
+        assert evaluate(["--features", str(features), "--quiet"]) == 0

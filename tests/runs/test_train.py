@@ -4,6 +4,7 @@ Tests of the loop train a linear model; the first ones train DDAG.
 """
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -219,18 +220,72 @@ def test_a_run_is_never_mixed_up_with_another(
     assert sorted(path.name for path in finished.rglob("*")) == before
 
 
-@pytest.mark.parametrize("option", ["--overwrite", "--resume"])
-def test_only_runs_are_removed_or_gone_on_with(
-    run_linear: Run,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    option: str,
+OTHERS = ("thesis.tex", ".DS_Store", "slurm-1.out", "features.npz", "notes/a.txt", "report/a.txt")
+
+
+def test_other_files_in_a_run_s_folder_are_left_alone(run_linear: Run, tmp_path: Path) -> None:
+    """SLURM writes there before the first start; a report that is none of ours is one of them."""
+    run = tmp_path / "run"
+    for name in OTHERS:
+        (run / name).parent.mkdir(parents=True, exist_ok=True)
+        (run / name).write_text("years of work")
+    for option in ("--resume", "--resume", "--overwrite"):
+        assert run_linear(run, option, "--training.epochs", "1") == 0
+        assert [(run / name).read_text() for name in OTHERS] == ["years of work"] * len(OTHERS)
+    assert len([line for line in log_lines(run) if line["kind"] == "train"]) == 4
+
+
+@pytest.mark.parametrize("name", ["profile", "tensorboard", "evaluation.json", "ranked_lists.png"])
+def test_overwrite_takes_no_other_folder_for_a_run_s(
+    run_linear: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
 ) -> None:
-    (tmp_path / "thesis.tex").write_text("years of work")
-    assert run_linear(tmp_path, option) == 2
-    assert "thesis.tex" in capsys.readouterr().err
-    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
-    assert (tmp_path / "thesis.tex").read_text() == "years of work"
+    """Though a run has files of these names."""
+    (tmp_path / name).mkdir()
+    (tmp_path / name / "mine").write_text("mine")
+    assert run_linear(tmp_path, "--overwrite") == 2
+    assert f"not a run's folder: it holds {name}, which --overw" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.rglob("*")] == [name, "mine"]
+
+
+def test_a_file_in_the_place_of_a_folder_is_named(
+    run_linear: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "checkpoints").write_text("mine")
+    assert run_linear(tmp_path, "--resume") == 2
+    assert "checkpoints: is a file; move it" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["a[1]", "[!x]*?", "a b%20#{1}"])
+def test_every_folder_name_will_do(run_linear: Run, tmp_path: Path, name: str) -> None:
+    """Orbax searches for files below the folder, whose name is no pattern."""
+    run = tmp_path / name / "run"
+    assert run_linear(run, "--training.epochs", "1") == 0
+    assert run_linear(run, "--training.epochs", "1", "--resume") == 0
+    assert evaluate([str(run), "--config", CONFIG, "--quiet"]) == 0
+    (record, *_) = json.loads((run / "evaluation.json").read_text())
+    assert record["queries"]
+
+
+def test_a_pattern_is_tried_only_where_no_such_folder_is(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(finished, tmp_path / "run [1]")
+    assert evaluate([str(tmp_path / "run [1]"), "--config", CONFIG]) == 0
+    assert evaluate([str(tmp_path / "run [[]*"), "--config", CONFIG]) == 0
+    assert evaluate([str(tmp_path / "run [2]"), "--config", CONFIG]) == 2
+    assert "run [2]: matches nothing" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "why"), [("a\\b", "has a backslash"), (os.fsdecode(b"\xff"), "is not UTF-8")]
+)
+def test_a_folder_that_cannot_hold_checkpoints_is_refused_first(
+    run_linear: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, why: str
+) -> None:
+    """Tensorstore takes a backslash for a slash, and names files in UTF-8."""
+    assert run_linear(tmp_path / name / "run") == 2
+    assert why in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_workdir_that_cannot_be_made_is_named(

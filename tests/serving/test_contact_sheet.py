@@ -19,7 +19,7 @@ HOSTILE = """<script>alert("1")</script>'&amp;.png"""
 LONG = "gallery/camera 1/a very long name of a file that no column has room for — Größe 0001.png"
 
 
-def picture(file: str) -> np.ndarray | None:
+def picture(file: str, modality: str) -> np.ndarray | None:
     if file == "missing.png":
         return None
     noise = np.random.default_rng(len(file)).integers(0, 256, (12, 6, 3), np.uint8)
@@ -88,7 +88,7 @@ def test_an_existing_file_is_kept(file: Path) -> None:
 def test_its_size_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """By the number of queries and hits without pictures, by the budget with them."""
     many = SHEET._replace(results=[result("1", *["missing.png"] * 60)] * 300)
-    write_contact_sheet(tmp_path / "many.html", many, lambda file: None)
+    write_contact_sheet(tmp_path / "many.html", many, lambda file, modality: None)
     text = (tmp_path / "many.html").read_text()
     assert "The first 200 are shown, 100 are left out." in text
     assert text.count('<li class="row"') == 200

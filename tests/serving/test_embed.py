@@ -415,13 +415,12 @@ def test_what_is_not_read_is_said(
     who = min((pictures / "visible").iterdir())
     (who / "gone.jpg").symlink_to("nowhere.jpg")
     (who / ".hidden.jpg").write_bytes(b"")
-    (who / "more.TIF").write_bytes(b"")
+    (who / "more.GIF").write_bytes(b"")
     (who / "notes.txt").write_bytes(b"")
     (pictures / ".night").mkdir()
     result = embed(finished, pictures, tmp_path / "f.npz", config=config)
     assert result.notes == [
-        f"{pictures}: 1 file is not read: visible/{who.name}/more.TIF; convert to .jpg, .jpeg, .png"
-        " or .bmp",
+        f"{pictures}: 1 file is not read: visible/{who.name}/more.GIF; convert to .png or .jpg",
         f"{pictures}: 2 hidden files or folders are not read: .night/, visible/{who.name}/.hidden.j"
         "pg",
     ]
@@ -467,6 +466,9 @@ def test_a_tracklet_of_two_people_is_refused(
     embed(finished, listed((0, "anna")), index, config=config)
     with pytest.raises(UserError, match=r"f.npz and these images: 1 tracklet has images of sever"):
         embed(finished, listed((1, "ben")), index, config=config, add=True)
+    # Renamed, it is of one person.
+    embed(finished, listed((0, "ben"), (1, "ben")), index, config=config, add=True)
+    assert [image.identity for image in open_index(index).images] == ["ben", "ben"]
 
 
 def test_a_command_without_images_says_so(capsys: pytest.CaptureFixture[str]) -> None:

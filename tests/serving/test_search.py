@@ -136,6 +136,12 @@ def test_a_tracklet_is_the_mean_of_its_images(
     np.testing.assert_allclose([h.similarity for h in result.hits], similarity[order], atol=1e-6)
     assert {hit.images for hit in result.hits if hit.tracklet} == {2}
 
+    # One labelled image names its tracklet.
+    rows[0] = (*rows[0][:2], "", rows[0][3])
+    partly = search(run, write_list(tmp_path / "partly.csv", rows), asked, config=config)
+    assert partly.results == found.results
+
+    rows[0] = (*rows[0][:2], "anybody", rows[0][3])
     rows[1] = (*rows[1][:2], "somebody", rows[1][3])
     with pytest.raises(UserError, match=rf"bad.csv: 1 tracklet has .* \({rows[1][3]}\)"):
         search(run, write_list(tmp_path / "bad.csv", rows), asked, config=config)

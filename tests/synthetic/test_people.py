@@ -1,6 +1,7 @@
 """Built-in people: their files, their random numbers, and how they can be recognised."""
 
 import dataclasses
+import os
 import pathlib
 
 import numpy as np
@@ -77,6 +78,21 @@ def test_images_are_colour_or_grey(written: pathlib.Path, camera: int) -> None:
 
 
 @pytest.mark.slow
+class Deadly(People):
+    """Ends the process that it is sent to."""
+
+    def __reduce__(self) -> tuple:
+        return os._exit, (9,)
+
+
+@pytest.mark.slow  # starts processes
+def test_a_worker_that_is_killed_is_an_error(tmp_path: pathlib.Path) -> None:
+    deadly = Deadly(**dataclasses.asdict(SMALL))
+    with pytest.raises(UserError, match="a process that draws people has ended: killed, perhaps"):
+        write_people(deadly, tmp_path / "set", workers=2, progress=False)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_workers_do_not_matter(written: pathlib.Path, tmp_path: pathlib.Path) -> None:
     write_people(SMALL, tmp_path / "set", workers=2, progress=False)
     assert _files(tmp_path / "set") == _files(written)
