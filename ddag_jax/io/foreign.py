@@ -12,4 +12,6 @@ def foreign(content: bytes) -> str | None:
         return "a pointer of Git LFS: fetch the file itself with git lfs pull"
     if start.startswith((b"<!doctype html", b"<html")):
         return "a web page, probably of a download that needs a login: download the file anew"
+    if content.startswith(b"\x1f\x8b"):
+        return "compressed by gzip: unpack it first"
     return None

@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import gzip
 import os
 import pickle
 import re
@@ -387,6 +388,7 @@ def test_a_whole_model_says_how_to_save_its_tensors(tmp_path, form):
     ("content", "reason"),
     [
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n", "git lfs pull"),
+        (gzip.compress(pickle.dumps([1])), "compressed by gzip"),
         (b"\n<!DOCTYPE html><html><title>Google Drive</title>", "a web page"),
     ],
 )
