@@ -1,10 +1,12 @@
 """JAX's settings outside change no number and break no start: commands, and calls from Python."""
 
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -127,6 +129,44 @@ def test_a_command_s_numbers_do_not_depend_on_the_environment(
         assert differences(run, finished) == []
         (note,) = [line for line in output(run).splitlines() if line.startswith("note: JAX")]
         assert all(name in note for name in OUTSIDE)
+
+
+@pytest.mark.slow  # trains
+@pytest.mark.parametrize(
+    ("name", "setting", "value"),
+    [
+        ("JAX_ENABLE_X64", jax.enable_x64, True),
+        ("JAX_DEFAULT_PRNG_IMPL", jax.default_prng_impl, "rbg"),
+    ],
+)
+def test_a_run_that_obeyed_the_environment_is_evaluated_and_not_called_damaged(
+    name: str,
+    setting: Any,
+    value: Any,
+    run_linear: Run,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """As runs of 0.1.0 did."""
+    run = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        patch.setitem(numerics._OURS, name, (setting, value))
+        assert run_linear(run) == 0
+        expected = ddag_jax.evaluate(run, config=load_config(CONFIG), quiet=True)
+    shutil.rmtree(run / "checkpoints" / "12")
+    before = sorted(run.rglob("*"))
+    capsys.readouterr()
+    assert run_linear(run, "--resume") == 2
+    error = capsys.readouterr().err
+    assert f"its run was started with another {name}" in error
+    assert "damaged" not in error
+    assert "--overwrite" not in error
+    assert sorted(run.rglob("*")) == before
+    found = ddag_jax.evaluate(run, config=load_config(CONFIG), quiet=True)
+    assert len(found) == len(expected)
+    notes = capsys.readouterr().err
+    assert ("is in float64 (JAX_ENABLE_X64), rounded to float32" in notes) == (value is True)
 
 
 def test_settings_that_are_ours_are_not_mentioned(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,6 +15,7 @@ folder. The checkpoint of an evaluated step also contains its score, in ``score.
 import contextlib
 import dataclasses
 import json
+import sys
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -43,6 +44,8 @@ FORMAT = 2
 
 _KEPT_LATEST = 2
 _VARIABLES = ("params", "batch_stats")
+_RBG = (4,)
+"""Shape of a key of JAX's other random generators."""
 # Orbax writes a replicated array in slices, one per device, and compiles a program for each shape
 # of a slice: on 8 devices this took 10 s of the first checkpoint of a small network and 30 s of
 # ResNet-50's. Slicing pays for large arrays only.
@@ -71,6 +74,10 @@ _register_array_handler()
 
 class Damaged(UserError):
     """A checkpoint is damaged: unreadable, incomplete or altered."""
+
+
+class StartedOtherwise(UserError):
+    """A run was started under settings of JAX that decide the numbers and are not ours."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -199,7 +206,32 @@ def restore_variables(folder: epath.PathLike, like: Any) -> Any:
         Damaged: the checkpoint is damaged.
         UserError: its variables differ from `like` in name or shape; the message lists them.
     """
-    return _restore(_absolute(folder), "variables", like)
+    path = _absolute(folder) / "variables"
+    try:
+        return _restore(_absolute(folder), "variables", like)
+    except Damaged:  # float64 that was read as float32 has another checksum
+        if not _is_float64(path, like):
+            raise
+    print(f"note: {folder}: is in float64 (JAX_ENABLE_X64), rounded to float32", file=sys.stderr)
+    found = read_variables(folder)
+    _compare(path, found, like)
+    return jax.tree.map(
+        lambda want, one: jax.device_put(one.astype(want.dtype), want.sharding), like, found
+    )
+
+
+def _is_float64(folder: epath.Path, like: Any) -> bool:
+    """Return whether an item is in float64 and `like` is not: of a run under JAX_ENABLE_X64, which
+    versions up to 0.1.0 obeyed."""
+
+    def floating(tree: Any) -> set[str]:
+        return {str(x.dtype) for _, x in _named(tree) if str(x.dtype).startswith("float")}
+
+    try:
+        stored = floating(ocp.StandardCheckpointHandler().metadata(folder).tree)
+    except Exception:  # it is damaged, which is noticed when it is read
+        return False
+    return stored == {"float64"} and "float64" not in floating(like)
 
 
 def read_variables(folder: epath.PathLike) -> dict[str, Any]:
@@ -282,17 +314,37 @@ def restore_state(folder: epath.PathLike, like: TrainState) -> TrainState:
 
     Raises:
         Damaged: the checkpoint is damaged.
+        StartedOtherwise: it is in float64, or has random numbers of another generator.
         UserError: the checkpoint belongs to another network.
     """
     variables, progress = _split(like)
     flat = int(_stored_meta(folder).get("format", 1)) == 1
     if flat:
         progress |= progress.pop("memory")
-    variables = _restore(_absolute(folder), "variables", variables)
-    progress = _restore(_absolute(folder), "progress", progress)
+    try:
+        variables = _restore(_absolute(folder), "variables", variables)
+        progress = _restore(_absolute(folder), "progress", progress)
+    except UserError:
+        _check_settings(_absolute(folder), variables, like.key)
+        raise
     if flat:
         progress["memory"] = {name: progress.pop(name) for name in like.memory}
     return like.replace(**variables, **progress)
+
+
+def _check_settings(checkpoint: epath.Path, variables: Any, key: Any) -> None:
+    """Raise StartedOtherwise if a run began under other settings, as far as its arrays show it."""
+    name = "JAX_ENABLE_X64" if _is_float64(checkpoint / "variables", variables) else ""
+    with contextlib.suppress(Exception):  # it is damaged, which is noticed when it is read
+        stored = ocp.StandardCheckpointHandler().metadata(checkpoint / "progress").tree["key"]
+        if tuple(stored.shape) == _RBG != tuple(key.shape):
+            name = name or "JAX_DEFAULT_PRNG_IMPL"
+    if name:
+        raise StartedOtherwise(
+            f"{checkpoint}: its run was started with another {name}, which this version"
+            f" ({ddag_jax.__version__}) does not obey: it would go on with other numbers. It can be"
+            " evaluated, and another run can start from its weights (--init)"
+        )
 
 
 def _restore(checkpoint: epath.Path, item: str, like: Any) -> Any:

@@ -54,6 +54,7 @@ from ddag_jax.runs.checkpoint import (
     Damaged,
     Meta,
     RunCheckpoints,
+    StartedOtherwise,
     check_same_run,
     find_checkpoint,
     read_meta,
@@ -419,7 +420,8 @@ def _last_whole_state(folder: epath.Path, meta: Meta, like: TrainState) -> _Foun
     """Restore the last checkpoint that is not damaged.
 
     Raises:
-        UserError: the checkpoint belongs to another run, or all checkpoints are damaged.
+        UserError: the checkpoint belongs to another run, or was started under other settings of
+            JAX, or all checkpoints are damaged.
     """
     faults: dict[int, str] = {}
     for step in reversed(saved_steps(folder)):
@@ -431,6 +433,8 @@ def _last_whole_state(folder: epath.Path, meta: Meta, like: TrainState) -> _Foun
         check_same_run(saved, meta, folder)
         try:
             state = restore_state(step_folder(folder, step), like)
+        except StartedOtherwise:
+            raise
         except UserError as error:  # the run is the same, so its arrays should fit
             faults[step] = str(error)
             continue
