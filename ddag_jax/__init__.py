@@ -11,10 +11,12 @@
     Dataset, CameraRule                     a dataset of your own and its protocol
     UserError                               what the caller can fix
 
-Importing the package does not import jax; the first use of a function does. Nothing of the process
-is set up here: train.py and evaluate.py also keep compiled programs between processes
-(JAX_COMPILATION_CACHE_DIR) and tune the C library's allocator. `train` handles SIGTERM and SIGINT
-while it runs, so it belongs into the main thread.
+Importing the package does not import jax; the first use of a function does. JAX's settings of the
+calling program (x64, matrix precision, strict promotion) do not reach into these functions, and are
+unchanged after them (numerics.py). Nothing else of the process is set up here: train.py and
+evaluate.py also keep compiled programs between processes (JAX_COMPILATION_CACHE_DIR) and tune the C
+library's allocator. `train` handles SIGTERM and SIGINT while it runs, so it belongs into the main
+thread.
 """
 
 import importlib

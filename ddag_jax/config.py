@@ -162,8 +162,7 @@ class TwoStreamConfig:
     code. At the scale of a network's features the published 1 may clamp every anchor: the loss is
     88, has no gradient, and the log has a warning."""
     compute_dtype: Literal["float32", "bfloat16"] = "float32"
-    """Of convolutions and matrix products; everything else is at least float32. With
-    JAX_ENABLE_X64, float32 means float64."""
+    """Of convolutions and matrix products; everything else is at least float32."""
 
     def __post_init__(self) -> None:
         _check(

@@ -3,9 +3,12 @@
 The only file that names devices.
 """
 
+import contextlib
 import importlib.util
 import os
-from collections.abc import Callable, Sequence
+import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,13 +30,35 @@ AXIS = "data"
 _REPLICATED, _SHARDED = PartitionSpec(), PartitionSpec(AXIS)
 
 
+_LAUNCHERS = {
+    # Of the step, not of the job: a batch script itself, outside srun, is one process.
+    "SLURM_STEP_NUM_TASKS": (
+        "SLURM_JOB_ID",
+        "SLURM_STEP_NODELIST",
+        "SLURM_NTASKS",
+        "SLURM_PROCID",
+        "SLURM_LOCALID",
+    ),
+    "OMPI_COMM_WORLD_SIZE": (
+        "OMPI_COMM_WORLD_RANK",
+        "OMPI_COMM_WORLD_LOCAL_RANK",
+        "OMPI_MCA_orte_hnp_uri",  # not set by Open MPI 5
+    ),
+}
+"""Variable of a launcher with the number of processes, and those by which jax finds the others."""
+_BY_HAND = "give each process --coordinator HOST:PORT, --process-id and --processes"
+_PATIENCE = 300.0
+"""Seconds to wait for the other processes."""
+
+
 def join_processes(
     coordinator: str | None = None, process_id: int | None = None, processes: int | None = None
 ) -> None:
     """Connect the processes that run one command; must be called before jax computes.
 
     On a TPU slice and under SLURM (srun) or Open MPI (mpirun), jax discovers the other processes.
-    Elsewhere all three arguments are needed; without them this process runs alone.
+    Elsewhere all three arguments are needed; without them this process runs alone. If the others do
+    not come, the process ends: with a line that says why, and exit code 2.
 
     Args:
         coordinator: host and port of process 0, reachable from all processes.
@@ -41,26 +66,64 @@ def join_processes(
         processes: number of processes.
 
     Raises:
-        UserError: some of the arguments are missing or invalid.
+        UserError: some of the arguments are missing or invalid; the environment is that of several
+            processes, but does not say where they are.
     """
     given = (coordinator, process_id, processes)
     if given == (None, None, None):
-        if _started_together():
-            jax.distributed.initialize()
-            _connect()
+        if found := _started_together():
+            _join(found)
         return
     if coordinator is None or process_id is None or processes is None:
         raise UserError("--coordinator, --process-id, --processes: give all three, or none")
+    if processes < 1:
+        raise UserError(f"--processes {processes}: must be 1 or more")
     if not 0 <= process_id < processes:
         raise UserError(
             f"--process-id {process_id}: of {processes} processes they are 0 to {processes - 1}"
         )
-    if ":" not in coordinator:
+    host, _, port = coordinator.rpartition(":")
+    if not host or not (port.isdecimal() and 0 < int(port) < 2**16):
         raise UserError(
-            f"--coordinator {coordinator}: give host and port, as in {coordinator}:8476"
+            f"--coordinator {coordinator}: give host and port of process 0, as in"
+            f" {host or 'localhost'}:8476"
         )
-    jax.distributed.initialize(coordinator, num_processes=processes, process_id=process_id)
-    _connect()
+    found = f"--coordinator {coordinator}, --process-id {process_id} of {processes}"
+    _join(
+        f"{found}: cannot connect; check that all processes run and that the port is free",
+        coordinator_address=coordinator,
+        num_processes=processes,
+        process_id=process_id,
+    )
+
+
+def _join(found: str, **where: Any) -> None:
+    with _named_failure(found):
+        jax.distributed.initialize(**where, initialization_timeout=round(_PATIENCE) + 60)
+    with _named_failure(found):
+        _connect()
+
+
+@contextlib.contextmanager
+def _named_failure(found: str) -> Iterator[None]:
+    """Turn a failure to connect into one line: what was found and what to do, and the reason."""
+
+    def give_up() -> None:
+        print(f"error: {found} (no answer in {_PATIENCE:.0f} s)", file=sys.stderr, flush=True)
+        os._exit(2)  # jaxlib would abort the process a minute later, with a stack trace
+
+    timer = threading.Timer(_PATIENCE, give_up)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:  # jax and its launchers raise whatever they meet
+        reason = str(error).strip().partition("\n")[0] or type(error).__name__
+        raise UserError(f"{found} ({reason})") from error
+    finally:
+        timer.cancel()
 
 
 def _connect() -> None:
@@ -76,22 +139,61 @@ def _connect() -> None:
     jax.block_until_ready(jax.jit(meet)(shard(np.ones(jax.local_device_count()), mesh)))
 
 
-def _started_together() -> bool:
-    """Return whether a launcher of several processes started this one, or this is a TPU host."""
-    # Of the step, not of the job: a batch script itself, outside srun, is one process.
-    tasks = max(
-        int(os.environ.get(name, "1")) for name in ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE")
-    )
-    chips = [*Path("/dev").glob("accel*"), *Path("/dev").glob("vfio/[0-9]*")]
-    return tasks > 1 or (bool(chips) and importlib.util.find_spec("libtpu") is not None)
+def _started_together() -> str | None:
+    """Return what shows that a launcher started several processes, or that this is a TPU host, and
+    what to do if that is wrong; None if this process is alone.
+
+    Raises:
+        UserError: a launcher's variables are malformed, or only some of them are there.
+    """
+    for name, needed in _LAUNCHERS.items():
+        value = os.environ.get(name, "").strip()
+        if not value:
+            continue
+        alone = f"if this command runs alone, unset {name}"
+        if not value.isdecimal() or int(value) < 1:
+            raise UserError(f"{name}={value}: is not a number of processes; {alone}")
+        if int(value) == 1:
+            continue
+        if missing := [one for one in needed if not os.environ.get(one, "").strip()]:
+            raise UserError(
+                f"{name}={value}, but {', '.join(missing)} {'is' if len(missing) == 1 else 'are'}"
+                f" not set, by which the other processes are found; {alone}; else {_BY_HAND}"
+            )
+        return f"{name}={value}: cannot connect to the other processes; {alone}; else {_BY_HAND}"
+    chips = sorted([*Path("/dev").glob("accel*"), *Path("/dev").glob("vfio/[0-9]*")])
+    if chips and importlib.util.find_spec("libtpu") is not None:
+        return (
+            f"{chips[0]}, a TPU's: cannot find the slice's other machines; {_BY_HAND} (of a machine"
+            " that is alone: localhost:8476, 0 and 1)"
+        )
+    return None
 
 
 def device_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """Return a mesh of `devices` (default: all) with one axis "data", ordered by process."""
+    """Return a mesh of `devices` (default: all) with one axis "data", ordered by process.
+
+    Raises:
+        UserError: there is no device of the platform that JAX_PLATFORMS names.
+    """
     if devices is None:
         # TPU chips are numbered by position; batches are split by process.
-        devices = sorted(jax.devices(), key=lambda device: (device.process_index, device.id))
+        devices = sorted(_all_devices(), key=lambda device: (device.process_index, device.id))
     return Mesh(np.array(devices), (AXIS,), axis_types=(AxisType.Auto,))
+
+
+def _all_devices() -> list[jax.Device]:
+    try:
+        return jax.devices()
+    except (RuntimeError, AssertionError) as error:  # an AssertionError of JAX has no text
+        reason = str(error).partition("\n")[0].partition(" (set JAX_PLATFORMS")[0]
+        wanted = os.environ.get("JAX_PLATFORMS")
+        found = f"JAX_PLATFORMS={wanted}: no such device" if wanted else "no device"
+        advice = "unset it to compute on what there is, or set it to cpu"
+        raise UserError(
+            f"{found} can be used ({reason or 'none is visible'});"
+            f" {advice if wanted else 'set JAX_PLATFORMS=cpu to compute on the CPU'}"
+        ) from None
 
 
 def process_share() -> dict[str, int]:

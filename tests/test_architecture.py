@@ -70,7 +70,7 @@ WITHOUT_JAX = (
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("types", "errors", "config"),
     ("io",),
-    ("models", "losses", "parallel"),
+    ("models", "losses", "numerics", "parallel"),
     ("datasets",),
     ("data", "synthetic"),
     ("methods",),

@@ -2,16 +2,19 @@
 
 import dataclasses
 import os
+import sys
 from collections.abc import Sequence
 from types import ModuleType
 from typing import Annotated, Any
 
 import tyro
 
+from ddag_jax.cli import environment
 from ddag_jax.cli.main import run
 from ddag_jax.cli.options import parse
 from ddag_jax.config import DataConfig
 from ddag_jax.errors import UserError
+from ddag_jax.io.config_file import load_config
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,8 +38,25 @@ class Torchvision(_Conversion):
 @dataclasses.dataclass(frozen=True)
 class _OfTheAuthors(_Conversion):
     image_size: tuple[int, int] = (DataConfig.image_height, DataConfig.image_width)
-    """Height and width of the images that it was trained on, pixels, which its file does not
-    say."""
+    """Height and width of the images that it was trained on, pixels. Of this and the next two its
+    file says nothing."""
+    dataset: str | None = None
+    """sysu_mm01, regdb, llcm or folder, or a configuration file (.py) whose data.dataset is your
+    own. None: the one with as many training identities as it has classes."""
+    trial: int | None = None
+    """RegDB: which of its ten trials. None: 1."""
+
+    def settings(self) -> dict[str, Any]:
+        """Return the arguments of a conversion."""
+        dataset: Any = self.dataset
+        if dataset is not None and dataset.endswith(".py"):
+            dataset = load_config(dataset).data.dataset
+        return {
+            "image_size": self.image_size,
+            "dataset": dataset,
+            "trial": self.trial,
+            "overwrite": self.overwrite,
+        }
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,9 +65,7 @@ class Reference(_OfTheAuthors):
 
     def convert(self, module: ModuleType) -> Any:
         """Return the summary of what was converted."""
-        return module.from_reference(
-            self.input, self.output, image_size=self.image_size, overwrite=self.overwrite
-        )
+        return module.from_reference(self.input, self.output, **self.settings())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,9 +74,7 @@ class AGW(_OfTheAuthors):
 
     def convert(self, module: ModuleType) -> Any:
         """Return the summary of what was converted."""
-        return module.from_agw(
-            self.input, self.output, image_size=self.image_size, overwrite=self.overwrite
-        )
+        return module.from_agw(self.input, self.output, **self.settings())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,6 +120,7 @@ def _convert(arguments: Sequence[str] | None) -> None:
     )
     # Nothing here computes; a GPU or TPU may be in use by a training.
     os.environ["JAX_PLATFORMS"] = "cpu"
+    environment.import_jax()
     try:
         from ddag_jax.pytorch import convert
     except ModuleNotFoundError as error:
@@ -113,5 +130,7 @@ def _convert(arguments: Sequence[str] | None) -> None:
             f"converting weights needs {error.name}: pip install torch safetensors"
         ) from None
     summary = options.convert(convert)
+    for note in summary.notes:
+        print(f"note: {options.input}: {note}", file=sys.stderr)
     print(f"{options.input} -> {options.output}")
     print(summary.table(read=not isinstance(options, ToReference | ToAGW)))

@@ -1,6 +1,7 @@
 """`python -m ddag_jax.data people|prepare|check|rehearse|augmentations`."""
 
 import dataclasses
+import os
 import pathlib
 from typing import Annotated, Any, Literal
 
@@ -9,6 +10,7 @@ import tensorflow_datasets as tfds
 import tyro
 from etils import epath
 
+from ddag_jax.cli import environment
 from ddag_jax.cli.options import parse
 from ddag_jax.config import AugmentConfig, Config, DataConfig
 from ddag_jax.datasets.dataset import Dataset
@@ -218,6 +220,9 @@ class AugmentationsCommand(Command):
 
     def run(self) -> None:
         """Draw the picture."""
+        # A few images; a GPU or TPU may be in use by a training.
+        os.environ["JAX_PLATFORMS"] = "cpu"
+        environment.import_jax()
         # Here, since they import jax, and each process that draws people imports this file.
         from ddag_jax.data.augmentation_sheet import augmentation_sheet
         from ddag_jax.data.loader import training_split

@@ -12,6 +12,8 @@ from typing import Annotated
 import absl.logging
 import tyro
 
+from ddag_jax.errors import UserError
+
 # glibc's mallopt, by its numbers in malloc.h.
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -2, -4, -8
 _COMPILED = "/jax/core/compile/backend_compile_duration"
@@ -39,10 +41,13 @@ def prepare(processes: Processes | None = None) -> None:
     Args:
         processes: location of the other processes, which are waited for; None for a command that
             runs in one process.
+
+    Raises:
+        UserError: a variable of the environment cannot be read, or that of `join_processes`.
     """
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ddag_jax"
-    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache))
+    _keep_compiled()
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
+    import_jax()
     # orbax logs the exceptions that it raises, and warns about its own defaults.
     absl.logging.set_verbosity("fatal")
     logging.getLogger("asyncio").setLevel(logging.CRITICAL)
@@ -54,6 +59,43 @@ def prepare(processes: Processes | None = None) -> None:
         from ddag_jax.parallel import join_processes
 
         join_processes(processes.coordinator, processes.process_id, processes.processes)
+
+
+def import_jax() -> None:
+    """Import jax, and say which of the environment's settings of it have no effect on us.
+
+    Raises:
+        UserError: jax cannot read one of its variables.
+    """
+    try:
+        from ddag_jax import numerics
+    except ValueError as error:
+        raise UserError(f"{error}; unset it, or give it a value that JAX knows") from None
+    if names := numerics.overridden():
+        print(
+            f"note: {', '.join(names)}: without effect here, the numbers do not depend on the"
+            " environment",
+            file=sys.stderr,
+        )
+
+
+def _keep_compiled() -> None:
+    """Cache compiled programs between processes, if there is a folder for it."""
+    if "JAX_COMPILATION_CACHE_DIR" in os.environ:
+        return
+    try:
+        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ddag_jax"
+        cache.mkdir(parents=True, exist_ok=True)
+        if not os.access(cache, os.W_OK | os.X_OK):
+            raise PermissionError(f"{cache}: cannot be written")
+    except (OSError, RuntimeError) as error:  # RuntimeError: no home folder
+        print(
+            f"note: compiled programs are not kept for the next start ({error}); name a folder for"
+            " them by JAX_COMPILATION_CACHE_DIR",
+            file=sys.stderr,
+        )
+        return
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = str(cache)
 
 
 def _unless_orbax(failed: threading.ExceptHookArgs) -> None:

@@ -19,14 +19,20 @@ from ddag_jax.io.progress import silence
 
 @dataclasses.dataclass(frozen=True)
 class Data:
-    """Where the images are; of stored features, whose."""
+    """Where the images are; of stored features and converted checkpoints, which they are. A run is
+    evaluated on the dataset, the trial and the image size that it was trained with."""
 
     dir: str | None = None
     """Folder of the prepared dataset. None: the checkpoint's own."""
     dataset: str | None = None
-    """With --features: sysu_mm01 (if none is given), regdb, llcm or folder (own images)."""
+    """With --features: sysu_mm01 (if none is given), regdb, llcm or folder (own images). Of a
+    converted checkpoint: in place of what its conversion said."""
     trial: int | None = None
-    """With --features: which of RegDB's ten trials."""
+    """The same: which of RegDB's ten trials."""
+    image_height: int | None = None
+    """Of a converted checkpoint: pixels, in place of what its conversion said."""
+    image_width: int | None = None
+    """The same."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,11 +88,6 @@ def _evaluate(arguments: Sequence[str] | None) -> None:
     if options.features:
         _evaluate_features(options)
         return
-    for name in ("dataset", "trial"):
-        if getattr(options.data, name) is not None:
-            raise UserError(
-                f"--data.{name}: only with --features; the checkpoint's own value stands"
-            )
     if options.rand_perm_cam:
         raise UserError(
             "--rand-perm-cam: only with --features; a prepared dataset has its own permutations"
@@ -98,7 +99,10 @@ def _evaluate(arguments: Sequence[str] | None) -> None:
     networks = []
     for one in (find_trained(name, config) for name in runs):
         settings = _parse(arguments, one.config.evaluation).evaluation
-        networks.append(one.set(settings, options.data.dir))
+        data, stored = options.data, one.config.data
+        height = stored.image_height if data.image_height is None else data.image_height
+        width = stored.image_width if data.image_width is None else data.image_width
+        networks.append(one.set(settings, data.dir, data.dataset, data.trial, (height, width)))
     evaluate_trained(
         networks,
         untrained=options.untrained,
@@ -116,6 +120,11 @@ def _evaluate_features(options: Options) -> None:
         )
     if options.data.dir is not None:
         raise UserError("--data.dir: has no meaning for stored features; leave it out")
+    if options.data.image_height is not None or options.data.image_width is not None:
+        raise UserError(
+            "--data.image-height, --data.image-width: have no meaning for stored features; leave"
+            " them out"
+        )
     given: dict[str, Any] = {"dataset": options.data.dataset, "trial": options.data.trial}
     try:
         data = DataConfig(**{name: value for name, value in given.items() if value is not None})
@@ -140,8 +149,8 @@ def _parse(arguments: Sequence[str] | None, evaluation: EvaluationConfig) -> Opt
         arguments,
         "evaluate.py",
         default=Options(evaluation=evaluation),
-        hint="the checkpoint's own value stands for all but --data.dir and the fields of"
-        " evaluation; evaluate.py --help lists the options",
+        hint="the checkpoint's own value stands for all but the fields of data and evaluation;"
+        " evaluate.py --help lists the options",
     )
     return options
 

@@ -22,11 +22,13 @@ from ddag_jax.data.augment import (
     grey,
     normalise,
 )
+from ddag_jax.numerics import own_settings
 
 _HEIGHT = 128  # pixels of an image in the picture
 _GAP, _APART, _TITLE = 2, 10, 18  # pixels between draws, between augmentations, above the images
 
 
+@own_settings()
 def augmentation_sheet(
     images: UInt8[np.ndarray, "b h w 3"],
     names: Sequence[str],

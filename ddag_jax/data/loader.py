@@ -1,6 +1,7 @@
 """Read a prepared dataset, and training batches of it ahead of the step (grain)."""
 
 import dataclasses
+import os
 import zlib
 from collections.abc import Iterator, Sequence
 
@@ -129,11 +130,14 @@ def open_split(
             for size in (sorted(sizes.iterdir()) if sizes.exists() else [])
             if (size / folder.name / "dataset_info.json").exists()
         ]
+        # A relative folder means another one in each working directory.
         raise UserError(
-            f"{folder}: no prepared dataset"
+            f"{folder if '://' in os.fspath(folder) else os.path.abspath(folder)}: no prepared"
+            " dataset"
             + (f" (there is one of {', '.join(others)} pixels)" if others else "")
             + f"; run: python -m ddag_jax.data prepare {dataset} --from FOLDER --to {data_dir}"
-            f" --image-size {height} {width}"
+            f" --image-size {height} {width}, or give the folder that it was prepared to"
+            " (--data.dir)"
         )
     builder = tfds.builder_from_directory(folder)
     metadata = builder.info.metadata

@@ -20,11 +20,14 @@ from etils import epath
 
 from ddag_jax.errors import UserError
 from ddag_jax.io.files import read_bytes
+from ddag_jax.io.foreign import foreign
 
 DRAWS = 10
 
 _LONGEST = 16 * 2**20
 """Longest accepted file, bytes; the authors' file unpacks to less than one million."""
+
+_HDF5 = b"\x89HDF\r\n\x1a\n"
 
 # MATLAB's numbers for what an element holds, and for what kind of array a matrix is.
 _MATRIX, _COMPRESSED = 14, 15
@@ -63,6 +66,14 @@ def read_permutations(path: epath.PathLike) -> Permutations:
         content = read_bytes(path, _LONGEST)
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: cannot be read ({error}); {again}") from None
+    if what := foreign(content):
+        raise UserError(f"{path}: is {what}; or {again}")
+    if content.startswith(b"MATLAB 7.3") or _HDF5 in (content[:8], content[512:520]):
+        raise UserError(
+            f"{path}: is in MATLAB's format 7.3 (HDF5), which is not read; save it as version 7 in"
+            f" MATLAB or Octave: load('{path.name}'); save('-v7', '{path.name}', 'rand_perm_cam');"
+            f" or {again}"
+        )
     matrices: dict[str, np.ndarray] = {}
     try:
         for camera, identities in enumerate(_cells(_variable(content)), start=1):

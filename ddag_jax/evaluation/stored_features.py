@@ -26,6 +26,7 @@ from ddag_jax.datasets.dataset import Dataset
 from ddag_jax.errors import UserError
 from ddag_jax.evaluation.protocols import Images, Search
 from ddag_jax.io.files import check_new_file, is_file, whole_file
+from ddag_jax.io.foreign import foreign
 
 _SIDES = ("query", "gallery")
 _KINDS = {"iu": "whole numbers", "US": "text", "b": "bool"}
@@ -144,6 +145,15 @@ def _read(source: epath.Path) -> dict[str, np.ndarray]:
         raise UserError(f"{source}: is not a regular file")
     try:
         with source.open("rb") as file:
+            start = file.read(1024)
+            if what := foreign(start):
+                raise UserError(f"{source}: is {what}")
+            if start.startswith(b"MATLAB"):
+                raise UserError(
+                    f"{source}: is a MATLAB file; write its arrays to an .npz with np.savez (read"
+                    " them with scipy.io.loadmat, or with h5py from MATLAB's format 7.3)"
+                )
+            file.seek(0)
             archive = np.load(file, allow_pickle=False)
             if not isinstance(archive, np.lib.npyio.NpzFile):
                 raise UserError(f"{source}: is a single array; expected an archive (.npz)")
@@ -201,15 +211,13 @@ def _check_side(
             f"{source}: {side}_ids of {unknown} images are below 0, which stands for a person that"
             " is not known; an evaluation needs every identity"
         )
-    features = features.astype(np.float32)
     try:
         names = names.astype(str) if names.dtype.kind == "U" else np.char.decode(names, "utf-8")
     except UnicodeDecodeError:
         raise UserError(
             f"{source}: {side}_names are not text in UTF-8; write them as such"
         ) from None
-    length = np.linalg.norm(features, axis=1, keepdims=True)
-    broken = ~np.isfinite(length[:, 0]) | (length[:, 0] == 0)
+    rows, broken = _unit_rows(features)
     if broken.any():
         raise UserError(
             f"{source}: {side}_features of {names[broken.argmax()]} (row {broken.argmax()}) are"
@@ -222,10 +230,33 @@ def _check_side(
             f"{source}: {side} holds image {twice[2]} of identity {twice[0]}, camera {twice[1]}"
             " twice; give each image once"
         )
+    side_images = Images(ids.astype(np.int64), cameras.astype(np.int64), infrared, names.tolist())
+    return rows, side_images
+
+
+def _unit_rows(
+    features: Float[np.ndarray, "n d"],
+) -> tuple[Float[np.ndarray, "n d"], Bool[np.ndarray, " n"]]:
+    """Return float32 rows of unit length, and which are impossible: zero or not finite.
+
+    Rows whose squares float32 cannot hold are scaled in float64.
+    """
+    with np.errstate(over="ignore", invalid="ignore"):
+        rows = features.astype(np.float32)
+        length = np.linalg.norm(rows, axis=1, keepdims=True)
+    extreme = np.flatnonzero(~((length[:, 0] > 1e-12) & (length[:, 0] < 1e12)))
+    broken = np.zeros(len(rows), bool)
+    if len(extreme):
+        exact = features[extreme].astype(np.float64)
+        largest = np.abs(exact).max(axis=1, keepdims=True)
+        broken[extreme] = ~np.isfinite(largest[:, 0]) | (largest[:, 0] == 0)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            exact /= largest  # so that its squares neither overflow nor vanish
+            rows[extreme] = exact / np.linalg.norm(exact, axis=1, keepdims=True)
+        length[extreme] = 1
     # Features of this package keep their bits, and so their ties.
     length[np.abs(length - 1) < 1e-6] = 1
-    side_images = Images(ids.astype(np.int64), cameras.astype(np.int64), infrared, names.tolist())
-    return features / length, side_images
+    return rows / length, broken
 
 
 def _infrared(source: epath.Path, dataset: Dataset, side: Images) -> Bool[np.ndarray, " n"]:

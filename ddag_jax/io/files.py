@@ -15,6 +15,7 @@ from typing import IO, Any
 from etils import epath
 
 from ddag_jax.errors import UserError
+from ddag_jax.io import owners  # noqa: F401  # before the first stat
 
 _OLD = ".replaced"
 

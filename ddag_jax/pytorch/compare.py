@@ -63,10 +63,11 @@ def _compare(arguments: Sequence[str] | None) -> int:
         batch = _read_batch(Path(options.images), n, m, height, width)
     if n > reference.classes:
         raise UserError(f"--batch: the weights know {reference.classes} identities")
+    devices = side_by_side.devices(reference)  # raises an error if there are none
     differences = side_by_side.differences(reference, batch)
     print(_table(differences, side_by_side.BOUNDS))
     print()
-    print(side_by_side.devices(reference))
+    print(devices)
     print(f"{'images/s, float32':<24}{'PyTorch':>12}{'JAX':>12}{'ratio':>9}")
     for speed in side_by_side.speeds(reference, batch):
         ratio = speed.ours / speed.theirs

@@ -1,11 +1,10 @@
 """Convert weights between PyTorch files and our checkpoints; nothing is written unless all fit."""
 
-import contextlib
 import dataclasses
 import hashlib
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,7 +13,16 @@ import torch
 from etils import epath
 
 import ddag_jax
-from ddag_jax.config import BaselineConfig, Config, DataConfig, DDAGConfig, method_name
+from ddag_jax.config import (
+    BaselineConfig,
+    Config,
+    DataConfig,
+    DDAGConfig,
+    NamedDataset,
+    method_name,
+)
+from ddag_jax.datasets.dataset import Dataset, check_settings
+from ddag_jax.datasets.find import DATASETS, find_dataset
 from ddag_jax.errors import UserError
 from ddag_jax.io.files import whole_file
 from ddag_jax.io.storable import check_storable
@@ -27,7 +35,7 @@ from ddag_jax.pytorch.keys import (
     to_variables,
     torchvision_table,
 )
-from ddag_jax.pytorch.reading import read_state_dict
+from ddag_jax.pytorch.reading import read_state_dicts
 from ddag_jax.runs.checkpoint import Meta, find_checkpoint, read_meta, read_variables, save_weights
 
 _RANKS = 20  # of the reference's `cmc`
@@ -49,10 +57,21 @@ class Summary:
     """Number of running statistics of batch normalisation."""
     checksum: str
     """SHA-256 of our variables; the same for both directions."""
+    taken: str = ""
+    """Names that the state dict was nested under, and the prefix of its keys that was removed."""
+    beside: tuple[str, ...] = ()
+    """Names of other state dicts in the file that fit as well."""
+    stored: str = ""
+    """What the checkpoint says that it was trained on."""
+    notes: tuple[str, ...] = ()
+    """What the file did not say, a sentence each."""
 
     def table(self, read: bool) -> str:
         """Format as a table; `read`: the state dict was read, not written."""
         lines = [
+            *([("taken from", self.taken)] if self.taken else []),
+            *(("  left", f"{place or 'the file'}, which fits as well") for place in self.beside),
+            *([("stored as", self.stored)] if self.stored else []),
             ("keys read" if read else "keys written", f"{self.keys:,}"),
             ("mapped", f"{self.mapped:,}"),
             ("ignored" if read else "zeros", f"{sum(self.ignored.values()):,}"),
@@ -63,13 +82,24 @@ class Summary:
         return "\n".join(f"{name:<14}{value}" for name, value in lines)
 
 
+class _Network(NamedTuple):
+    """What a state dict is, going by its keys and shapes."""
+
+    what: str
+    table: KeyTable
+    model: Any = None
+    """Configuration of its method; None: a backbone."""
+    classes: int = 0
+
+
 def from_torchvision(source: str, destination: str, *, overwrite: bool = False) -> Summary:
     """Convert ImageNet weights of a ResNet-50 or -18 to a checkpoint for `train.py --init`.
 
     It holds both stems and the shared stages, and no heads.
 
     Args:
-        source: see `read_state_dict`; keys of torchvision or timm, with or without `fc`.
+        source: see `read_state_dicts`; keys of torchvision or timm, with or without `fc`, also
+            below a prefix.
         destination: folder to write.
         overwrite: replace a checkpoint there.
 
@@ -78,68 +108,83 @@ def from_torchvision(source: str, destination: str, *, overwrite: bool = False) 
             misshapen key is listed), or `destination` exists.
     """
     output = _new_checkpoint(destination, overwrite)
-    tensors = _read(source, "torchvision")
+    read = _read(source, "torchvision", _imagenet_network)
+    backbone = "resnet50" if "layer1.0.conv3.weight" in read.tensors else "resnet18"
+    meta = {"backbone": backbone, "version": ddag_jax.__version__}
+    return _convert(read, output, meta)
+
+
+def _imagenet_network(tensors: Mapping[str, torch.Tensor]) -> _Network:
     backbone = "resnet50" if "layer1.0.conv3.weight" in tensors else "resnet18"
-    table = torchvision_table(backbone)
     what = f"a {backbone} of ImageNet as torchvision and timm name it"
-    variables = to_variables(_fit(source, tensors, table, what), table.mappings)
-    _write_checkpoint(output, variables, {"backbone": backbone, "version": ddag_jax.__version__})
-    return _summary(tensors, table, variables)
+    return _Network(what, torchvision_table(backbone))
 
 
 def from_reference(
-    source: str, destination: str, *, image_size: tuple[int, int], overwrite: bool = False
+    source: str,
+    destination: str,
+    *,
+    image_size: tuple[int, int],
+    dataset: str | NamedDataset | None = None,
+    trial: int | None = None,
+    overwrite: bool = False,
 ) -> Summary:
     """Convert a checkpoint of the PyTorch reference to one for `evaluate.py`.
 
     Classes, parts, heads and their width are inferred from the shapes.
 
     Args:
-        source: see `read_state_dict`.
+        source: see `read_state_dicts`.
         destination: folder to write.
         image_size: height and width, in pixels, of the images that it was trained on.
+        dataset: that it was trained on. None: the published one with as many training identities
+            as it has classes, else SYSU-MM01; a note says which.
+        trial: of RegDB, which of its ten it was trained on. None: 1, with a note.
         overwrite: replace a checkpoint there.
 
     Raises:
         UserError: the file cannot be read, is of another network (every missing, unexpected and
-            misshapen key is listed), or `destination` exists.
+            misshapen key is listed), the dataset has no such trial, or `destination` exists.
     """
     output = _new_checkpoint(destination, overwrite)
-    tensors = _read(source, "reference")
+    read = _read(source, "reference", _reference_network)
+    return _convert_trained(source, read, output, image_size, dataset, trial)
+
+
+def _reference_network(tensors: Mapping[str, torch.Tensor]) -> _Network:
     dimensions = Dimensions.of(tensors)
     what = (
         f"the reference's network ({dimensions.classes} classes, {dimensions.parts} parts,"
         f" {dimensions.heads} heads of {dimensions.head_dim}, going by its shapes)"
     )
-    with _faults_of(source):
-        model = DDAGConfig(
-            parts=dimensions.parts,
-            graph_heads=dimensions.heads,
-            graph_head_dim=dimensions.head_dim,
-        )
-        meta = _meta(model, dimensions.classes, image_size)
-    return _convert(source, tensors, reference_table(dimensions), what, output, meta)
+    model = DDAGConfig(
+        parts=dimensions.parts, graph_heads=dimensions.heads, graph_head_dim=dimensions.head_dim
+    )
+    return _Network(what, reference_table(dimensions), model, dimensions.classes)
 
 
 def from_agw(
-    source: str, destination: str, *, image_size: tuple[int, int], overwrite: bool = False
+    source: str,
+    destination: str,
+    *,
+    image_size: tuple[int, int],
+    dataset: str | NamedDataset | None = None,
+    trial: int | None = None,
+    overwrite: bool = False,
 ) -> Summary:
     """Convert a checkpoint of AGW's or CAJ's code to one for `evaluate.py`.
 
     Both have one network. Classes and non-local blocks are inferred from the shapes; without
     non-local blocks it is their baseline, which has average pooling.
 
-    Args:
-        source: see `read_state_dict`.
-        destination: folder to write.
-        image_size: height and width, in pixels, of the images that it was trained on.
-        overwrite: replace a checkpoint there.
-
-    Raises:
-        UserError: as `from_reference`.
+    Arguments and errors are those of `from_reference`.
     """
     output = _new_checkpoint(destination, overwrite)
-    tensors = _read(source, "agw")
+    read = _read(source, "agw", _agw_network)
+    return _convert_trained(source, read, output, image_size, dataset, trial)
+
+
+def _agw_network(tensors: Mapping[str, torch.Tensor]) -> _Network:
     classes = Dimensions.of(tensors).classes
     inner = tensors.get(_NON_LOCAL_KEY)
     if inner is None:
@@ -148,10 +193,8 @@ def from_agw(
         non_local: Any = "one" if len(inner) == 1 else "half"
         model = BaselineConfig(pooling="gem", non_local=non_local, triplet="weighted")
         what = "the network of AGW and CAJ"
-    with _faults_of(source):
-        meta = _meta(model, classes, image_size)
     table = agw_table(classes, model.non_local)
-    return _convert(source, tensors, table, f"{what} ({classes} classes)", output, meta)
+    return _Network(f"{what} ({classes} classes)", table, model, classes)
 
 
 _NON_LOCAL_KEY = "NL_2.0.g.0.weight"
@@ -160,49 +203,179 @@ _KINDS = {
     "agw": ("visible_module.", "a network of AGW or CAJ, or their baseline"),
     "torchvision": ("layer1.", "an ImageNet ResNet"),
 }
-"""What each subcommand reads: how keys start that those below it have not, and what it is."""
+"""What each subcommand reads: how keys start, below any prefix, that those below it have not, and
+what it is."""
 
 
-def _read(source: str, kind: str) -> dict[str, torch.Tensor]:
-    """Read a state dict; if it is of another kind, raise a UserError that names its subcommand."""
-    tensors = read_state_dict(source)
-    for found, (start, what) in _KINDS.items():
-        if any(key.startswith(start) for key in tensors):
-            if found == kind:
-                break
-            raise UserError(
-                f"{source}: is {what}, not {_KINDS[kind][1]}; nothing was written; convert it with"
-                f" convert_weights.py {found}"
+class _Read(NamedTuple):
+    """A state dict that fits a network, and where in the file it was found."""
+
+    tensors: dict[str, torch.Tensor]
+    network: _Network
+    place: str
+    """Names of the dictionaries that it was nested in."""
+    prefix: str
+    """Of its keys, which was removed."""
+    outside: int
+    """Number of keys without the prefix."""
+    beside: tuple[str, ...]
+    """Places of other state dicts in the file that fit as well."""
+
+
+def _read(
+    source: str, kind: str, describe: Callable[[Mapping[str, torch.Tensor]], _Network]
+) -> _Read:
+    """Read the first state dict of a file that fits, without a prefix that its keys may have.
+
+    Raises:
+        UserError: it cannot be read, or none fits: all faults of the one with the fewest are
+            listed, or another subcommand is named.
+    """
+    start, wanted = _KINDS[kind]
+    found = read_state_dicts(source)
+    kinds = [_kind(one.tensors) for one in found]
+    others = [other for other in kinds if other is not None]
+    if others and kind not in others:
+        raise UserError(
+            f"{source}: is {_KINDS[others[0]][1]}, not {wanted}; nothing was written; convert it"
+            f" with convert_weights.py {others[0]}"
+        )
+    fitting: list[_Read] = []
+    faulty: list[tuple[list[str], _Read]] = []
+    for one in (one for one, its in zip(found, kinds, strict=True) if its in (kind, None)):
+        for prefix in _prefixes(one.tensors, start) or [""]:
+            tensors = {
+                key.removeprefix(prefix): value
+                for key, value in one.tensors.items()
+                if key.startswith(prefix)
+            }
+            try:
+                network = describe(tensors)
+            except ValueError as error:  # of a configuration that was made from it
+                raise UserError(f"{source}: {error}") from None
+            outside = len(one.tensors) - len(tensors)
+            read = _Read(tensors, network, one.place, prefix, outside, ())
+            if faults := _faults(tensors, network.table):
+                faulty.append((faults, read))
+            else:
+                fitting.append(read)
+    if not fitting:
+        faults, read = min(faulty, key=lambda one: len(one[0]))
+        where = f" in {_taken(read)}" if read.place or read.prefix else ""
+        raise UserError(
+            f"{source}: not {read.network.what}; {len(faults)} keys differ{where}, nothing was"
+            " written:\n  " + "\n  ".join(sorted(faults))
+        )
+    first = fitting[0]
+    if alike := [one.prefix for one in fitting[1:] if one.place == first.place]:
+        raise UserError(
+            f"{source}: holds several such networks, under {first.prefix or 'no prefix'} and under"
+            f" {', '.join(alike)}; keep one of them in the file"
+        )
+    return first._replace(beside=tuple(one.place for one in fitting[1:]))
+
+
+def _kind(tensors: Mapping[str, torch.Tensor]) -> str | None:
+    """Return the subcommand for a state dict, going by its keys."""
+    return next((kind for kind, (start, _) in _KINDS.items() if _prefixes(tensors, start)), None)
+
+
+def _prefixes(tensors: Mapping[str, torch.Tensor], start: str) -> list[str]:
+    """Return what comes before `start` in keys: "" or, for example, "module."."""
+    return list(
+        dict.fromkeys(
+            key[:at]
+            for key in tensors
+            if (at := f".{key}".find(f".{start}")) >= 0  # the dot before it is not in the key
+        )
+    )
+
+
+def _taken(read: _Read) -> str:
+    """Describe where a state dict was found."""
+    place, prefix = read.place or "the file", read.prefix
+    return f"{place}, keys without {prefix}" if prefix else place
+
+
+def _convert(read: _Read, output: epath.Path, meta: dict[str, Any]) -> Summary:
+    table = read.network.table
+    variables = to_variables(_arrays(read.tensors, table), table.mappings)
+    _write_checkpoint(output, variables, meta)
+    summary = _summary(read.tensors, table, variables)
+    ignored = dict(summary.ignored)
+    if read.outside:
+        ignored[f"without the prefix {read.prefix}"] = read.outside
+    return dataclasses.replace(
+        summary,
+        keys=summary.keys + read.outside,
+        ignored=ignored,
+        taken=_taken(read) if read.place or read.prefix else "",
+        beside=read.beside,
+    )
+
+
+def _convert_trained(
+    source: str,
+    read: _Read,
+    output: epath.Path,
+    image_size: tuple[int, int],
+    dataset: str | NamedDataset | None,
+    trial: int | None,
+) -> Summary:
+    """Write a checkpoint that `evaluate.py` takes, and note what its file does not say."""
+    classes = read.network.classes
+    known = {name: _training_identities(one) for name, one in DATASETS.items()}
+    notes = []
+    if dataset is None:
+        dataset = next((name for name, counts in known.items() if classes in counts), "sysu_mm01")
+        notes.append(
+            f"its file does not say what it was trained on: {dataset} is stored,"
+            + (
+                f" which has as many training identities as it has classes ({classes})"
+                if classes in known[dataset]
+                else f" but of the published datasets none has {classes} training identities"
             )
-    return tensors
-
-
-@contextlib.contextmanager
-def _faults_of(source: str) -> Iterator[None]:
-    """Name the file in an error of a configuration that was made from it."""
+            + "; if it was another, convert it again with --dataset"
+        )
+    found = find_dataset(dataset)
+    counts = _training_identities(found)
+    if not notes and counts and classes not in counts:
+        notes.append(
+            f"it has {classes} classes, and {found.title}"
+            f" {' or '.join(map(str, counts))} training identities: it was trained on another"
+            " dataset, or on a part of this one"
+        )
+    if found.splits and trial is None:
+        notes.append(
+            f"its file does not say which trial of {found.title} it was trained on: 1 is stored,"
+            f" of 1 to {found.splits}; another trial tests on people that it was trained on, so if"
+            " it was another, convert it again with --trial"
+        )
+    height, width = image_size
     try:
-        yield
+        data = DataConfig(
+            dataset,
+            image_height=height,
+            image_width=width,
+            trial=DataConfig.trial if trial is None else trial,
+        )
+        config = Config(data=data, model=read.network.model)
     except ValueError as error:
         raise UserError(f"{source}: {error}") from None
+    check_settings(found, config.data, config.evaluation)
+    stored = f"{found.name}, {f'trial {data.trial}, ' if found.splits else ''}images of"
+    return dataclasses.replace(
+        _convert(read, output, Meta(config, classes).to_json()),
+        stored=f"{stored} {height} x {width} pixels, {classes} classes",
+        notes=tuple(notes),
+    )
 
 
-def _meta(model: Any, classes: int, image_size: tuple[int, int]) -> dict[str, Any]:
-    height, width = image_size
-    data = DataConfig(image_height=height, image_width=width)
-    return Meta(Config(data=data, model=model), classes).to_json()
-
-
-def _convert(
-    source: str,
-    tensors: Mapping[str, torch.Tensor],
-    table: KeyTable,
-    what: str,
-    output: epath.Path,
-    meta: dict[str, Any],
-) -> Summary:
-    variables = to_variables(_fit(source, tensors, table, what), table.mappings)
-    _write_checkpoint(output, variables, meta)
-    return _summary(tensors, table, variables)
+def _training_identities(dataset: Dataset) -> list[int]:
+    """Return the published numbers of identities that a dataset is trained on; [] if unknown."""
+    lists: tuple[Any, ...] = ("train+val", "train")
+    splits = dict.fromkeys(dataset.train_split(DataConfig(train_on=one)) for one in lists)
+    return [dataset.counts[split].identities for split in splits if split in dataset.counts]
 
 
 def to_reference(source: str, destination: str, *, overwrite: bool = False) -> Summary:
@@ -338,10 +511,8 @@ def _not_in(theirs: _Theirs, model: Any) -> list[str]:
     )
 
 
-def _fit(
-    source: str, tensors: Mapping[str, torch.Tensor], table: KeyTable, what: str
-) -> dict[str, np.ndarray]:
-    """Return the arrays of the mapped keys as float32; raise one UserError with all faults."""
+def _faults(tensors: Mapping[str, torch.Tensor], table: KeyTable) -> list[str]:
+    """Return how a state dict differs from a table, a line for each key."""
     needed = dict.fromkeys((*table.mapped, *table.zeros))
     faults = [f"missing     {key}" for key in needed if key not in tensors]
     for key, tensor in tensors.items():
@@ -354,11 +525,11 @@ def _fit(
             faults.append(f"mistyped    {key}: {tensor.dtype}, not all of it numbers of float32")
         elif key in table.zeros and tensor.any():
             faults.append(f"not zero    {key}: our network has no shift there")
-    if faults:
-        raise UserError(
-            f"{source}: not {what}; {len(faults)} keys differ, nothing was written:\n  "
-            + "\n  ".join(sorted(faults))
-        )
+    return faults
+
+
+def _arrays(tensors: Mapping[str, torch.Tensor], table: KeyTable) -> dict[str, np.ndarray]:
+    """Return the arrays of the mapped keys as float32."""
     return {key: tensors[key].detach().float().numpy() for key in dict.fromkeys(table.mapped)}
 
 

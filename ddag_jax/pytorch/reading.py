@@ -1,11 +1,12 @@
 """Read state dicts from files of untrusted origin: only tensors are loaded, code never runs."""
 
+import argparse
 import contextlib
 import pickletools
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import safetensors
@@ -13,20 +14,32 @@ import safetensors.torch
 import torch
 
 from ddag_jax.errors import UserError
+from ddag_jax.io.foreign import foreign
+from ddag_jax.pytorch.tar_format import is_tar, read_tar
 
-_ENCLOSING = ("net", "state_dict", "model")
+_USUAL = ("net", "state_dict", "model", "model_state_dict")
+"""Names under which most files have their state dict."""
+_DEEPEST = 4
 _LONGEST_NAME = 1000
 _WRAPPER = "module."  # torch.nn.DataParallel's
 
 
-def read_state_dict(path: str | Path) -> dict[str, torch.Tensor]:
-    """Read a state dict from a `.safetensors` file, or from a file written by `torch.save`.
+class StateDict(NamedTuple):
+    """A state dict in a file."""
 
-    It may be nested under "net", "state_dict" or "model". If every key starts with "module.", this
-    prefix is removed.
+    place: str
+    """Names of the dictionaries that it is nested in: "model.state_dict"; "" if in none."""
+    tensors: dict[str, torch.Tensor]
+    """On the CPU, in their stored dtypes."""
+
+
+def read_state_dicts(path: str | Path) -> list[StateDict]:
+    """Read every state dict of a `.safetensors` file, or of a file written by `torch.save`.
+
+    Files of PyTorch 0.1 are read, too (tar_format.py).
 
     Returns:
-        Tensors on the CPU, in their stored dtypes.
+        At least one: first those under the usual names, then in the file's order.
 
     Raises:
         UserError: there is no such file, it is damaged, it holds anything other than tensors and
@@ -35,42 +48,97 @@ def read_state_dict(path: str | Path) -> dict[str, torch.Tensor]:
     path = Path(path)
     if not path.is_file():
         raise UserError(f"{path}: no such file")
+    with path.open("rb") as file:
+        if what := foreign(file.read(1024)):
+            raise UserError(f"{path}: refused: is {what}")
     stored = _load(path)
-    for name in _ENCLOSING:
+    found = sorted(_nested(stored), key=lambda one: _rank(one.place))
+    if found:
+        return found
+    for name in _USUAL:
         if isinstance(stored, Mapping) and isinstance(stored.get(name), Mapping):
             stored = stored[name]
             break
     if not isinstance(stored, Mapping) or not stored:
         raise UserError(
-            f"{path}: holds no state dict, neither by itself nor under one of "
-            + ", ".join(_ENCLOSING)
+            f"{path}: holds no state dict, neither by itself nor nested, as under one of "
+            + ", ".join(_USUAL)
         )
     faults = [
-        str(key)
+        str(key)[:100]
         for key, value in stored.items()
         if not isinstance(key, str) or not isinstance(value, torch.Tensor)
     ]
-    if faults:
-        raise UserError(f"{path}: not tensors by name, as a state dict has: {', '.join(faults)}")
-    if all(key.startswith(_WRAPPER) for key in stored):
-        return {key.removeprefix(_WRAPPER): value for key, value in stored.items()}
-    return dict(stored)
+    raise UserError(f"{path}: not tensors by name, as a state dict has: {', '.join(faults)}")
+
+
+def read_state_dict(path: str | Path) -> dict[str, torch.Tensor]:
+    """Read the first of `read_state_dicts`, without the prefix "module." that all keys may have.
+
+    Raises:
+        UserError: as `read_state_dicts`.
+    """
+    tensors = read_state_dicts(path)[0].tensors
+    while all(key.startswith(_WRAPPER) for key in tensors):
+        tensors = {key.removeprefix(_WRAPPER): value for key, value in tensors.items()}
+    return tensors
+
+
+def _nested(stored: Any) -> Iterator[StateDict]:
+    """Yield the state dicts in what a file holds, each once: one may be nested in several."""
+    seen: set[int] = set()
+
+    def inside(value: Any, place: tuple[str, ...]) -> Iterator[StateDict]:
+        if not isinstance(value, Mapping) or not value or id(value) in seen:
+            return
+        seen.add(id(value))
+        if all(isinstance(k, str) and isinstance(v, torch.Tensor) for k, v in value.items()):
+            yield StateDict(".".join(place), dict(value))
+        elif len(place) < _DEEPEST:
+            for name, one in value.items():
+                yield from inside(one, (*place, str(name)[:100]))
+
+    return inside(stored, ())
+
+
+def _rank(place: str) -> int:
+    name = place.rpartition(".")[2]
+    return _USUAL.index(name) if name in _USUAL else len(_USUAL)
 
 
 def _load(path: Path) -> Any:
     try:
         if path.suffix == ".safetensors":
             return safetensors.torch.load_file(path)
+        if is_tar(path):
+            return read_tar(path)
         _check_names(path)
-        with torch.serialization.safe_globals(_numpy_names()):
+        with torch.serialization.safe_globals(_harmless_names()):
             return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # parsers raise any type on damaged or malicious bytes
         reason = str(error).strip().splitlines() or [type(error).__name__]
         refused = [line for line in reason if "Unsupported" in line or "GLOBAL" in line]
         raise UserError(
             f"{path}: refused: not weights that can be read safely, or damaged:"
-            f" {(refused or reason)[0].strip()[:300]}"
+            f" {(refused or reason)[0].strip()[:300]}{_advice(path, str(error))}"
         ) from None
+
+
+def _advice(path: Path, reason: str) -> str:
+    """Return how to save a file's tensors alone, where it holds more than tensors."""
+    if "TorchScript" in reason:
+        tensors = f"torch.jit.load('{path}', 'cpu').state_dict()"
+    elif "GLOBAL" in reason or "whole model" in reason:
+        tensors = (
+            f"torch.load('{path}', 'cpu', weights_only=False); x = x.state_dict() if hasattr(x,"
+            " 'state_dict') else {k: x[k] for k in ('net', 'state_dict', 'model') if k in x}"
+        )
+    else:
+        return ""
+    return (
+        "; if you trust its origin (this runs code that it names), save its tensors alone and"
+        f" convert those: python -c \"import torch; x = {tensors}; torch.save(x, 'tensors.pth')\""
+    )
 
 
 def _check_names(path: Path) -> None:
@@ -90,10 +158,11 @@ def _check_names(path: Path) -> None:
                     raise ValueError(f"a name of {len(word):,} characters")
 
 
-def _numpy_names() -> list[Any]:
-    """Return what pickles of NumPy numbers and arrays call, by the names of NumPy 1 and NumPy 2.
+def _harmless_names() -> list[Any]:
+    """Return what the pickles of training scripts name beside tensors, and what only holds values.
 
-    The reference stores its `cmc` and `mAP` in this form. All of them only hold numbers.
+    That is NumPy's numbers and arrays, by the names of NumPy 1 and NumPy 2 (the reference stores
+    its `cmc` and `mAP` in this form), and the options of a command line.
     """
     scalar, reconstruct = np.float64().__reduce__()[0], np.empty(0).__reduce__()[0]
     functions = [
@@ -102,4 +171,4 @@ def _numpy_names() -> list[Any]:
         for name, function in (("scalar", scalar), ("_reconstruct", reconstruct))
     ]
     dtypes = {type(np.dtype(kind)) for kind in (np.float32, np.float64, np.int32, np.int64)}
-    return [*functions, np.ndarray, np.dtype, *dtypes]
+    return [*functions, np.ndarray, np.dtype, *dtypes, argparse.Namespace]

@@ -18,6 +18,7 @@ from ddag_jax.evaluation.embed import make_embed
 from ddag_jax.methods.base import Modality, View, by_modality
 from ddag_jax.methods.baseline import Baseline
 from ddag_jax.methods.ddag.method import DDAG
+from ddag_jax.numerics import own_settings
 from ddag_jax.parallel import (
     AXIS,
     compiler_options,
@@ -95,6 +96,7 @@ def _views(reference: Reference, batch: Batch) -> dict[str, Array]:
     return {view: images[view] for view in reference.views}
 
 
+@own_settings()
 def differences(reference: Reference, batch: Batch) -> list[Difference]:
     """Compare embeddings, training outputs, losses, statistics and gradients in float64."""
     reference.to(torch.float64)
@@ -182,6 +184,7 @@ def _relative(theirs: np.ndarray, ours: np.ndarray, floor: float) -> float:
     return float(difference / size) if size else np.inf
 
 
+@own_settings()
 def speeds(reference: Reference, batch: Batch) -> list[Speed]:
     """Measure training steps and embeddings of both in float32, each on one device.
 

@@ -15,7 +15,7 @@ import jax
 import numpy as np
 from etils import epath
 
-from ddag_jax.config import Config, DataConfig, EvaluationConfig, differences
+from ddag_jax.config import Config, DataConfig, EvaluationConfig, NamedDataset, differences
 from ddag_jax.data.loader import ImageSource, evaluation_split, training_split
 from ddag_jax.datasets.dataset import check_settings
 from ddag_jax.datasets.find import find_dataset
@@ -29,6 +29,7 @@ from ddag_jax.evaluation.table import format_points, format_table
 from ddag_jax.io.files import check_new_file, read_json, whole_file, write_text
 from ddag_jax.methods.base import Method
 from ddag_jax.methods.build import build_method
+from ddag_jax.numerics import own_settings
 from ddag_jax.parallel import Mesh, device_mesh, is_first_process, on_all_devices, replicated_shapes
 from ddag_jax.report import page
 from ddag_jax.report.contents import EvaluatedRun, page_contents
@@ -52,6 +53,8 @@ class Trained:
     config: Config
     classes: int
     """Training identities, the width of the classifiers."""
+    converted: bool = False
+    """Whether its weights were converted: what its checkpoint says of its data was said then."""
 
     @property
     def checksum(self) -> int:
@@ -72,13 +75,37 @@ class Trained:
         return restore_variables(self.checkpoint, like), fresh
 
     def set(
-        self, evaluation: EvaluationConfig | None = None, data_dir: epath.PathLike | None = None
+        self,
+        evaluation: EvaluationConfig | None = None,
+        data_dir: epath.PathLike | None = None,
+        dataset: str | NamedDataset | None = None,
+        trial: int | None = None,
+        image_size: tuple[int, int] | None = None,
     ) -> "Trained":
-        """Return it with other settings of the evaluation, or its dataset in another folder."""
+        """Return it with other settings of the evaluation, or its dataset in another folder.
+
+        Raises:
+            UserError: a value is not valid; dataset, trial or image size are not those of a run.
+        """
         data = self.config.data
         if data_dir is not None:
             data = dataclasses.replace(data, dir=os.fspath(data_dir))
+        height, width = image_size or (None, None)
+        given = {"dataset": dataset, "trial": trial, "image_height": height, "image_width": width}
+        changed: dict[str, Any] = {}
+        for field, value in given.items():
+            stored = getattr(data, field)
+            name = getattr(stored, "name", stored)
+            if value is None or getattr(value, "name", value) == name:
+                continue
+            if not self.converted:
+                raise UserError(
+                    f"data.{field}: {self.name} was trained with {name}, and is evaluated with it;"
+                    " leave it out. Only a converted checkpoint takes another"
+                )
+            changed[field] = value
         try:
+            data = dataclasses.replace(data, **changed)
             config = dataclasses.replace(
                 self.config, data=data, evaluation=evaluation or self.config.evaluation
             )
@@ -102,13 +129,16 @@ def find_trained(run: epath.PathLike, config: Config | None = None) -> Trained:
     meta = read_meta(checkpoint, config)
     for note in meta.notes:
         print(f"note: {checkpoint}: {note}", file=sys.stderr)
-    return Trained(os.fspath(run), checkpoint, meta.config, meta.classes)
+    return Trained(os.fspath(run), checkpoint, meta.config, meta.classes, converted=not meta.data)
 
 
 def evaluate(
     *runs: epath.PathLike,
     evaluation: EvaluationConfig | None = None,
     data_dir: epath.PathLike | None = None,
+    dataset: str | NamedDataset | None = None,
+    trial: int | None = None,
+    image_size: tuple[int, int] | None = None,
     config: Config | None = None,
     untrained: bool = False,
     report: epath.PathLike | None = None,
@@ -127,6 +157,10 @@ def evaluate(
         runs: folders of runs (their best checkpoint, or the last one), or of checkpoints.
         evaluation: the protocol's settings; None for each checkpoint's own.
         data_dir: folder of the prepared dataset; None for the checkpoint's own.
+        dataset: of a converted checkpoint, in place of what its conversion said. A run is
+            evaluated on what it was trained on.
+        trial: the same, of RegDB.
+        image_size: the same, height and width in pixels.
         config: with a method or dataset of your own that the checkpoints name.
         untrained: also evaluate the network as it was before training.
         report: folder to write a run's report to, which evaluates the untrained network too. An
@@ -144,7 +178,10 @@ def evaluate(
             evaluated alike. All are checked before the first image is read.
     """
     return evaluate_trained(
-        [find_trained(run, config).set(evaluation, data_dir) for run in runs],
+        [
+            find_trained(run, config).set(evaluation, data_dir, dataset, trial, image_size)
+            for run in runs
+        ],
         untrained=untrained,
         report=report,
         save_features=save_features,
@@ -153,6 +190,7 @@ def evaluate(
     )
 
 
+@own_settings()
 def evaluate_trained(
     networks: Sequence[Trained],
     *,
@@ -188,6 +226,7 @@ def evaluate_trained(
     return _average(names, found, what, json, quiet, writes=is_first_process())
 
 
+@own_settings()
 def evaluate_features(
     *files: epath.PathLike,
     data: DataConfig | None = None,
@@ -287,15 +326,18 @@ class _Result:
 
 
 def _embed_and_rank(network: Trained, *, untrained: bool) -> _Result:
-    source = evaluation_split(network.config.data)
+    data = network.config.data
+    source = evaluation_split(data)
+    training, held_out = training_split(data, network.config.training.seed)
     mesh, method = device_mesh(), network.method()
+    _compare_classes(network, training)
     evaluator = Evaluator(network.config, method, mesh, source)
     variables, fresh = network.restore(mesh)
     floor: dict[str, np.ndarray] = {}
     if untrained:
         floor = evaluator.embed(fresh(), progress="untrained network")
     features = evaluator.embed(variables, progress="embedding")
-    points = _operating_points(network, evaluator, variables, features)
+    points = _operating_points(network, evaluator, variables, features, held_out)
     return _Result(
         network,
         method,
@@ -310,14 +352,30 @@ def _embed_and_rank(network: Trained, *, untrained: bool) -> _Result:
     )
 
 
+def _compare_classes(network: Trained, training: ImageSource) -> None:
+    """Note that a network was not trained on the identities of its dataset."""
+    if network.classes == training.classes or not is_first_process():
+        return
+    title = find_dataset(network.config.data.dataset).title
+    print(
+        f"note: {network.name}: has {network.classes} classes, and {title} in {training.folder}"
+        f" {training.classes} training identities: it was trained on another dataset, or on others"
+        " of its people"
+        + ("; if so, name its own with --data.dataset" if network.converted else ""),
+        file=sys.stderr,
+    )
+
+
 def _operating_points(
-    network: Trained, evaluator: Evaluator, variables: Any, features: dict[str, np.ndarray]
+    network: Trained,
+    evaluator: Evaluator,
+    variables: Any,
+    features: dict[str, np.ndarray],
+    held_out: ImageSource | None,
 ) -> dict[str, OperatingPoints | None]:
     """Return the thresholds of the features in the table, by identities that are held out of
     training, or by the test images where there are none."""
-    config = network.config
-    _, held_out = training_split(config.data, config.training.seed)
-    checksum, flip = network.checksum, config.evaluation.flip
+    checksum, flip = network.checksum, network.config.evaluation.flip
     points: dict[str, OperatingPoints | None] = {}
     if held_out is not None:
         images = Images(held_out.identities, held_out.cameras, held_out.infrared, held_out.names)

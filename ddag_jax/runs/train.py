@@ -33,6 +33,7 @@ from ddag_jax.io.progress import say
 from ddag_jax.io.storable import check_storable
 from ddag_jax.methods.base import HasWarnings, Method
 from ddag_jax.methods.build import build_method
+from ddag_jax.numerics import own_settings
 from ddag_jax.parallel import (
     AXIS,
     Mesh,
@@ -97,6 +98,7 @@ _SHOWS_A_RUN = {"checkpoints", "lock.json", ".lock.json.guard", "log.jsonl"}
 """Of these, what no folder has by chance."""
 
 
+@own_settings()
 def train(
     config: Config,
     workdir: epath.PathLike,

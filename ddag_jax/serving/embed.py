@@ -22,6 +22,7 @@ from ddag_jax.evaluation.embed import embedded_batches
 from ddag_jax.io.files import read_json, write_text
 from ddag_jax.io.progress import Progress, say
 from ddag_jax.methods.base import Modality
+from ddag_jax.numerics import own_settings
 from ddag_jax.runs.lock import NAME as LOCK
 from ddag_jax.runs.lock import RunLock
 from ddag_jax.serving.arguments import Sources, check_choice
@@ -65,6 +66,7 @@ class Embedded(NamedTuple):
     """Why images could not be read, a sentence each; they are left out."""
 
 
+@own_settings()
 def embed(
     run: epath.PathLike,
     images: Sources,

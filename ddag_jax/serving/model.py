@@ -14,6 +14,7 @@ from ddag_jax.errors import UserError
 from ddag_jax.evaluation.embed import embed_images, make_embed
 from ddag_jax.evaluation.evaluator import check_one_feature, pick
 from ddag_jax.methods.base import Modality
+from ddag_jax.numerics import own_settings
 from ddag_jax.parallel import device_mesh, map_embed, shard
 from ddag_jax.runs.evaluate import Trained, find_trained
 from ddag_jax.serving.arguments import check_choice, check_count
@@ -22,6 +23,7 @@ Image: TypeAlias = str | os.PathLike[str] | UInt8[np.ndarray, "_ _ 3"]
 """A file, or RGB pixels of any size."""
 
 
+@own_settings()
 def load(
     run: epath.PathLike, *, config: Config | None = None, batch_size: int | None = None
 ) -> "Model":
@@ -65,6 +67,7 @@ class Model:
         self.batch_size = -(-wanted // mesh.size) * mesh.size
         self._method = method
 
+    @own_settings()
     def embed(
         self, images: UInt8[np.ndarray, "n h w 3"] | Sequence[Image], modality: Modality
     ) -> dict[str, Float[np.ndarray, "n _"]]:
@@ -97,6 +100,7 @@ class Model:
         found = embed_images(self.embed_batch, read, infrared, self.batch_size)
         return {name: found[name] for name in self.features}
 
+    @own_settings()
     def embed_batch(
         self, images: UInt8[np.ndarray, "b h w 3"], modality: Modality
     ) -> dict[str, Float[Array, "b _"]]:

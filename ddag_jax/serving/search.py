@@ -21,6 +21,7 @@ from ddag_jax.evaluation.pairs import OperatingPoints
 from ddag_jax.evaluation.table import describe_pairs
 from ddag_jax.io.files import check_new_file, write_text
 from ddag_jax.methods.base import Modality
+from ddag_jax.numerics import own_settings
 from ddag_jax.serving.arguments import Sources, as_paths, check_choice, check_count
 from ddag_jax.serving.contact_sheet import ContactSheet, write_contact_sheet
 from ddag_jax.serving.embed import as_range, embed_found, embedded_by, image_file
@@ -48,6 +49,7 @@ class _Side(NamedTuple):
     rows: Float[np.ndarray, "n d"]
 
 
+@own_settings()
 def search(
     run: epath.PathLike,
     gallery: Sources,

@@ -93,7 +93,7 @@ def test_not_prepared(tmp_path: Path) -> None:
 
 
 def test_prepared_at_another_size(data_dir: Path) -> None:
-    with pytest.raises(UserError, match=r"there is one of 32x16 pixels.*--image-size 96 48$"):
+    with pytest.raises(UserError, match=r"there is one of 32x16 pixels.*--image-size 96 48,"):
         open_split(data_dir, "sysu_mm01", (96, 48), "train")
 
 

@@ -199,3 +199,39 @@ def test_no_flipped_byte_makes_a_traceback(tmp_path: Path) -> None:
             read_permutations(path)
         except UserError as error:
             assert "\n" not in str(error)  # noqa: PT017
+
+
+HDF5 = b"\x89HDF\r\n\x1a\n"
+HEADER = (
+    b"MATLAB 7.3 MAT-file, Platform: GLNXA64, Created on: Mon Jan  1 00:00:00 2018 HDF5 schema 1"
+)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        (HEADER + b" 1.00 .").ljust(124) + b"\x00\x02IM" + bytes(384) + HDF5 + bytes(2000),
+        bytes(512) + HDF5 + bytes(100),
+        HDF5 + bytes(2000),  # as h5py writes
+    ],
+)
+def test_matlab_s_format_7_3_is_called_so(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "rand_perm_cam.mat"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=r"is in MATLAB's format 7\.3 \(HDF5\)") as caught:
+        read_permutations(path)
+    assert "save('-v7', 'rand_perm_cam.mat', 'rand_perm_cam')" in str(caught.value)
+    assert "damaged" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:00", "a pointer of Git LFS"),
+        (b"<!DOCTYPE html>\n<html><body>Not found", "a web page"),
+    ],
+)
+def test_what_a_download_left_is_called_so(tmp_path: Path, content: bytes, message: str) -> None:
+    (tmp_path / "x.mat").write_bytes(content)
+    with pytest.raises(UserError, match=message):
+        read_permutations(tmp_path / "x.mat")

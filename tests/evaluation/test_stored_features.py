@@ -1,5 +1,6 @@
 """Files of features: evaluated as the features themselves are, or refused with the reason."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -86,6 +87,78 @@ def test_rows_of_any_length_and_names_as_bytes(tmp_path: Path) -> None:
     )
     np.testing.assert_allclose(one, two, rtol=1e-6)
     assert first.names == second.names
+
+
+def stored(tmp_path: Path, change: Callable[[np.ndarray], np.ndarray]) -> Path:
+    """A file whose features are changed."""
+    features, images = people("sysu_mm01")
+    found = searches(DATASETS["sysu_mm01"], images, EvaluationConfig())
+    save_features(tmp_path / "good.npz", features, images, found[0])
+    arrays = dict(np.load(tmp_path / "good.npz"))
+    for side in ("query", "gallery"):
+        arrays[f"{side}_features"] = change(arrays[f"{side}_features"])
+    np.savez(tmp_path / "changed.npz", **arrays)
+    return tmp_path / "changed.npz"
+
+
+@pytest.mark.parametrize(
+    ("length", "dtype"),
+    [
+        (1e25, np.float32),
+        (1e-30, np.float32),
+        (1e-44, np.float32),  # subnormal numbers: one digit is left
+        (1e200, np.float64),
+        (1e-310, np.float64),
+        (1e13, np.float32),
+        (1e-13, np.float64),
+        (30_000, np.float16),
+    ],
+)
+def test_rows_of_extreme_length_are_scaled(tmp_path: Path, length: float, dtype: type) -> None:
+    """Their squares are beyond float32, or float64; every other row is left at unit length."""
+
+    def change(rows: np.ndarray) -> np.ndarray:
+        rows = rows.astype(np.float64)
+        rows[::2] *= length
+        return rows.astype(dtype)
+
+    path = stored(tmp_path, change)
+    expected, _ = load_features(tmp_path / "good.npz", DATASETS["sysu_mm01"])
+    found, _ = load_features(path, DATASETS["sysu_mm01"])
+    assert found.dtype == np.float32
+    worst = 0.5 if length == 1e-44 else 1e-3 if dtype is np.float16 else 1e-6
+    np.testing.assert_allclose(found[::2], expected[::2], atol=worst)
+    np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1, rtol=1e-6)
+    if dtype is np.float32:
+        np.testing.assert_array_equal(found[1::2], expected[1::2])  # bit for bit
+
+
+@pytest.mark.parametrize("value", [0.0, -0.0, np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_zeros_and_what_is_no_number_are_refused(tmp_path: Path, value: float, dtype: type) -> None:
+    def change(rows: np.ndarray) -> np.ndarray:
+        rows = rows.astype(dtype) * dtype(1e25)
+        rows[3] = np.where(np.isfinite(value) | (np.arange(rows.shape[1]) == 2), value, rows[3])
+        return rows
+
+    path = stored(tmp_path, change)
+    with pytest.raises(UserError, match=r"\(row 3\) are zero or not finite"):
+        load_features(path, DATASETS["sysu_mm01"])
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"MATLAB 5.0 MAT-file, Platform: GLNXA64".ljust(2000), "is a MATLAB file; write its"),
+        (b"MATLAB 7.3 MAT-file, Platform: GLNXA64".ljust(2000), "h5py"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:00", "a pointer of Git LFS"),
+        (b"<html><head><title>Sign in</title>", "a web page"),
+    ],
+)
+def test_another_kind_of_file_is_called_so(tmp_path: Path, content: bytes, message: str) -> None:
+    (tmp_path / "features.npz").write_bytes(content)
+    with pytest.raises(UserError, match=message):
+        load_features(tmp_path / "features.npz", DATASETS["sysu_mm01"])
 
 
 def broken(name: str, value: object) -> object:

@@ -1,8 +1,12 @@
 """Weight conversion: exact, safe to read, all or nothing."""
 
+import argparse
 import dataclasses
 import os
 import pickle
+import re
+import subprocess
+import sys
 import types
 import zipfile
 
@@ -271,6 +275,208 @@ def test_state_dicts_are_found(tmp_path, enclosing, prefix):
     read = read_state_dict(tmp_path / "x.pth")
     assert list(read) == list(tensors)
     assert all(torch.equal(read[key], tensors[key]) for key in tensors)
+
+
+HEAD = {"head.fc.weight": torch.ones(3, 4), "criterion.centers": torch.ones(2)}
+
+
+def put(net, place, prefix, beside=None):
+    """The state dict as someone's script wrapped it."""
+    stored = {prefix + key: value for key, value in net.items()} | (beside or {})
+    for name in reversed(place.split(".") if place else []):
+        stored = {"epoch": 3, name: stored}
+    return stored
+
+
+@pytest.mark.parametrize(
+    ("place", "prefix", "beside", "taken"),
+    [
+        ("", "module.", {}, "the file, keys without module."),
+        ("", "module.module.", {}, "the file, keys without module.module."),
+        ("", "model.", {}, "the file, keys without model."),
+        ("", "backbone.", HEAD, "the file, keys without backbone."),
+        ("weights", "", {}, "weights"),
+        ("model_state_dict", "module.encoder.", {}, "model_state_dict, keys without"),
+        ("checkpoint.params", "encoder_q.", HEAD, "checkpoint.params, keys without encoder_q."),
+    ],
+)
+def test_wrappers_and_prefixes_are_removed_and_named(
+    resnet18, tmp_path, capsys, place, prefix, beside, taken
+):
+    torch.save(put(resnet18.net, place, prefix, beside), tmp_path / "x.pth")
+    assert main(["torchvision", str(tmp_path / "x.pth"), str(tmp_path / "ours")]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1].startswith(f"taken from    {taken}")
+    assert f"keys read     {122 + len(beside)}" in lines
+    outside = [line for line in lines if "without the prefix" in line]
+    assert outside == ([f"  2           without the prefix {prefix}"] if beside else [])
+    assert_identical(read_variables(tmp_path / "ours"), read_variables(resnet18.ours))
+
+
+def test_a_prefix_of_the_authors_networks_is_removed(reference, tmp_path, capsys):
+    stored = put(reference.net, "ema.model", "module.net.")
+    torch.save(stored, tmp_path / "x.t")
+    command = ["reference", str(tmp_path / "x.t"), str(tmp_path / "ours")]
+    assert main([*command, "--image-size", "64", "32"]) == 0
+    assert "taken from    ema.model, keys without module.net." in capsys.readouterr().out
+    assert_identical(read_variables(tmp_path / "ours"), read_variables(reference.ours))
+    # Its parts are whole ResNet-50 below prefixes; still it is no ImageNet ResNet.
+    assert main(["torchvision", str(tmp_path / "x.t"), str(tmp_path / "imagenet")]) == 2
+    assert "is a network of DDAG" in capsys.readouterr().err
+
+
+def test_of_several_state_dicts_the_usual_one_is_taken(resnet18, tmp_path, capsys):
+    other = {key: value + 1 for key, value in resnet18.net.items()}
+    optimizer = {"state": {0: {"momentum_buffer": torch.ones(2)}}, "param_groups": [{"lr": 0.1}]}
+    stored = {"ema": other, "optimizer": optimizer, "state_dict": resnet18.net}
+    torch.save(stored, tmp_path / "x.pth")
+    assert main(["torchvision", str(tmp_path / "x.pth"), str(tmp_path / "ours")]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1:3] == ["taken from    state_dict", "  left        ema, which fits as well"]
+    assert_identical(read_variables(tmp_path / "ours"), read_variables(resnet18.ours))
+
+
+def test_what_fits_is_taken_rather_than_what_has_a_usual_name(resnet18, tmp_path, capsys):
+    stored = {"model": {"layer1.0.weight": torch.ones(2)}, "teacher": resnet18.net}
+    torch.save(stored, tmp_path / "x.pth")
+    assert main(["torchvision", str(tmp_path / "x.pth"), str(tmp_path / "ours")]) == 0
+    assert capsys.readouterr().out.splitlines()[1] == "taken from    teacher"
+
+
+def test_two_networks_below_prefixes_are_refused(resnet18, tmp_path, capsys):
+    stored = put(resnet18.net, "", "encoder_q.") | put(resnet18.net, "", "encoder_k.")
+    torch.save(stored, tmp_path / "x.pth")
+    assert main(["torchvision", str(tmp_path / "x.pth"), str(tmp_path / "ours")]) == 2
+    error = capsys.readouterr().err
+    assert "several such networks, under encoder_q. and under encoder_k." in error
+    assert not (tmp_path / "ours").exists()
+
+
+def test_a_prefix_is_kept_where_the_rest_does_not_fit(resnet18, tmp_path, capsys):
+    net = dict(resnet18.net)
+    del net["layer4.1.bn2.weight"]
+    torch.save(put(net, "model", "backbone."), tmp_path / "x.pth")
+    assert main(["torchvision", str(tmp_path / "x.pth"), str(tmp_path / "ours")]) == 2
+    head, listed = faults(capsys)
+    assert "1 keys differ in model, keys without backbone., nothing was written" in head
+    assert listed == [["missing", "layer4.1.bn2.weight"]]
+
+
+def test_the_options_of_a_command_line_are_no_reason_to_refuse(resnet18, tmp_path):
+    options = argparse.Namespace(lr=0.1, dataset="sysu", gpu=None)
+    torch.save({"args": options, "state_dict": resnet18.net}, tmp_path / "x.pth")
+    assert list(read_state_dict(tmp_path / "x.pth")) == list(resnet18.net)
+
+
+@pytest.mark.parametrize("form", ["module", "TorchScript"])
+def test_a_whole_model_says_how_to_save_its_tensors(tmp_path, form):
+    """The advice is followed."""
+    path, model = tmp_path / "x.pth", torch.nn.Sequential(torch.nn.Linear(2, 3))
+    if form == "module":
+        torch.save(model, path)
+    else:
+        torch.jit.script(model).save(path)
+    with pytest.raises(UserError, match="refused") as caught:
+        read_state_dict(path)
+    (command,) = re.findall(r'python -c "(.*)"$', str(caught.value))
+    subprocess.run([sys.executable, "-c", command], cwd=tmp_path, check=True)
+    assert list(read_state_dict(tmp_path / "tensors.pth")) == ["0.weight", "0.bias"]
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n", "git lfs pull"),
+        (b"\n<!DOCTYPE html><html><title>Google Drive</title>", "a web page"),
+    ],
+)
+def test_what_a_download_left_is_called_so(tmp_path, content, reason):
+    for name in ("x.pth", "x.safetensors"):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(UserError, match=reason):
+            read_state_dict(tmp_path / name)
+
+
+OF_REGDB = reference_table(Dimensions(classes=206, parts=2, heads=1, head_dim=4))
+
+
+@pytest.fixture(scope="module")
+def of_regdb(tmp_path_factory):
+    path = tmp_path_factory.mktemp("regdb") / "model.t"
+    torch.save({"net": filled(OF_REGDB, set()), **FIGURES}, path)
+    return path
+
+
+@pytest.mark.slow  # converts whole networks
+@pytest.mark.parametrize(
+    ("options", "data", "notes"),
+    [
+        ("", ("regdb", 1, 288, 144), ["as many training identities", "another trial tests on"]),
+        ("--trial 3 --image-size 64 32", ("regdb", 3, 64, 32), ["as many training identities"]),
+        ("--dataset regdb --trial 10", ("regdb", 10, 288, 144), []),
+        (
+            "--dataset sysu_mm01",
+            ("sysu_mm01", 1, 288, 144),
+            ["has 206 classes, and SYSU-MM01 395 or 296 training identities"],
+        ),
+        ("--dataset folder", ("folder", 1, 288, 144), []),
+    ],
+)
+def test_what_a_file_does_not_say_is_said_or_noted(
+    of_regdb, tmp_path, capsys, options, data, notes
+):
+    command = ["reference", str(of_regdb), str(tmp_path / "ours"), *options.split()]
+    assert main(command) == 0
+    printed = capsys.readouterr()
+    stored = read_meta(tmp_path / "ours").config.data
+    assert (stored.dataset, stored.trial, stored.image_height, stored.image_width) == data
+    lines = printed.err.splitlines()
+    assert len(lines) == len(notes)
+    for line, note in zip(lines, notes, strict=True):
+        assert line.startswith(f"note: {of_regdb}: ")
+        assert note in line
+    trial = f"trial {data[1]}, " if data[0] == "regdb" else ""
+    said = f"stored as     {data[0]}, {trial}images of {data[2]} x {data[3]} pixels, 206 classes"
+    assert said in printed.out
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ("--dataset sysu_mm01 --trial 2", "only datasets of several published splits have trials"),
+        ("--dataset regdb --trial 11", "data.trial: 11 is not among the trials of RegDB"),
+        ("--trial 0", "data.trial: 0 must be at least 1"),
+        ("--dataset reg", "reg: not a published dataset"),
+        ("--image-size 8 8", "is too small"),
+    ],
+)
+def test_what_no_dataset_is_is_refused(of_regdb, tmp_path, capsys, options, reason):
+    command = ["reference", str(of_regdb), str(tmp_path / "ours"), *options.split()]
+    assert main(command) == 2
+    assert reason in capsys.readouterr().err
+    assert not (tmp_path / "ours").exists()
+
+
+def test_a_number_of_classes_of_no_dataset_is_noted(reference, tmp_path, capsys):
+    command = ["reference", str(reference.file), str(tmp_path / "ours")]
+    assert main(command) == 0
+    (note,) = capsys.readouterr().err.splitlines()
+    assert "sysu_mm01 is stored, but of the published datasets none has 6 training" in note
+
+
+def test_a_dataset_of_ones_own_is_that_of_a_configuration(reference, tmp_path, capsys):
+    own = tmp_path / "own.py"
+    own.write_text("""
+from ddag_jax import Config, DataConfig, Dataset
+MINE = Dataset(name="mine", title="Mine", folder="my folder", inspect=lambda folder: ([], []))
+def get_config():
+    return Config(data=DataConfig(dataset=MINE))
+""")
+    command = ["reference", str(reference.file), str(tmp_path / "ours"), "--dataset", str(own)]
+    assert main(command) == 0
+    printed = capsys.readouterr()
+    assert printed.err == ""
+    assert "stored as     mine, images of 288 x 144 pixels, 6 classes" in printed.out
 
 
 @pytest.mark.parametrize("module", [b"numpy.core", b"numpy._core"])

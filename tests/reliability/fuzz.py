@@ -184,6 +184,7 @@ def _weight_readers() -> dict[str, Reader]:
     import torch
 
     from ddag_jax.pytorch.reading import read_state_dict
+    from tests.pytorch.tar_writer import write_tar
 
     state = {"conv.weight": torch.ones(2, 3), "bn.running_mean": torch.arange(4.0)}
     saved = []
@@ -193,6 +194,9 @@ def _weight_readers() -> dict[str, Reader]:
             {"net": state, "mAP": np.float64(0.5)}, file, _use_new_zipfile_serialization=zipped
         )
         saved.append(file.getvalue())
+    with tempfile.TemporaryDirectory() as folder:
+        write_tar(Path(folder, "x.pth"), {"net": state})
+        saved.append(Path(folder, "x.pth").read_bytes())
 
     def read(name: str) -> Callable[[Path, bytes], object]:
         def one(folder: Path, content: bytes) -> object:

@@ -5,6 +5,7 @@ report/test_page.py.
 """
 
 import contextlib
+import dataclasses
 import errno
 import json
 import re
@@ -20,10 +21,17 @@ import ddag_jax
 from ddag_jax.cli.data import main as data_command
 from ddag_jax.cli.evaluate import main as evaluate
 from ddag_jax.cli.main import run as call
-from ddag_jax.config import EvaluationConfig
+from ddag_jax.config import DataConfig, EvaluationConfig
 from ddag_jax.errors import UserError
 from ddag_jax.io.config_file import load_config
-from ddag_jax.runs.checkpoint import find_checkpoint, read_meta, variables_checksum
+from ddag_jax.runs.checkpoint import (
+    Meta,
+    find_checkpoint,
+    read_meta,
+    read_variables,
+    save_weights,
+    variables_checksum,
+)
 from tests.linear_method import CONFIG
 from tests.reliability.debug_runs import log_lines
 
@@ -210,6 +218,111 @@ def test_regdb_s_halves_are_averaged(regdb_runs: Path, capsys: pytest.CaptureFix
     shutil.copytree(runs[0], regdb_runs / "again")
     error = refused([*runs, str(regdb_runs / "again"), *OWN], capsys)
     assert "both are of trial 1" in error
+
+
+def as_converted(run: Path, to: Path, **data: object) -> Path:
+    """Write a run's weights as a conversion does, which knows no fingerprint of the data."""
+    meta = read_meta(find_checkpoint(run), load_config(CONFIG))
+    config = dataclasses.replace(meta.config, data=DataConfig(**data))  # type: ignore[arg-type]
+    said = Meta(config, meta.classes).to_json()
+    save_weights(to, read_variables(find_checkpoint(run)), said)
+    return to
+
+
+def test_what_a_conversion_did_not_say_is_said_at_the_evaluation(
+    regdb_runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of weights that were converted as if they were of SYSU-MM01, at another size."""
+    run = regdb_runs / "regdb_2"
+    assert evaluate([str(run), *OWN]) == 0
+    expected = figures(run / "evaluation.json")
+    data = read_meta(find_checkpoint(run), load_config(CONFIG)).config.data
+    converted = str(as_converted(run, tmp_path / "converted", dir=data.dir))
+    capsys.readouterr()
+    assert "sysu_mm01/288x144" in refused([converted, *OWN], capsys)
+    said = ["--data.dataset", "regdb", "--data.trial", "2"]
+    assert "regdb/288x144" in refused([converted, *OWN, *said], capsys)
+    said += ["--data.image-height", "32", "--data.image-width", "16"]
+    assert evaluate([converted, *OWN, *said]) == 0
+    assert figures(tmp_path / "converted" / "evaluation.json") == expected
+    assert capsys.readouterr().err == ""
+    given = {"dataset": "regdb", "trial": 2, "image_size": (32, 16)}
+    own = load_config(CONFIG)
+    assert ddag_jax.evaluate(converted, config=own, quiet=True, **given) == expected  # type: ignore[arg-type]
+    assert "1 to 10" in refused(
+        [converted, *OWN, "--data.dataset=regdb", "--data.trial=11"], capsys
+    )
+    assert "not a published dataset" in refused([converted, *OWN, "--data.dataset=regbd"], capsys)
+    assert "must be at least 1" in refused([converted, *OWN, "--data.trial=0"], capsys)
+
+
+def test_a_run_is_evaluated_on_what_it_was_trained_with(
+    trained: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its checkpoint says it; the same value may be given, another is refused."""
+    run = str(trained)
+    for option, value, stored in (
+        ("dataset", "regdb", "sysu_mm01"),
+        ("trial", "2", "1"),
+        ("image-height", "64", "32"),
+    ):
+        error = refused([run, *OWN, f"--data.{option}", value], capsys)
+        assert f"data.{option.replace('-', '_')}: {run} was trained with {stored}" in error
+    assert evaluate([run, *OWN, "--data.dataset", "sysu_mm01", "--data.image-height", "32"]) == 0
+    with pytest.raises(UserError, match="was trained with 16"):
+        ddag_jax.evaluate(run, config=load_config(CONFIG), image_size=(32, 32))
+    for option in ("--data.image-height", "--data.image-width"):
+        error = refused(["--features", "x.npz", option, "32"], capsys)
+        assert "have no meaning for stored features" in error
+
+
+def test_a_number_of_classes_that_is_not_the_dataset_s_is_noted(
+    trained: Path, regdb_runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of converted weights, and of a run whose dataset was prepared with fewer people since."""
+    own = load_config(CONFIG)
+    size = {"image_height": 32, "image_width": 16}
+    data = read_meta(find_checkpoint(trained), own).config.data
+    run = regdb_runs / "regdb_1"
+    converted = as_converted(run, tmp_path / "converted", dir=data.dir, **size)
+    assert evaluate([str(converted), *OWN]) == 0
+    (note,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("note")]
+    assert f"note: {converted}: has 206 classes, and SYSU-MM01 in " in note
+    assert " 20 training identities: " in note
+    assert note.endswith("; if so, name its own with --data.dataset")
+    other = prepared_people(tmp_path, train=9)
+    assert evaluate([str(trained), *OWN, "--data.dir", str(other)]) == 0
+    (note,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("note")]
+    assert "--data.dataset" not in note
+
+
+def prepared_people(folder: Path, train: int) -> Path:
+    from ddag_jax.datasets.prepare import prepare
+    from ddag_jax.synthetic.files import write_people
+    from ddag_jax.synthetic.image import People
+
+    people = People(train, 6, 6, images_per_camera=2, height=64)
+    write_people(people, folder / "people", workers=1, progress=False)
+    prepare("sysu_mm01", folder / "people", folder / "other", 32, 16)
+    return folder / "other"
+
+
+def test_from_another_working_directory_the_folder_of_the_data_is_named(
+    trained: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """A run of `--data.dir data` knows it as it was given."""
+    own = load_config(CONFIG)
+    stored = read_meta(find_checkpoint(trained), own).config.data
+    size = {"image_height": 32, "image_width": 16}
+    converted = as_converted(trained, tmp_path / "converted", dir="data", **size)
+    monkeypatch.chdir(tmp_path)
+    error = refused([str(converted), *OWN], capsys)
+    assert f"{tmp_path}/data/sysu_mm01/32x16/2.0.0: no prepared dataset" in error
+    assert error.endswith("or give the folder that it was prepared to (--data.dir)\n")
+    assert evaluate([str(converted), *OWN, "--data.dir", stored.dir]) == 0
 
 
 def test_llcm_from_training_to_stored_features(

@@ -19,6 +19,7 @@ from ddag_jax.evaluation.evaluator import check_one_feature, pick
 from ddag_jax.io.files import new_folder, read_bytes
 from ddag_jax.io.progress import say
 from ddag_jax.methods.base import Method, Modality
+from ddag_jax.numerics import own_settings
 from ddag_jax.parallel import device_mesh
 from ddag_jax.runs.evaluate import Trained, find_trained
 from ddag_jax.serving.export.check import IMAGES, check_images, compare
@@ -35,6 +36,7 @@ _LONGEST = 2**31 - 1
 """Longest accepted file, bytes: what a protocol buffer may have."""
 
 
+@own_settings()
 def export(
     run: epath.PathLike,
     out: str | os.PathLike[str],
