@@ -2,16 +2,19 @@
 
 import dataclasses
 import glob
+import os
 from collections.abc import Sequence
 from typing import Annotated, Any
 
 import tyro
+from etils import epath
 
 from ddag_jax.cli import environment
 from ddag_jax.cli.main import run
 from ddag_jax.cli.options import parse
 from ddag_jax.config import DataConfig, EvaluationConfig
 from ddag_jax.errors import UserError
+from ddag_jax.io.buckets import is_bucket
 from ddag_jax.io.config_file import load_config
 from ddag_jax.io.progress import silence
 
@@ -22,6 +25,8 @@ class Data:
 
     dir: str | None = None
     """Folder of the prepared dataset. None: the checkpoint's own."""
+    cache: str | None = None
+    """Folder of this machine to copy a dataset in a bucket to. None: the checkpoint's own."""
     dataset: str | None = None
     """With --features: sysu_mm01 (if none is given), regdb or llcm."""
     trial: int | None = None
@@ -97,7 +102,7 @@ def _evaluate(arguments: Sequence[str] | None) -> None:
     networks = []
     for one in (find_trained(name, config) for name in runs):
         settings = _parse(arguments, one.config.evaluation).evaluation
-        networks.append(one.set(settings, options.data.dir))
+        networks.append(one.set(settings, options.data.dir, options.data.cache))
     evaluate_trained(
         networks,
         untrained=options.untrained,
@@ -113,8 +118,9 @@ def _evaluate_features(options: Options) -> None:
             "--features: stored features have no network; leave out --untrained, --save-features,"
             " --report and --config"
         )
-    if options.data.dir is not None:
-        raise UserError("--data.dir: has no meaning for stored features; leave it out")
+    for name in ("dir", "cache"):
+        if getattr(options.data, name) is not None:
+            raise UserError(f"--data.{name}: has no meaning for stored features; leave it out")
     given: dict[str, Any] = {"dataset": options.data.dataset, "trial": options.data.trial}
     try:
         data = DataConfig(**{name: value for name, value in given.items() if value is not None})
@@ -139,8 +145,8 @@ def _parse(arguments: Sequence[str] | None, evaluation: EvaluationConfig) -> Opt
         arguments,
         "evaluate.py",
         default=Options(evaluation=evaluation),
-        hint="the checkpoint's own value stands for all but --data.dir and the fields of"
-        " evaluation; evaluate.py --help lists the options",
+        hint="the checkpoint's own value stands for all but --data.dir, --data.cache and the fields"
+        " of evaluation; evaluate.py --help lists the options",
     )
     return options
 
@@ -149,7 +155,11 @@ def _expand(pattern: str) -> list[str]:
     """Return the runs that a quoted pattern matches; a plain name is itself."""
     if not glob.has_magic(pattern):
         return [pattern]
-    found = sorted(glob.glob(pattern))
+    if is_bucket(pattern):
+        bucket, _, below = pattern.removeprefix("gs://").partition("/")
+        found = sorted(os.fspath(path) for path in epath.Path(f"gs://{bucket}").glob(below))
+    else:
+        found = sorted(glob.glob(pattern))
     if not found:
         raise UserError(f"{pattern}: matches nothing")
     return found

@@ -14,6 +14,7 @@ from ddag_jax.datasets.dataset import Dataset
 from ddag_jax.datasets.find import DATASETS, find_dataset
 from ddag_jax.datasets.images import try_images
 from ddag_jax.errors import UserError
+from ddag_jax.io.buckets import check_on_disk
 from ddag_jax.io.progress import Progress
 
 
@@ -93,6 +94,7 @@ def prepare(
         cannot be written.
     """
     dataset = find_dataset(dataset)
+    check_on_disk(to, "a dataset that is being prepared")
     content = read_folder(dataset, folder, train_arrays)
     make, size = builder_class(dataset), ImageSize.of(height, width)
     builder = make(config=size, data_dir=to, content=content)

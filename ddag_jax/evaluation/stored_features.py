@@ -25,7 +25,7 @@ from jaxtyping import Bool, Float
 from ddag_jax.datasets.dataset import Dataset
 from ddag_jax.errors import UserError
 from ddag_jax.evaluation.protocols import Images, Search
-from ddag_jax.io.files import check_new_file, is_file, whole_file
+from ddag_jax.io.files import check_new_file, is_file, on_disk, whole_file
 
 _SIDES = ("query", "gallery")
 _KINDS = {"iu": "whole numbers", "US": "text", "b": "bool"}
@@ -143,7 +143,7 @@ def _read(source: epath.Path) -> dict[str, np.ndarray]:
     if source.exists() and not is_file(source):
         raise UserError(f"{source}: is not a regular file")
     try:
-        with source.open("rb") as file:
+        with on_disk(source) as local, local.open("rb") as file:
             archive = np.load(file, allow_pickle=False)
             if not isinstance(archive, np.lib.npyio.NpzFile):
                 raise UserError(f"{source}: is a single array; expected an archive (.npz)")

@@ -6,7 +6,6 @@ import hashlib
 import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,7 +15,8 @@ from etils import epath
 import ddag_jax
 from ddag_jax.config import BaselineConfig, Config, DataConfig, DDAGConfig, method_name
 from ddag_jax.errors import UserError
-from ddag_jax.io.files import whole_file
+from ddag_jax.io.buckets import is_bucket
+from ddag_jax.io.files import is_file, whole_file
 from ddag_jax.pytorch.keys import (
     Dimensions,
     KeyTable,
@@ -291,9 +291,9 @@ _AGW = _Theirs(
 
 
 def _to_pytorch(source: str, destination: str, overwrite: bool, theirs: _Theirs) -> Summary:
-    output = Path(destination)
+    output = epath.Path(destination)
     if output.is_dir() or (output.exists() and not overwrite):
-        raise UserError(_exists(destination, replaceable=output.is_file()))
+        raise UserError(_exists(destination, replaceable=is_file(output)))
     checkpoint = find_checkpoint(source)
     meta = read_meta(checkpoint)
     if faults := _not_in(theirs, meta.config.model):
@@ -411,7 +411,20 @@ def _exists(destination: str, replaceable: bool) -> str:
 
 
 def _write_checkpoint(output: epath.Path, variables: dict[str, Any], meta: dict[str, Any]) -> None:
-    """Write a checkpoint beside its place first: an earlier one is kept until it is complete."""
+    """Write a checkpoint beside its place first: an earlier one is kept until it is complete.
+
+    A folder in a bucket cannot be renamed at once, so that there it is written in its place, after
+    an earlier one was removed.
+    """
+    if is_bucket(output):
+        output.rmtree(missing_ok=True)
+        try:
+            save_weights(output, variables, meta)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                output.rmtree(missing_ok=True)
+            raise
+        return
     temporary = output.with_name(output.name + ".tmp")
     if temporary.exists():
         temporary.rmtree()

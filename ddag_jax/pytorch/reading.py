@@ -11,15 +11,17 @@ import numpy as np
 import safetensors
 import safetensors.torch
 import torch
+from etils import epath
 
 from ddag_jax.errors import UserError
+from ddag_jax.io.files import on_disk
 
 _ENCLOSING = ("net", "state_dict", "model")
 _LONGEST_NAME = 1000
 _WRAPPER = "module."  # torch.nn.DataParallel's
 
 
-def read_state_dict(path: str | Path) -> dict[str, torch.Tensor]:
+def read_state_dict(path: epath.PathLike) -> dict[str, torch.Tensor]:
     """Read a state dict from a `.safetensors` file, or from a file written by `torch.save`.
 
     It may be nested under "net", "state_dict" or "model". If every key starts with "module.", this
@@ -32,10 +34,10 @@ def read_state_dict(path: str | Path) -> dict[str, torch.Tensor]:
         UserError: there is no such file, it is damaged, it holds anything other than tensors and
             plain or NumPy numbers (no code of it is run), or it holds no state dict.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise UserError(f"{path}: no such file")
-    stored = _load(path)
+    with on_disk(path) as file:
+        if not file.is_file():
+            raise UserError(f"{path}: no such file")
+        stored = _load(file, path)
     for name in _ENCLOSING:
         if isinstance(stored, Mapping) and isinstance(stored.get(name), Mapping):
             stored = stored[name]
@@ -57,13 +59,14 @@ def read_state_dict(path: str | Path) -> dict[str, torch.Tensor]:
     return dict(stored)
 
 
-def _load(path: Path) -> Any:
+def _load(file: Path, path: epath.PathLike) -> Any:
+    """Return what a file holds; `path` is its name in messages."""
     try:
-        if path.suffix == ".safetensors":
-            return safetensors.torch.load_file(path)
-        _check_names(path)
+        if file.suffix == ".safetensors":
+            return safetensors.torch.load_file(file)
+        _check_names(file)
         with torch.serialization.safe_globals(_numpy_names()):
-            return torch.load(path, map_location="cpu", weights_only=True)
+            return torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # parsers raise any type on damaged or malicious bytes
         reason = str(error).strip().splitlines() or [type(error).__name__]
         refused = [line for line in reason if "Unsupported" in line or "GLOBAL" in line]

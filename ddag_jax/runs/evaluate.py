@@ -71,12 +71,17 @@ class Trained:
         return restore_variables(self.checkpoint, like), fresh
 
     def set(
-        self, evaluation: EvaluationConfig | None = None, data_dir: epath.PathLike | None = None
+        self,
+        evaluation: EvaluationConfig | None = None,
+        data_dir: epath.PathLike | None = None,
+        data_cache: epath.PathLike | None = None,
     ) -> "Trained":
-        """Return it with other settings of the evaluation, or its dataset in another folder."""
-        data = self.config.data
-        if data_dir is not None:
-            data = dataclasses.replace(data, dir=os.fspath(data_dir))
+        """Return it with other settings of the evaluation, or other folders of its dataset."""
+        folders = {"dir": data_dir, "cache": data_cache}
+        data = dataclasses.replace(
+            self.config.data,
+            **{name: os.fspath(path) for name, path in folders.items() if path is not None},
+        )
         try:
             config = dataclasses.replace(
                 self.config, data=data, evaluation=evaluation or self.config.evaluation

@@ -19,6 +19,7 @@ from ddag_jax.datasets.images import try_images
 from ddag_jax.errors import UserError
 from ddag_jax.evaluation import stored_features
 from ddag_jax.evaluation.embed import embedded_batches
+from ddag_jax.io.buckets import check_on_disk
 from ddag_jax.io.files import read_json, write_text
 from ddag_jax.io.progress import Progress
 from ddag_jax.methods.base import Modality
@@ -90,6 +91,7 @@ def embed(
         UserError: an image, the network or the target is missing or does not fit, or no image can
             be read. All but the last are found before the first image is read.
     """
+    check_on_disk(to, "the file of features")
     target = epath.Path(to)
     old = open_index(target) if add else None
     if old is None:

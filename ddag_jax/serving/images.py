@@ -16,6 +16,7 @@ from ddag_jax.datasets.image_table import (
     read_table,
 )
 from ddag_jax.errors import UserError
+from ddag_jax.io.buckets import check_on_disk
 from ddag_jax.io.files import is_file
 from ddag_jax.methods.base import Modality
 
@@ -64,7 +65,9 @@ def find_images(
     found: list[FoundImage] = []
     unknown: list[str] = []
     other: list[str] = []
-    for source in map(epath.Path, sources):
+    for name in sources:
+        check_on_disk(name, "images to embed")
+        source = epath.Path(name)
         listed = source.suffix.lower() in TABLE_SUFFIXES
         for root, row, stat in _rows(source, faults, notes):
             file = os.path.abspath(root / row.path)
