@@ -103,7 +103,8 @@ class Meta:
     version: str = ddag_jax.__version__
     """Version of ddag_jax that wrote the checkpoint."""
     missing: tuple[str, ...] = ()
-    """Configuration fields that were not stored; they take their defaults."""
+    """Configuration fields that affect the result and were not stored; they take their
+    defaults."""
 
     def to_json(self) -> dict[str, Any]:
         """Return the metadata as a JSON object."""
@@ -174,6 +175,7 @@ def meta_from_json(where: epath.PathLike, stored: Any, own: Config | None = None
             f"{written}; this version ({ddag_jax.__version__}) cannot take its configuration"
             f" ({error}): use the version that wrote it"
         ) from None
+    missing = [name for name in missing if name not in _FREE_ON_RESUME]
     return Meta(config, classes, data, version, tuple(missing))
 
 
