@@ -544,7 +544,7 @@ def saved_steps(workdir: epath.PathLike) -> list[int]:
 
 
 def _is_complete(checkpoint: epath.Path) -> bool:
-    """Return whether a checkpoint of a run is complete; on a disk it has its name only then."""
+    """Return whether a checkpoint is complete; on a disk it has its name only then."""
     return not is_bucket(checkpoint) or (checkpoint / _MARK).exists()
 
 
@@ -561,10 +561,15 @@ def find_checkpoint(folder: epath.PathLike) -> epath.Path:
         one if no evaluation selected one.
 
     Raises:
-        UserError: `folder` has no complete checkpoint.
+        UserError: `folder` has no complete checkpoint, or is an incomplete one.
     """
     folder = epath.Path(folder)
     if (folder / "meta").exists():
+        if not _is_complete(folder):
+            raise UserError(
+                f"{folder}: an incomplete checkpoint, which is being written or was left by a"
+                " process that was ended; name another one"
+            )
         return folder
     steps = saved_steps(folder)
     if not steps:

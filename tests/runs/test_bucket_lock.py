@@ -108,13 +108,13 @@ def test_a_lock_that_another_took_over_is_lost(
     """And is left to the other."""
     monkeypatch.setattr(lock, "_RENEWED", 0.2)
     content = of_another(bucket / "other")
-    mine = RunLock(bucket / "lost").__enter__()
-    write_text(bucket / f"lost/{NAME}", json.dumps(content))
+    mine = RunLock(bucket / "lost_lock").__enter__()
+    write_text(bucket / f"lost_lock/{NAME}", json.dumps(content))
     wait_until(lambda: mine._lost)
     with pytest.raises(UserError, match="another process has taken over this folder"):
         mine.check()
     mine.__exit__(None, None, None)
-    assert read_json(bucket / f"lost/{NAME}") == content
+    assert read_json(bucket / f"lost_lock/{NAME}") == content
 
 
 def test_an_answer_that_is_lost_costs_nothing(

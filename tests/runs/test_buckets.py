@@ -18,10 +18,15 @@ import numpy as np
 import pytest
 from etils import epath
 
+import ddag_jax
 from ddag_jax.cli.evaluate import main as evaluate
+from ddag_jax.errors import UserError
+from ddag_jax.io.buckets import BucketError
+from ddag_jax.io.config_file import load_config
 from ddag_jax.runs import train as loop
-from ddag_jax.runs.checkpoint import RunCheckpoints, saved_steps
+from ddag_jax.runs.checkpoint import RunCheckpoints, find_checkpoint, saved_steps
 from ddag_jax.runs.lock import NAME as LOCK
+from ddag_jax.runs.logs import RunLog, read_log
 from ddag_jax.runs.trace import Profile
 from tests.buckets import Bucket
 from tests.linear_method import CONFIG
@@ -149,6 +154,8 @@ def test_a_checkpoint_without_its_mark_is_not_there(
     shutil.rmtree(run / "checkpoints" / "12" / "progress")
     name = "unmarked"
     assert saved_steps(bucket.put(run, name)) == [*saved_steps(finished)][:-1]
+    with pytest.raises(UserError, match="checkpoints/12: an incomplete checkpoint, which is"):
+        find_checkpoint(bucket / f"{name}/checkpoints/12")
     assert run_linear(bucket / name, "--resume") == 0
     assert "going on after step 8 of 12" in notes(bucket.fetch(name, tmp_path / "ended"))
     assert differences(tmp_path / "ended", finished) == []
@@ -200,6 +207,18 @@ def test_a_copied_run_is_evaluated(
     assert "which no report wrote" in capsys.readouterr().err
     assert evaluate([bucket / "copies*"]) == 2
     assert "copies*: matches nothing" in capsys.readouterr().err
+
+
+def test_a_model_is_loaded_from_a_bucket(bucket: Bucket, finished: Path) -> None:
+    """As for embedding, searching and exporting."""
+    run, config = bucket.put(finished, "loaded"), load_config(CONFIG)
+    pixels = np.random.default_rng(0).integers(0, 256, (3, 32, 16, 3), np.uint8)
+    ours, theirs = (
+        ddag_jax.load(name, config=config).embed(pixels, "visible") for name in (run, finished)
+    )
+    assert ours.keys() == theirs.keys()
+    for name, rows in theirs.items():
+        np.testing.assert_array_equal(ours[name], rows)
 
 
 def test_a_run_starts_from_weights_in_a_bucket(
@@ -348,6 +367,29 @@ def test_a_run_that_cannot_write_names_its_last_checkpoint(
     bucket.serve()
     assert run_linear(bucket / "refused", "--resume") == 0
     assert differences(bucket.fetch("refused", tmp_path / "run"), finished) == []
+
+
+def test_the_log_is_copied_once_a_minute(bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also while the bucket is out of reach, without an error before the next checkpoint."""
+    due = False
+    monkeypatch.setattr("ddag_jax.runs.logs.EveryMinute.due", lambda self: due)
+    with RunLog(bucket / "log", None, total_steps=9, images_per_step=1) as log:
+        log.note(1, 0, "one")
+        assert read_log(bucket / "log") == []
+        due = True
+        log.note(2, 0, "two")
+        assert [line["text"] for line in read_log(bucket / "log")] == ["one", "two"]
+        bucket.refuse(403)
+        log.note(3, 0, "three")
+        with pytest.raises(BucketError, match="Forbidden"):
+            log.sync()
+        bucket.serve()
+        due = False
+        log.note(4, 0, "four")
+        assert len(read_log(bucket / "log")) == 2
+        log.sync()
+        assert len(read_log(bucket / "log")) == 4
+    assert [name for name in bucket.names("log") if name.startswith("tensorboard/")]
 
 
 def test_a_trace_is_written_to_the_bucket(bucket: Bucket) -> None:
