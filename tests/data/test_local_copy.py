@@ -1,5 +1,7 @@
 """A prepared dataset in a bucket is read from a copy on this machine."""
 
+import fcntl
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -50,6 +52,23 @@ def test_by_default_it_is_in_the_temporary_folder(
     assert opened(dataset).folder.parent == tmp_path / "ddag_jax_data"
 
 
+def test_another_process_that_copies_is_waited_for(
+    bucket: Bucket, dataset: str, tmp_path: Path
+) -> None:
+    folder = Path(opened(dataset, tmp_path).folder)
+    whole = folder.rename(tmp_path / "whole")
+    before = downloads(bucket)
+    with ThreadPoolExecutor() as pool, open(tmp_path / f".{folder.name}.guard", "a") as guard:
+        fcntl.flock(guard, fcntl.LOCK_EX)
+        waiting = pool.submit(opened, dataset, tmp_path)
+        with pytest.raises(TimeoutError):
+            waiting.result(0.3)
+        whole.rename(folder)
+        fcntl.flock(guard, fcntl.LOCK_UN)
+        assert Path(waiting.result(60).folder) == folder
+    assert downloads(bucket) == before
+
+
 def test_a_copy_that_lacks_a_file_is_replaced(dataset: str, tmp_path: Path) -> None:
     folder = Path(opened(dataset, tmp_path).folder)
     record = next(folder.glob("*train.array_record*"))
@@ -67,10 +86,11 @@ def test_another_dataset_at_the_address_is_copied_anew(
     first = opened(dataset, tmp_path)
     info = next(name for name in bucket.names("changing") if name.endswith("/metadata.json"))
     text = bucket.read(f"changing/{info}")
-    bucket.write(f"changing/{info}", text.replace(b"[]", b"[ ]", 1))
+    changed = text.replace(b'"notes": ', b'"notes" :', 1)  # of the same length
+    bucket.write(f"changing/{info}", changed)
     second = opened(dataset, tmp_path)
     assert second.folder != first.folder
-    assert b"[ ]" in (Path(second.folder) / "metadata.json").read_bytes()
+    assert (Path(second.folder) / "metadata.json").read_bytes() == changed != text
 
 
 def test_it_is_not_there_or_cannot_be_copied(bucket: Bucket, dataset: str, tmp_path: Path) -> None:

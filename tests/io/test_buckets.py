@@ -12,7 +12,7 @@ from ddag_jax.cli.data import main as data
 from ddag_jax.cli.embed import main as embed
 from ddag_jax.cli.search import main as search
 from ddag_jax.errors import UserError
-from ddag_jax.io.buckets import Mirror, check_bucket, objects_below
+from ddag_jax.io.buckets import BucketError, Mirror, check_bucket, objects_below
 from ddag_jax.io.files import (
     check_new_file,
     is_file,
@@ -53,6 +53,20 @@ def test_what_another_process_wrote_is_seen(bucket: Bucket) -> None:
     assert [path.name for path in folder.iterdir()] == ["one", "two"]
     assert (folder / "two").exists()
     assert read_bytes(folder / "one", 9) == b"23"
+
+
+def test_out_of_reach_is_not_absent(bucket: Bucket) -> None:
+    path = epath.Path(bucket / "reach/file")
+    write_text(path, "x")
+    bucket.refuse(403)
+    try:
+        for ask in (path.exists, path.is_dir, lambda: is_file(path), lambda: read_bytes(path, 5)):
+            with pytest.raises(BucketError, match="gs://bucket/reach/file: Forbidden"):
+                ask()
+        with pytest.raises(UserError, match="the bucket bucket cannot be used .*Forbidden"):
+            check_bucket(path)
+    finally:
+        bucket.serve()
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, ZeroDivisionError])

@@ -117,6 +117,13 @@ def test_a_lock_that_another_took_over_is_lost(
     assert read_json(bucket / f"lost_lock/{NAME}") == content
 
 
+def test_a_lock_that_another_took_over_at_the_end_is_left(bucket: Bucket) -> None:
+    content = of_another(bucket / "other_end")
+    with RunLock(bucket / "end"):
+        write_text(bucket / f"end/{NAME}", json.dumps(content))
+    assert read_json(bucket / f"end/{NAME}") == content
+
+
 def test_an_answer_that_is_lost_costs_nothing(
     bucket: Bucket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
