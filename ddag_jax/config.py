@@ -53,8 +53,8 @@ class DataConfig:
     """Annotation noise, to measure robustness: this share of the training images, drawn by the
     seed, gets another training identity's label. Evaluation images keep their labels."""
     cache: str | None = None
-    """Folder of this machine that a dataset in a bucket is copied to, once. None: ddag_jax_data in
-    the temporary folder."""
+    """Folder of this machine that a dataset in a bucket is copied to, once. None: ddag_jax_data_UID
+    (the user's number) in the temporary folder."""
 
     def __post_init__(self) -> None:
         _check(

@@ -61,6 +61,7 @@ LONGEST = (
     "test_promises",
     "test_speed_benchmarks",
     "test_processes",
+    "test_buckets",
     "test_recipes",
     "test_experiments",
     "test_extending",

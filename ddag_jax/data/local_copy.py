@@ -12,7 +12,7 @@ from etils import epath
 from ddag_jax.errors import UserError
 from ddag_jax.io.buckets import file_system, objects_below
 from ddag_jax.io.files import new_folder
-from ddag_jax.io.progress import Progress, say
+from ddag_jax.io.progress import Progress
 
 
 def local_copy(folder: epath.PathLike, cache: epath.PathLike | None = None) -> epath.Path:
@@ -25,7 +25,8 @@ def local_copy(folder: epath.PathLike, cache: epath.PathLike | None = None) -> e
 
     Args:
       folder: of the dataset, in a bucket.
-      cache: where copies are; None for `ddag_jax_data` in the temporary folder.
+      cache: where copies are; None for `ddag_jax_data_UID` in the temporary folder, where UID is
+        the user's number.
 
     Raises:
       UserError: the copy cannot be written.
@@ -41,13 +42,13 @@ def local_copy(folder: epath.PathLike, cache: epath.PathLike | None = None) -> e
         return epath.Path(copy)
     with _one_at_a_time(copy):
         if not _is_whole(copy, sizes):  # what another process has copied by now
-            say(f"copying {folder} to {copy}, {sum(sizes.values()) / 1e6:,.0f} MB")
             _copy(folder, sizes, copy)
     return epath.Path(copy)
 
 
 def _default() -> pathlib.Path:
-    return pathlib.Path(tempfile.gettempdir()) / "ddag_jax_data"
+    user = f"_{os.getuid()}" if hasattr(os, "getuid") else ""  # Windows has a folder a user
+    return pathlib.Path(tempfile.gettempdir()) / f"ddag_jax_data{user}"
 
 
 def _is_whole(copy: pathlib.Path, sizes: Mapping[str, int]) -> bool:
@@ -60,7 +61,7 @@ def _is_whole(copy: pathlib.Path, sizes: Mapping[str, int]) -> bool:
 def _copy(folder: epath.PathLike, sizes: Mapping[str, int], copy: pathlib.Path) -> None:
     with (
         new_folder(copy, replace=True) as partial,
-        Progress(len(sizes), "copying the dataset", "file") as bar,
+        Progress(len(sizes), f"copying {os.fspath(folder)}", "file") as bar,
     ):
         for name in sizes:
             (partial / name).parent.mkdir(parents=True, exist_ok=True)

@@ -1,6 +1,7 @@
 """A prepared dataset in a bucket is read from a copy on this machine."""
 
 import fcntl
+import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -49,7 +50,7 @@ def test_by_default_it_is_in_the_temporary_folder(
     dataset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    assert opened(dataset).folder.parent == tmp_path / "ddag_jax_data"
+    assert opened(dataset).folder.parent == tmp_path / f"ddag_jax_data_{os.getuid()}"
 
 
 def test_another_process_that_copies_is_waited_for(

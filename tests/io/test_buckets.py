@@ -63,7 +63,7 @@ def test_out_of_reach_is_not_absent(bucket: Bucket) -> None:
         for ask in (path.exists, path.is_dir, lambda: is_file(path), lambda: read_bytes(path, 5)):
             with pytest.raises(BucketError, match="gs://bucket/reach/file: Forbidden"):
                 ask()
-        with pytest.raises(UserError, match="the bucket bucket cannot be used .*Forbidden"):
+        with pytest.raises(UserError, match=r"the bucket bucket cannot be used .*Forbidden"):
             check_bucket(path)
     finally:
         bucket.serve()
