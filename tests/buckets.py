@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import subprocess
 import sys
 import time
@@ -28,9 +29,11 @@ class Bucket:
         path = self._folder / "requests"
         return path.read_text().splitlines() if path.exists() else []
 
-    def wait_for(self, word: str, process: subprocess.Popen) -> None:
-        """Wait until there was a request with this word in it, or the process ended."""
-        while process.poll() is None and not any(word in line for line in self.requests()):
+    def wait_for(self, pattern: str) -> None:
+        """Wait until there was a request that matches; fail after five minutes."""
+        deadline = time.monotonic() + 300
+        while not re.search(f"^.*{pattern}", "\n".join(self.requests()), re.MULTILINE):
+            assert time.monotonic() < deadline, pattern
             time.sleep(0.005)
 
     def refuse(self, status: int, word: str = "") -> None:
