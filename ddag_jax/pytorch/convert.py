@@ -15,7 +15,7 @@ from etils import epath
 import ddag_jax
 from ddag_jax.config import BaselineConfig, Config, DataConfig, DDAGConfig, method_name
 from ddag_jax.errors import UserError
-from ddag_jax.io.buckets import is_bucket
+from ddag_jax.io.buckets import BucketError, is_bucket
 from ddag_jax.io.files import is_file, whole_file
 from ddag_jax.pytorch.keys import (
     Dimensions,
@@ -421,7 +421,7 @@ def _write_checkpoint(output: epath.Path, variables: dict[str, Any], meta: dict[
         try:
             save_weights(output, variables, meta)
         except BaseException:
-            with contextlib.suppress(OSError):
+            with contextlib.suppress(BucketError, OSError):
                 output.rmtree(missing_ok=True)
             raise
         return

@@ -66,9 +66,9 @@ class RunLock:
     def _take(self) -> bool:
         """Take the lock; return False if another process wrote it meanwhile, in a bucket."""
         with self._one_at_a_time():
+            if self._in_bucket:  # before it is read: who wrote it since then makes ours fail
+                self._generation = buckets.generation(self._path)
             owner = self._owner()
-            if self._in_bucket and owner is not None and owner.get("id") == self._me["id"]:
-                return True  # it was written, but the answer was lost
             if owner is not None:
                 who = f"process {owner['process']} on {owner['host']}"
                 if alive(owner):
@@ -80,7 +80,7 @@ class RunLock:
             try:
                 self._write()
             except FileExistsError:
-                return False
+                return self._is_mine()
         return True
 
     def __exit__(
@@ -137,11 +137,16 @@ class RunLock:
                         return
 
     def _is_mine(self) -> bool:
+        """Return whether a write that failed had been done before, and its answer lost."""
+        generation = buckets.generation(self._path)
         try:
             owner = self._owner()
         except UserError:
             return False
-        return owner is not None and owner.get("id") == self._me["id"]
+        if owner is None or owner.get("id") != self._me["id"]:
+            return False
+        self._generation = generation
+        return True
 
     def _write(self) -> None:
         host = socket.gethostname()
@@ -152,8 +157,6 @@ class RunLock:
             write_text(self._path, content)
 
     def _owner(self) -> dict[str, Any] | None:
-        if self._in_bucket:  # before it is read: an owner since then makes the next write fail
-            self._generation = buckets.generation(self._path)
         try:
             owner = read_json(self._path)
             kinds = {"machine": str, "process": int, "host": str, "seen": float}

@@ -124,6 +124,25 @@ def test_a_lock_that_another_took_over_at_the_end_is_left(bucket: Bucket) -> Non
     assert read_json(bucket / f"end/{NAME}") == content
 
 
+def test_a_lock_is_not_taken_back_after_an_outage(
+    bucket: Bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was taken over meanwhile, and the first time that this is asked the answer fails."""
+    content = of_another(bucket / "other_back")
+    mine = RunLock(bucket / "back").__enter__()
+    write_text(bucket / f"back/{NAME}", json.dumps(content))
+    with monkeypatch.context() as patch:
+        patch.setattr(RunLock, "_owner", lambda self: bucket.refuse(403) or read_json(self._path))
+        for _ in range(2):
+            with pytest.raises(BucketError):
+                mine._is_mine()
+            bucket.serve()
+    with pytest.raises(FileExistsError):
+        mine._write()
+    mine.__exit__(None, None, None)
+    assert read_json(bucket / f"back/{NAME}") == content
+
+
 def test_an_answer_that_is_lost_costs_nothing(
     bucket: Bucket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
