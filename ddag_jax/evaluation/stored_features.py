@@ -25,7 +25,7 @@ from jaxtyping import Bool, Float
 from ddag_jax.datasets.dataset import Dataset
 from ddag_jax.errors import UserError
 from ddag_jax.evaluation.protocols import Images, Search
-from ddag_jax.io.files import check_new_file, is_file, whole_file
+from ddag_jax.io.files import check_new_file, is_file, on_disk, whole_file
 from ddag_jax.io.foreign import foreign
 
 _SIDES = ("query", "gallery")
@@ -144,7 +144,7 @@ def _read(source: epath.Path) -> dict[str, np.ndarray]:
     if source.exists() and not is_file(source):
         raise UserError(f"{source}: is not a regular file")
     try:
-        with source.open("rb") as file:
+        with on_disk(source) as local, local.open("rb") as file:
             start = file.read(1024)
             if what := foreign(start):
                 raise UserError(f"{source}: is {what}")

@@ -81,15 +81,18 @@ class Trained:
         dataset: str | NamedDataset | None = None,
         trial: int | None = None,
         image_size: tuple[int, int] | None = None,
+        data_cache: epath.PathLike | None = None,
     ) -> "Trained":
-        """Return it with other settings of the evaluation, or its dataset in another folder.
+        """Return it with other settings of the evaluation, or other folders of its dataset.
 
         Raises:
             UserError: a value is not valid; dataset, trial or image size are not those of a run.
         """
-        data = self.config.data
-        if data_dir is not None:
-            data = dataclasses.replace(data, dir=os.fspath(data_dir))
+        folders = {"dir": data_dir, "cache": data_cache}
+        data = dataclasses.replace(
+            self.config.data,
+            **{name: os.fspath(path) for name, path in folders.items() if path is not None},
+        )
         height, width = image_size or (None, None)
         given = {"dataset": dataset, "trial": trial, "image_height": height, "image_width": width}
         changed: dict[str, Any] = {}

@@ -28,6 +28,7 @@ from ddag_jax.errors import UserError
 from ddag_jax.evaluation.embed import Interrupted
 from ddag_jax.evaluation.evaluator import Evaluator, while_training
 from ddag_jax.evaluation.protocols import selection_figure
+from ddag_jax.io.buckets import BucketError, check_bucket, is_bucket
 from ddag_jax.io.files import write_text
 from ddag_jax.io.progress import say
 from ddag_jax.io.storable import check_storable
@@ -197,10 +198,10 @@ def train(
 
     wait_for_all("before the workdir is touched")  # all processes have validated it
     with contextlib.ExitStack() as stack:
-        notes = found.notes
+        notes, lock = found.notes, RunLock(folder)
         try:
             if is_first_process():
-                notes = [*_take_workdir(folder, overwrite, found.damaged, stack), *notes]
+                notes = [*_take_workdir(folder, overwrite, found.damaged, lock, stack), *notes]
             wait_for_all("the workdir is there")
             log = RunLog(
                 folder,
@@ -210,6 +211,7 @@ def train(
                 * settings.identities_per_batch
                 * settings.images_per_identity,
                 silent=not is_first_process(),
+                check=lock.check,
             )
             run = _Run(
                 config=config,
@@ -235,7 +237,7 @@ def train(
             for note in notes:
                 run.note(note)
             return run.train(state, resume)
-        except OSError as error:
+        except (OSError, BucketError) as error:
             raise UserError(
                 f"{folder}: cannot be written ({error}); fix its permissions or free disk space,"
                 " then resume with --resume, or name another --workdir"
@@ -306,6 +308,7 @@ class _Run:
                 self._read(unread)
                 if ends:
                     self._log_epoch(state, number)
+                self.log.sync()
                 self.checkpoints.save(number, state)
             if ends and not stopping:
                 stopping = not self._evaluate(state, number)
@@ -379,6 +382,7 @@ class _Run:
                 self.watched.images,
             )
             self.log.picture(number, f"{self.split}/ranked_lists", np.asarray(picture))
+        self.log.sync()
         return True
 
     def _fail(self, number: int, outcome: Outcome) -> NoReturn:
@@ -444,7 +448,11 @@ def _last_whole_state(folder: epath.Path, meta: Meta, like: TrainState) -> _Foun
 
 
 def _take_workdir(
-    folder: epath.Path, overwrite: bool, damaged: Sequence[int], stack: contextlib.ExitStack
+    folder: epath.Path,
+    overwrite: bool,
+    damaged: Sequence[int],
+    lock: RunLock,
+    stack: contextlib.ExitStack,
 ) -> list[str]:
     """Create and lock the folder, remove an overwritten run, set damaged checkpoints aside.
 
@@ -452,7 +460,7 @@ def _take_workdir(
         Notes for the log.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    lock = stack.enter_context(RunLock(folder))
+    stack.enter_context(lock)
     notes = [lock.note] if lock.note else []
     if overwrite:
         for path in _run_files(folder):
@@ -486,6 +494,8 @@ def _check_colour(images: ImageSource, sampler: IdentitySampler) -> None:
 def _check_workdir(folder: epath.Path, resume: bool, overwrite: bool) -> None:
     if resume and overwrite:
         raise UserError("--resume and --overwrite contradict each other; give one of them")
+    if is_bucket(folder):
+        check_bucket(folder)
     if not folder.exists():
         return
     if not folder.is_dir():

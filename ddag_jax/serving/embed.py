@@ -19,6 +19,7 @@ from ddag_jax.datasets.images import DeepImage, ImageFile, check_range, try_imag
 from ddag_jax.errors import UserError
 from ddag_jax.evaluation import stored_features
 from ddag_jax.evaluation.embed import embedded_batches
+from ddag_jax.io.buckets import check_on_disk
 from ddag_jax.io.files import read_json, write_text
 from ddag_jax.io.progress import Progress, say
 from ddag_jax.methods.base import Modality
@@ -106,6 +107,7 @@ def embed(
             writes the target, or no image can be read. All but the last are found before the first
             image is read.
     """
+    check_on_disk(to, "the file of features")
     if dtype is not None:
         check_choice("dtype", dtype, get_args(Stored))
     if infrared_range is not None:

@@ -17,6 +17,7 @@ from ddag_jax.datasets.image_table import (
 )
 from ddag_jax.datasets.images import SUFFIX_LIST
 from ddag_jax.errors import UserError
+from ddag_jax.io.buckets import check_on_disk
 from ddag_jax.io.files import is_file
 from ddag_jax.methods.base import Modality
 from ddag_jax.serving.arguments import Sources, as_paths, check_choice
@@ -73,6 +74,7 @@ def find_images(
     unknown: list[str] = []
     other: list[str] = []
     for source in paths:
+        check_on_disk(source, "images to embed")
         for row, stat in _rows(source, faults, notes):
             folder_modality, identity = _said_by_folders(row.path)
             known = row.modality or folder_modality or modality

@@ -29,6 +29,7 @@ from jaxtyping import Float, Shaped
 
 from ddag_jax.datasets.image_table import numbered
 from ddag_jax.errors import UserError
+from ddag_jax.io.buckets import check_on_disk
 from ddag_jax.io.files import is_file, whole_file
 from ddag_jax.methods.base import Modality
 from ddag_jax.serving.images import FoundImage
@@ -169,6 +170,7 @@ def open_index(path: epath.PathLike) -> Index:
     Raises:
         UserError: there is none, it is damaged, or it does not name its network.
     """
+    check_on_disk(path, "a file of features to search")
     source = epath.Path(path)
     if not source.exists():
         raise UserError(f"{source}: no such file")

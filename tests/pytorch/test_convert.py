@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
+from etils import epath
 
 from ddag_jax.cli import evaluate
 from ddag_jax.cli.convert import main
@@ -23,6 +24,7 @@ from ddag_jax.errors import UserError
 from ddag_jax.methods.build import build_method
 from ddag_jax.methods.ddag.method import DDAG
 from ddag_jax.parallel import device_mesh, replicated_shapes
+from ddag_jax.pytorch.convert import _write_checkpoint as write_checkpoint
 from ddag_jax.pytorch.keys import (
     Dimensions,
     agw_table,
@@ -645,6 +647,27 @@ def test_an_interrupted_writing_leaves_the_old_one(resnet18, tmp_path, monkeypat
         main(["torchvision", str(resnet18.file), str(output), "--overwrite"])
     assert list(read_variables(output)["params"]) == ["old"]
     assert list(tmp_path.iterdir()) == [output]
+
+
+def test_both_ends_may_be_in_a_bucket(resnet18, bucket, capsys):
+    """A checkpoint there is replaced by --overwrite, and by nothing else."""
+    bucket.write("weights/resnet18.pth", resnet18.file.read_bytes())
+    command = ["torchvision", bucket / "weights/resnet18.pth", bucket / "weights/ours"]
+    assert main(command) == 0
+    assert_identical(read_variables(bucket / "weights/ours"), read_variables(resnet18.ours))
+    before = bucket.names("weights/ours")
+    assert "commit_success.txt" in before
+    capsys.readouterr()
+    assert main(command) == 2
+    assert "replace it with --overwrite" in capsys.readouterr().err
+    assert main(["torchvision", bucket / "none.pth", *command[2:], "--overwrite"]) == 2
+    assert "gs://bucket/none.pth: no such file" in capsys.readouterr().err
+    assert bucket.names("weights/ours") == before
+    save_weights(bucket / "small", {"params": {"old": np.zeros(1)}}, {"backbone": "resnet18"})
+    write_checkpoint(epath.Path(bucket / "small"), {"params": {"new": np.ones(2)}}, {})
+    assert read_variables(bucket / "small")["params"]["new"].tolist() == [1, 1]
+    assert main(["to-reference", bucket / "small", bucket / "weights/resnet18.pth"]) == 2
+    assert "weights/resnet18.pth: exists already; replace it with" in capsys.readouterr().err
 
 
 def test_an_existing_file_stays_unless_overwritten(reference, tmp_path, capsys):

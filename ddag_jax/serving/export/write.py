@@ -3,7 +3,6 @@
 import dataclasses
 import importlib
 import os
-import pathlib
 from types import ModuleType
 from typing import Any, Literal, get_args
 
@@ -45,7 +44,7 @@ def export(
     feature: str | None = None,
     flip: bool | None = None,
     config: Config | None = None,
-) -> list[pathlib.Path]:
+) -> list[epath.Path]:
     """Write a trained model as `out`/visible.FORMAT and `out`/infrared.FORMAT.
 
     A file takes uint8 RGB images [batch, height, width, 3] of the trained size, any number of them,
@@ -103,7 +102,7 @@ def export(
             (folder / f"{modality}.{format}").write_bytes(content)
     paths = []
     for modality, rows in exported.items():
-        paths.append(pathlib.Path(out) / f"{modality}.{format}")
+        paths.append(epath.Path(out) / f"{modality}.{format}")
         say(
             f"{paths[-1]}: feature {feature} [batch, {rows.shape[1]}] of uint8"
             f" [batch, {size[0]}, {size[1]}, 3]; differs from ours by at most"
