@@ -119,6 +119,15 @@ def load_features(
                 f"{source}: {side} holds {which.sum()} infrared and {(~which).sum()} visible"
                 " images; each side is of one modality"
             )
+    if arrays.keys() >= set(stored) and any(
+        (found != images.infrared).any()
+        for found, images in zip(infrared, (query_images, gallery_images), strict=True)
+    ):
+        raise UserError(
+            f"{source}: says of its images another modality than {dataset.title} shows by"
+            f" {dataset.modality_shown_by}; give --data.dataset of the images' dataset, folder for"
+            " your own"
+        )
     if infrared[0][0] == infrared[1][0]:
         raise UserError(
             f"{source}: query and gallery are both {'infrared' if infrared[0][0] else 'visible'};"

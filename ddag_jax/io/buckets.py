@@ -45,6 +45,16 @@ def is_bucket(path: epath.PathLike) -> bool:
     return os.fspath(path).startswith(_SCHEME)
 
 
+def check_scheme(path: epath.PathLike) -> None:
+    """Raise UserError if a path is a URL of another kind than `gs://`."""
+    scheme, separator, _ = os.fspath(path).partition("://")
+    if separator and scheme.isalnum() and not is_bucket(path) and not os.path.lexists(path):
+        raise UserError(
+            f"{path}: {scheme}:// is not read or written; give a path on a disk, or in a bucket"
+            " (gs://)"
+        )
+
+
 def file_system() -> Any:
     """Return the file system of all buckets, the one that `epath.Path` uses.
 
@@ -72,6 +82,7 @@ def check_on_disk(path: epath.PathLike, what: str) -> None:
         path: as it was given.
         what: of the path, for the message: "the gallery's file".
     """
+    check_scheme(path)
     if is_bucket(path):
         raise UserError(
             f"{path}: {what} cannot be in a bucket; name a file or folder on a disk (gcloud storage"

@@ -22,7 +22,7 @@ from ddag_jax.io import (
     buckets,
     owners,  # noqa: F401  # before the first stat
 )
-from ddag_jax.io.buckets import is_bucket
+from ddag_jax.io.buckets import check_scheme, is_bucket
 
 _OLD = ".replaced"
 
@@ -46,6 +46,15 @@ def read_bytes(path: epath.PathLike, limit: int) -> bytes:
         file.seek(0)
         content: bytes = file.read()
     return content
+
+
+def as_path(name: str, value: Any) -> epath.Path:
+    """Return a path. Raises UserError if the value is not one, or of a kind that is not read."""
+    if not isinstance(value, str | os.PathLike) or not os.fspath(value):
+        what = repr(value) if isinstance(value, str | int | float | None) else type(value).__name__
+        raise UserError(f"{name}: {what} is not a path")
+    check_scheme(value)
+    return epath.Path(value)
 
 
 def is_file(path: epath.Path) -> bool:
@@ -111,6 +120,7 @@ def check_new_file(path: epath.PathLike) -> epath.Path:
     Raises:
         UserError: the file exists, its folder or bucket does not, or the folder refuses a file.
     """
+    check_scheme(path)
     target = epath.Path(path)
     if is_bucket(target):
         buckets.check_bucket(target)
@@ -155,6 +165,7 @@ def new_folder(folder: str | os.PathLike[str], *, replace: bool = False) -> Iter
     Raises:
         UserError: the folder exists, or cannot be created or written.
     """
+    check_scheme(folder)
     if is_bucket(folder):
         with _new_bucket_folder(epath.Path(folder), replace) as local:
             yield local

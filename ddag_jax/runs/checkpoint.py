@@ -32,7 +32,7 @@ from orbax.checkpoint import checkpoint_managers
 import ddag_jax
 from ddag_jax.config import METHODS, Config, differences, from_dict, method_name, to_dict
 from ddag_jax.errors import UserError
-from ddag_jax.io.buckets import BucketError, is_bucket
+from ddag_jax.io.buckets import BucketError, check_scheme, is_bucket
 from ddag_jax.io.files import read_json, write_text
 from ddag_jax.io.storable import check_storable
 from ddag_jax.models.two_stream import BACKBONE
@@ -566,6 +566,7 @@ def find_checkpoint(folder: epath.PathLike) -> epath.Path:
         UserError: `folder` has no complete checkpoint, is an incomplete one, or none can be read
             there.
     """
+    check_scheme(folder)
     folder = epath.Path(folder)
     if folder.exists():
         check_storable(folder)

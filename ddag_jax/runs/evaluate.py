@@ -26,7 +26,7 @@ from ddag_jax.evaluation.evaluator import Evaluator, pick
 from ddag_jax.evaluation.pairs import OperatingPoints, compare_pairs
 from ddag_jax.evaluation.protocols import Images, Record
 from ddag_jax.evaluation.table import format_points, format_table
-from ddag_jax.io.files import check_new_file, read_json, whole_file, write_text
+from ddag_jax.io.files import as_path, check_new_file, read_json, whole_file, write_text
 from ddag_jax.methods.base import Method
 from ddag_jax.methods.build import build_method
 from ddag_jax.numerics import own_settings
@@ -128,7 +128,11 @@ def find_trained(run: epath.PathLike, config: Config | None = None) -> Trained:
     Raises:
         UserError: there is no checkpoint, it cannot be read, or `config` is needed.
     """
-    checkpoint = find_checkpoint(run)
+    if config is not None and not isinstance(config, Config):
+        raise UserError(
+            f"config: is a {type(config).__name__}; give a Config, as load_config(FILE) returns"
+        )
+    checkpoint = find_checkpoint(as_path("run", run))
     meta = read_meta(checkpoint, config)
     for note in meta.notes:
         print(f"note: {checkpoint}: {note}", file=sys.stderr)

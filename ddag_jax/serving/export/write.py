@@ -15,7 +15,7 @@ from ddag_jax.config import METHODS, Config, to_dict
 from ddag_jax.errors import UserError
 from ddag_jax.evaluation.embed import make_embed
 from ddag_jax.evaluation.evaluator import check_one_feature, pick
-from ddag_jax.io.files import new_folder, read_bytes
+from ddag_jax.io.files import as_path, new_folder, read_bytes
 from ddag_jax.io.progress import say
 from ddag_jax.methods.base import Method, Modality
 from ddag_jax.numerics import own_settings
@@ -71,6 +71,7 @@ def export(
             Nothing is left in `out`.
     """
     backend = _backend(format)
+    out = as_path("out", out)
     if flip is not None and not isinstance(flip, bool):
         raise UserError(f"flip: {flip!r} must be True, False or None")
     trained = find_trained(run, config)
