@@ -112,6 +112,7 @@ RULES = (
         where=("ddag_jax/training/step.py",),
         only=(
             "ddag_jax.methods.base",
+            "ddag_jax.training.flat",
             "ddag_jax.training.state",
             "ddag_jax.data.augment",
             "ddag_jax.types",
