@@ -161,7 +161,6 @@ NO_KERNEL = frozenset({
     "all-gather-done",
 })  # fmt: skip
 """Operations that a program does without a kernel of their own."""
-_THROUGH = frozenset({"bitcast", "reshape"})
 _MOVING = frozenset({
     "parameter", "constant", "tuple", "get-tuple-element", "bitcast", "reshape", "copy", "slice",
     "transpose", "dynamic-slice", "dynamic-update-slice", "concatenate", "pad", "broadcast", "iota",
@@ -263,18 +262,21 @@ def _closed(text: str) -> tuple[str, str]:
     return text, ""
 
 
+def _tensors(type_: str) -> Iterator[tuple[int, int]]:
+    """Return number and bytes of the elements of each array of a type."""
+    for found in _TENSOR.finditer(type_):
+        if found["dtype"] != "token":
+            width = 1 if found["dtype"] == "pred" else max(int(found["bits"] or 0), 8) // 8
+            yield math.prod(map(int, filter(None, found["sizes"].split(",")))), width
+
+
 def size(type_: str) -> int:
-    """Return the bytes of a type such as "(bf16[2,64]{1,0}, pred[3])".
+    """Return the bytes of a type.
 
     >>> size("(bf16[2,64]{1,0}, pred[3])")
     259
     """
-    return sum(
-        math.prod(map(int, filter(None, found["sizes"].split(","))))
-        * (1 if found["dtype"] == "pred" else max(int(found["bits"] or 0), 8) // 8)
-        for found in _TENSOR.finditer(type_)
-        if found["dtype"] != "token"
-    )
+    return sum(number * width for number, width in _tensors(type_))
 
 
 def moved(module: Module, within: str, one: Instruction) -> int:
@@ -291,24 +293,26 @@ def moved(module: Module, within: str, one: Instruction) -> int:
     for inner in inside.values():
         if inner.opcode == "parameter":
             name = one.operands[int(inner.arguments)]
-            read[name] = max(read.get(name, 0), _touched(inner, users))
+            ((_, width),) = _tensors(inner.type)
+            read[name] = max(read.get(name, 0), width * _touched(inner, users))
     return sum(read.values()) + _written(inside)
 
 
 def _touched(one: Instruction, users: Mapping[str, Sequence[Instruction]]) -> int:
-    """Return the bytes of a value that its users in a fusion read."""
+    """Return how many elements of an array its users in a fusion read."""
+    ((whole, _),) = _tensors(one.type)
     total = 0
     for user in users[one.name]:
         first = user.operands[0] == one.name
         if user.opcode in ("slice", "dynamic-slice", "gather") and first:
-            total += size(user.type)
+            total += next(_tensors(user.type))[0]
         elif user.opcode == "dynamic-update-slice" and first and user.operands.count(one.name) == 1:
             continue  # written in place
-        elif user.opcode in _THROUGH:
+        elif user.opcode in ("bitcast", "reshape", "convert"):
             total += _touched(user, users)
         else:
-            return size(one.type)
-    return min(total, size(one.type))
+            return whole
+    return min(total, whole)
 
 
 def _written(inside: Mapping[str, Instruction]) -> int:
@@ -317,7 +321,7 @@ def _written(inside: Mapping[str, Instruction]) -> int:
     results = [inside[name] for name in root.operands] if root.opcode == "tuple" else [root]
     total = 0
     for result in results:
-        while result.opcode in _THROUGH and result.operands[0] in inside:
+        while result.opcode in ("bitcast", "reshape"):
             result = inside[result.operands[0]]
         in_place = result.opcode == "dynamic-update-slice"
         total += size(inside[result.operands[1]].type if in_place else result.type)

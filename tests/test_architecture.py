@@ -165,6 +165,7 @@ RULES = (
         exempt=(
             "tests/test_benchmark_data.py",
             "tests/test_benchmarks.py",
+            "tests/test_gpu_compile.py",
             "tests/test_speed_benchmarks.py",
             "tests/test_tpu_compile.py",
         ),

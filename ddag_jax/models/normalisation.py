@@ -15,6 +15,23 @@ def _over_devices(value: Array, axis_name: str | None) -> Array:
     return value if axis_name is None else jax.lax.pmean(value, axis_name)
 
 
+def _apart(x: Array) -> Array:
+    """Return `x` behind a barrier on a GPU.
+
+    There XLA reads the output of a matrix product twice, once for each of its sums: it joins
+    reductions of one array only if the array is not the result of a product that it fused. The
+    barrier is removed later and costs nothing.
+    """
+
+    def same(x: Array) -> Array:
+        return x
+
+    apart: Array = jax.lax.platform_dependent(
+        x, cpu=same, tpu=same, default=jax.lax.optimization_barrier
+    )
+    return apart
+
+
 def _moments(x: Array, axis_name: str | None) -> tuple[Array, Array]:
     """Return mean and biased variance of each channel, over all other axes and all devices, [c]."""
     wide = x.astype(at_least_float32(x.dtype))
@@ -34,6 +51,7 @@ def _normalise_batch(
 def _normalise_batch_fwd(
     x: Array, scale: Array, bias: Array, epsilon: float, axis_name: str | None
 ) -> tuple[tuple[Array, Array, Array], tuple[Array, ...]]:
+    x = _apart(x)
     mean, variance = _moments(x, axis_name)
     inverse = jax.lax.rsqrt(variance + epsilon)
     y = (x * (scale * inverse) + (bias - mean * scale * inverse)).astype(x.dtype)
