@@ -154,6 +154,8 @@ _CALLED = re.compile(
     r"(?:%?([\w.\-]+)|\{([^}]*)\})"
 )
 _NAME = re.compile(r"%([\w.\-]+)")
+_WORKSPACE = re.compile(r", [su]8\[\d+\](\{0\})?\)$")
+"""Last result of a call of cuDNN or cuBLAS."""
 
 NO_KERNEL = frozenset({
     "parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "opt-barrier",
@@ -283,19 +285,20 @@ def moved(module: Module, within: str, one: Instruction) -> int:
     """Return the bytes that a kernel of the computation `within` reads and writes."""
     outside = module.computations[within]
     if one.opcode != "fusion":
-        return size(one.type) + sum(size(outside[name].type) for name in set(one.operands))
+        read = sum(size(outside[name].type) for name in set(one.operands))
+        return read + size(_WORKSPACE.sub("", one.type))
     inside = module.computations[one.called[0]]
     users = collections.defaultdict[str, list[Instruction]](list)
     for inner in inside.values():
         for name in inner.operands:
             users[name].append(inner)
-    read = dict[str, int]()
+    touched = dict[str, int]()
     for inner in inside.values():
         if inner.opcode == "parameter":
             name = one.operands[int(inner.arguments)]
             ((_, width),) = _tensors(inner.type)
-            read[name] = max(read.get(name, 0), width * _touched(inner, users))
-    return sum(read.values()) + _written(inside)
+            touched[name] = max(touched.get(name, 0), width * _touched(inner, users))
+    return sum(touched.values()) + _written(inside)
 
 
 def _touched(one: Instruction, users: Mapping[str, Sequence[Instruction]]) -> int:
