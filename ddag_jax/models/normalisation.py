@@ -16,11 +16,11 @@ def _over_devices(value: Array, axis_name: str | None) -> Array:
 
 
 def _apart(x: Array) -> Array:
-    """Return `x` behind a barrier on a GPU.
+    """Return `x`, on a GPU behind a barrier.
 
-    There XLA reads the output of a matrix product twice, once for each of its sums: it joins
-    reductions of one array only if the array is not the result of a product that it fused. The
-    barrier is removed later and costs nothing.
+    XLA for GPUs joins the two sums of an array in one kernel, but not if the array is the output
+    of a matrix product that it generated itself: then each sum reads it. Behind a barrier, which is
+    removed after fusion and costs nothing, it does.
     """
 
     def same(x: Array) -> Array:

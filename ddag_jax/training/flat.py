@@ -10,6 +10,7 @@ An optimiser of a flat state must be element-wise, as `optimizer.sgd` is: a norm
 mask by the names in a part, would be another one.
 """
 
+import itertools
 import math
 from collections.abc import Callable, Hashable, Iterable, Mapping
 from typing import Any, NamedTuple
@@ -26,7 +27,7 @@ Form = Callable[[TrainState], TrainState]
 class _Layout(NamedTuple):
     """Where the arrays of a part are in its vector."""
 
-    structure: Hashable
+    structure: Any
     shapes: tuple[tuple[int, ...], ...]
 
 
@@ -75,15 +76,12 @@ def _split(part: Any, layout: _Layout | None) -> Any:
     """Return the tree of a part."""
     if layout is None:
         return part
-    structure: Any = layout.structure
-    ends = [0]
-    for shape in layout.shapes:
-        ends.append(ends[-1] + math.prod(shape))
+    ends = itertools.accumulate(map(math.prod, layout.shapes), initial=0)
     leaves = [
         part[start:end].reshape(shape)
-        for start, end, shape in zip(ends, ends[1:], layout.shapes, strict=False)
+        for (start, end), shape in zip(itertools.pairwise(ends), layout.shapes, strict=True)
     ]
-    return jax.tree.unflatten(structure, leaves)
+    return jax.tree.unflatten(layout.structure, leaves)
 
 
 def as_tree(tree: Any) -> Any:

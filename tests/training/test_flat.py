@@ -12,6 +12,7 @@ from ddag_jax import parallel
 from ddag_jax.models.two_stream import BACKBONE
 from ddag_jax.training.flat import Flat, as_tree, flatten, formed_like, state_forms, unflatten
 from ddag_jax.training.state import TrainState, new_state
+from ddag_jax.training.step import make_train_step
 from tests.models import tiny
 
 
@@ -101,3 +102,22 @@ def test_the_step_decides_by_its_devices(
     for leaf in jax.tree.leaves(back):
         assert len(leaf.sharding.device_set) == 2
         assert leaf.is_fully_replicated
+
+
+def test_a_flat_step_has_an_operation_for_a_part_where_a_tree_has_one_for_an_array(
+    state: TrainState,
+) -> None:
+    step = make_train_step(
+        tiny.method(),
+        tiny.optimizer(),
+        axis_name=None,
+        steps_per_epoch=2,
+        nonfinite_limit=1,
+        padding=2,
+        flip=True,
+    )
+    for one in (state, flatten(state)):
+        program = jax.jit(step).lower(one, tiny.batch()).as_text()
+        # Of each gradient, and of the loss.
+        assert program.count("stablehlo.is_finite") == len(jax.tree.leaves(one.params)) + 1
+    assert len(jax.tree.leaves(flatten(state).params)) < 8
