@@ -268,9 +268,9 @@ def test_each_variant_alternates_with_ours(tmp_path, monkeypatch):
     session.run(tmp_path)
     assert len(session.facts) == len([images for _, images in gpu.PLAN if images <= 64])
     assert session.ratios == {
-        "PyTorch bfloat16, compiled, 16 images": 2,
-        "PyTorch float32/TF32, as the reference, 16 images": 2,
-        "ours, float32/TF32, 16 images": 1,
+        "PyTorch bfloat16, compiled, 32 images": 2,
+        "PyTorch float32/TF32, as the reference, 32 images": 2,
+        "ours, float32/TF32, 32 images": 1,
     }
     result = written(tmp_path, "gpu")
     assert result["ratios"] == session.ratios
