@@ -330,6 +330,16 @@ def test_losses_that_differ_are_reported():
     assert gpu.REFERENCE.name not in found
 
 
+@pytest.mark.slow
+def test_the_demo_is_trained_and_timed(tmp_path, capfd, monkeypatch):
+    monkeypatch.setattr(gpu, "CACHE", tmp_path / "cache")
+    assert gpu.main(["--train-demo", "--quick"], tmp_path) == 0
+    printed, result = capfd.readouterr().out, written(tmp_path, "gpu_demo")
+    assert result["figures"].keys() == gpu.ON_CPU.keys()
+    assert re.search(rf"^mAP +{result['figures']['mAP']:.2f} +49.36$", printed, re.MULTILINE)
+    assert result["seconds"].keys() == {"training", "evaluation"}
+
+
 def test_the_demo_s_figures_are_those_of_the_readme():
     table = (ROOT / "README.md").read_text().split("all-search (192 queries")[1]
     cells = re.search(r"^part +(.*)$", table, re.MULTILINE)[1].split()
