@@ -15,23 +15,6 @@ def _over_devices(value: Array, axis_name: str | None) -> Array:
     return value if axis_name is None else jax.lax.pmean(value, axis_name)
 
 
-def _apart(x: Array) -> Array:
-    """Return `x`, on a GPU behind a barrier.
-
-    XLA for GPUs joins the two sums of an array in one kernel, but not if the array is the output
-    of a matrix product that it generated itself: then each sum reads it. Behind a barrier, which is
-    removed after fusion and costs nothing, it does.
-    """
-
-    def same(x: Array) -> Array:
-        return x
-
-    apart: Array = jax.lax.platform_dependent(
-        x, cpu=same, tpu=same, default=jax.lax.optimization_barrier
-    )
-    return apart
-
-
 def _moments(x: Array, axis_name: str | None) -> tuple[Array, Array]:
     """Return mean and biased variance of each channel, over all other axes and all devices, [c]."""
     wide = x.astype(at_least_float32(x.dtype))
@@ -51,7 +34,6 @@ def _normalise_batch(
 def _normalise_batch_fwd(
     x: Array, scale: Array, bias: Array, epsilon: float, axis_name: str | None
 ) -> tuple[tuple[Array, Array, Array], tuple[Array, ...]]:
-    x = _apart(x)
     mean, variance = _moments(x, axis_name)
     inverse = jax.lax.rsqrt(variance + epsilon)
     y = (x * (scale * inverse) + (bias - mean * scale * inverse)).astype(x.dtype)

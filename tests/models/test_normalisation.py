@@ -129,19 +129,3 @@ def test_batch_norm_of_one_value_a_channel() -> None:
         True,
     )
     np.testing.assert_allclose(changed["batch_stats"]["var"], 0.9)
-
-
-@pytest.mark.parametrize(("platform", "barriers"), [("cuda", 1), ("tpu", 0), ("cpu", 0)])
-def test_only_a_gpu_has_a_barrier(platform: str, barriers: int) -> None:
-    """Before both sums, and before nothing else: elsewhere it would keep XLA from fusing."""
-    norm = BatchNorm()
-    x = jnp.zeros((2, 3, 3, 4))
-    variables = norm.init(jax.random.key(0), x, True)
-
-    def loss(x: jax.Array, train: bool) -> jax.Array:
-        return norm.apply(variables, x, train, mutable=["batch_stats"])[0].sum()
-
-    for train, expected in ((True, barriers), (False, 0)):
-        gradient = jax.jit(jax.grad(functools.partial(loss, train=train)))
-        text = jax.export.export(gradient, platforms=[platform])(x).mlir_module()
-        assert text.count("stablehlo.optimization_barrier") == expected
