@@ -112,6 +112,7 @@ RULES = (
         where=("ddag_jax/training/step.py",),
         only=(
             "ddag_jax.methods.base",
+            "ddag_jax.training.flat",
             "ddag_jax.training.state",
             "ddag_jax.data.augment",
             "ddag_jax.types",
@@ -170,6 +171,7 @@ RULES = (
         exempt=(
             "tests/test_benchmark_data.py",
             "tests/test_benchmarks.py",
+            "tests/test_gpu_compile.py",
             "tests/test_speed_benchmarks.py",
             "tests/test_tpu_compile.py",
         ),

@@ -76,6 +76,7 @@ from ddag_jax.training.build import (
     initial_state,
     nonfinite_limit,
 )
+from ddag_jax.training.flat import Form, state_forms
 from ddag_jax.training.state import TrainState
 from ddag_jax.training.step import Outcome
 
@@ -181,8 +182,7 @@ def train(
     state: TrainState | None = None
     found = _Found()
     if resume:
-        found = _last_whole_state(folder, meta, like)
-        state = found.state
+        state, found = _last_whole_state(folder, meta, like)
     restored = None if state is None else int(state.step)
     backbone: dict[str, Any] = {}
     if state is None and init is not None:
@@ -193,8 +193,8 @@ def train(
             f"--profile {profile}: {total - first} steps remain, of which the first"
             f" {WARM_UP} are not recorded; reduce the number, or train for more epochs"
         )
-    if state is None:
-        state = start(key_data, backbone)
+    for_step, for_reading = state_forms(mesh)
+    state = for_step(start(key_data, backbone) if state is None else state)
 
     wait_for_all("before the workdir is touched")  # all processes have validated it
     with contextlib.ExitStack() as stack:
@@ -219,6 +219,7 @@ def train(
                 per_epoch=per_epoch,
                 first=first,
                 step=step,
+                as_tree=for_reading,
                 learning_rate=build_schedule(config, per_epoch),
                 mesh=mesh,
                 images=images,
@@ -254,6 +255,8 @@ class _Run:
     first: int
     """Number of steps completed before this process started."""
     step: Step
+    as_tree: Form
+    """From the state that the step takes to the tree."""
     learning_rate: Callable[[int], Array | float]
     """Learning rate of the next step, given the number of completed steps."""
     mesh: Mesh
@@ -309,7 +312,7 @@ class _Run:
                 if ends:
                     self._log_epoch(state, number)
                 self.log.sync()
-                self.checkpoints.save(number, state)
+                self.checkpoints.save(number, self.as_tree(state))
             if ends and not stopping:
                 stopping = not self._evaluate(state, number)
             if stopping and number < self.total:
@@ -362,7 +365,8 @@ class _Run:
         due = (epoch + 1) % self.config.training.eval_every == 0 or number == self.total
         if not due or self.log.last_evaluation == number:
             return True
-        variables = {"params": state.params, "batch_stats": state.batch_stats}
+        tree = self.as_tree(state)
+        variables = {"params": tree.params, "batch_stats": tree.batch_stats}
         try:
             features = self.evaluator.embed(
                 variables, progress=f"epoch {epoch}: embedding", interrupted=self.stop.asked_alone
@@ -410,17 +414,17 @@ class _Run:
 
 @dataclasses.dataclass(frozen=True)
 class _Found:
-    """What a run can be resumed from."""
+    """What else the search for a checkpoint to resume from found."""
 
-    state: TrainState | None = None
-    """None if the folder has no checkpoint."""
     damaged: Sequence[int] = ()
     """Steps of the later, damaged checkpoints."""
     notes: list[str] = dataclasses.field(default_factory=list)
 
 
-def _last_whole_state(folder: epath.Path, meta: Meta, like: TrainState) -> _Found:
-    """Restore the last checkpoint that is not damaged.
+def _last_whole_state(
+    folder: epath.Path, meta: Meta, like: TrainState
+) -> tuple[TrainState | None, _Found]:
+    """Restore the last checkpoint that is not damaged; None if the folder has no checkpoint.
 
     Raises:
         UserError: the checkpoint belongs to another run, or all checkpoints are damaged.
@@ -438,13 +442,13 @@ def _last_whole_state(folder: epath.Path, meta: Meta, like: TrainState) -> _Foun
         except UserError as error:  # the run is the same, so its arrays should fit
             faults[step] = str(error)
             continue
-        return _Found(state, list(faults), saved.notes)
+        return state, _Found(list(faults), saved.notes)
     if faults:
         raise UserError(
             f"{folder}: all of its checkpoints are damaged; start again with --overwrite, or name"
             " another --workdir. " + " ".join(faults.values())
         )
-    return _Found()
+    return None, _Found()
 
 
 def _take_workdir(
