@@ -488,9 +488,13 @@ def _to_pytorch(source: str, destination: str, overwrite: bool, theirs: _Theirs)
         else torch.zeros(shape, dtype=torch.float32 if shape else torch.int64)
         for key, shape in table.shapes.items()
     }
-    output.parent.mkdir(parents=True, exist_ok=True)
-    with whole_file(output) as file:
-        torch.save({"net": net, **theirs.figures}, file)
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        with whole_file(output) as file:
+            torch.save({"net": net, **theirs.figures}, file)
+    except (OSError, RuntimeError) as error:  # a RuntimeError of PyTorch, about the disk
+        why = str(error).partition("\n")[0]
+        raise UserError(f"{output}: cannot be written ({why}); name another output") from error
     return _summary(net, table, variables)
 
 
@@ -602,10 +606,14 @@ def _write_checkpoint(output: epath.Path, variables: dict[str, Any], meta: dict[
         return
     temporary = output.with_name(f".{output.name}.partial-{os.getpid()}")
     try:
-        save_weights(temporary, variables, meta)
+        temporary.mkdir(parents=True)
+        save_weights(temporary / "new", variables, meta)
         if output.exists():
             output.rmtree()
-        temporary.rename(output)
+        (temporary / "new").rename(output)
+    except (OSError, ValueError) as error:  # a ValueError of tensorstore, about the disk
+        why = str(error).partition("\n")[0]
+        raise UserError(f"{output}: cannot be written ({why}); name another output") from error
     finally:
         if temporary.exists():
             temporary.rmtree()
