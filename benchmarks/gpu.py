@@ -1,13 +1,20 @@
 """Compare our training step with PyTorch's on one GPU, in each relevant precision and mode.
 
-    python -m benchmarks.gpu            the published network, 64 and 256 images a step
-    python -m benchmarks.gpu --quick    a small network on small images, on any device
+    python -m benchmarks.gpu               the published network, 64 and 256 images a step
+    python -m benchmarks.gpu --minutes N   stop after about N minutes (default: 8)
+    python -m benchmarks.gpu --quick       a small network on small images, on any device
+    python -m benchmarks.gpu --train-demo  train configs/demo.py instead, beside the CPU's figures
 
 Needs jax with CUDA and PyTorch with CUDA in one environment, and numpy, flax, optax, jaxtyping and
-absl-py. Each variant runs in its own process, so that no memory pool is shared. First each takes a
-step without augmentation and dropout from the same random weights, in another process: in float32
-the losses of both sides must agree within FLOAT32_LOSSES of workload.py, in TF32 and bfloat16
-within a wider bound. Then all variants of one batch size run in turn, a block of steps at a time.
+absl-py; --train-demo needs all of ddag_jax's dependencies, and no PyTorch. Each variant runs in its
+own process, so that no memory pool is shared, in turn with ours in bfloat16, a block of steps at a
+time. The variants come in the order of what is learned from them; each row is printed and written
+as soon as it is known, and what does not fit into the time is "not measured". Compiled programs are
+kept in .cache/gpu for the next call.
+
+In between, each variant takes a step without augmentation and dropout from the same random weights,
+in another process: in float32 the losses of both sides must agree within FLOAT32_LOSSES of
+workload.py, in TF32 and bfloat16 within a wider bound.
 
 Our step is train.py's, including augmentation and normalisation. PyTorch's (torch_ddag.py) takes
 images that are normalised already. "as the reference" also computes the triplet loss anchor by
@@ -16,15 +23,17 @@ use PyTorch's defaults, TF32 in convolutions and float32 in matrix products, and
 mode, which the authors' code sets. "compiled" is torch.compile with bfloat16 autocast,
 channels_last and a fused optimiser.
 
-Prints tables and writes results/gpu.json. Without a GPU it says so and writes rows marked as not
-measured. Takes ten minutes or more, mostly to compile.
+Prints tables and writes results/gpu.json, or gpu_demo.json. Without a GPU it says so and writes
+rows marked as not measured.
 """
 
 import argparse
 import contextlib
 import dataclasses
 import functools
+import json
 import os
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -39,6 +48,7 @@ LOSSES = ("identity", "triplet", "part", "graph", "total")
 NOT_MEASURED = "not measured"
 STEPS = 50
 """Steps in a block."""
+QUICK_IMAGES = 32
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,8 +80,27 @@ OURS_FLOAT32 = Way("ours, float32/TF32", True)
 REFERENCE = Way("PyTorch float32/TF32, as the reference", False, reference=True)
 EAGER = Way("PyTorch float32/TF32, eager", False)
 COMPILED = Way("PyTorch bfloat16, compiled", False, bfloat16=True, compiled=True)
-WAYS = {64: (OURS, OURS_FLOAT32, REFERENCE, EAGER, COMPILED), 256: (OURS, COMPILED)}
-"""Variants by images in a step. The losses of the first batch size are checked."""
+Task = tuple[Way, int]
+"""A variant, and the images in a step; 0 for its first losses."""
+PLAN: tuple[Task, ...] = (
+    (OURS, 64),
+    (COMPILED, 64),
+    (REFERENCE, 64),
+    (EAGER, 0),
+    (OURS, 0),
+    (OURS, 256),
+    (COMPILED, 256),
+    (EAGER, 64),
+    (OURS_FLOAT32, 64),
+    (OURS_FLOAT32, 0),
+    (COMPILED, 0),
+    (REFERENCE, 0),
+)
+"""In the order of what is learned: the ratios that have targets, that both sides compute the same,
+the large batch, the rest."""
+ROOT = Path(__file__).parents[1]
+CACHE = ROOT / ".cache" / "gpu"
+"""Compiled programs, kept from call to call."""
 
 Facts = dict[str, Any]
 
@@ -156,8 +185,6 @@ def build_ours(way: Way, config: Config, variables: dict[str, Any]) -> Facts:
     side = jax_ddag.Training(config, variables, workload.noise(config))
     side()
     facts["first_step_s"] = time.perf_counter() - start
-    costs = side.step.lower(side.state, side.batch).compile().cost_analysis() or {}
-    facts["compiler"] = {name: costs.get(name) for name in ("flops", "bytes accessed")}
     work = roofline.training_step(config)
     facts |= {"flops": sum(one.flops for one in work), "bytes": sum(one.bytes for one in work)}
     chip = roofline.CHIPS.get(jax.devices()[0].device_kind)
@@ -237,64 +264,159 @@ def ask_once(work: Callable[..., Any], *arguments: Any) -> Any:
         return process(work, *arguments)
 
 
-def run_ways(
-    ways: Sequence[Way], config: Config, steps: int, check: bool
-) -> tuple[dict[str, Facts], dict[str, measure.Times]]:
-    """Return, by variant, its facts ("failed": why it did not run) and its seconds a step."""
-    if not ways:
-        return {}, {}
-    variables = ask_once(weights, config)
-    facts: dict[str, Facts] = {way.name: {} for way in ways}
+class Session:
+    """The tasks of one call, what is known of them, and the time that is left.
 
-    def attempt(way: Way, call: Callable[..., Any], work: Callable[..., Any], *given: Any) -> Any:
-        """Call in a process; note a failure, such as of memory, and go on."""
-        if "failed" in facts[way.name]:
-            return None
-        try:
-            return call(work, *given)
-        except Exception as error:
-            facts[way.name] = {"failed": f"{type(error).__name__}: {error}".splitlines()[0]}
+    `facts` has an entry for each task that was begun; "failed" says why one has no result.
+    """
 
-    def learn(way: Way, call: Callable[..., Any], ours: Any, pytorch: Any) -> None:
-        """Add the facts that a variant's `ours` or `pytorch` returns."""
-        if way.ours:
-            known = attempt(way, call, ours, way, config, variables)
-        else:
-            known = attempt(way, call, pytorch, way, config)
-        facts[way.name] |= known or {}
+    def __init__(
+        self,
+        devices: Mapping[str, str | None],
+        quick: bool,
+        minutes: float,
+        warm: bool = False,
+    ) -> None:
+        self.devices, self.quick, self.minutes, self.warm = devices, quick, minutes, warm
+        self.facts: dict[Task, Facts] = {}
+        self._end = time.monotonic() + 60 * minutes
+        self._variables: dict[str, Any] | None = None
+        self._ours: dict[int, measure.Process] = {}
+        """Of each batch size, the process of ours in bfloat16, which the others alternate with."""
 
-    for way in ways if check else ():
-        print(f"first losses: {way.name}", flush=True)
-        learn(way, ask_once, check_ours, check_pytorch)
-    with contextlib.ExitStack() as stack:
-        processes = {way.name: stack.enter_context(measure.Process()) for way in ways}
-        for way in ways:
-            print(f"building: {way.name}, {workload.images(config)} images", flush=True)
-            learn(way, processes[way.name], build_ours, build_pytorch)
-        blocks = {
-            way.name: functools.partial(attempt, way, processes[way.name], take, steps)
-            for way in ways
+    @property
+    def plan(self) -> list[Task]:
+        """Return the tasks; of the small network, those of one batch size, which is smaller."""
+        if not self.quick:
+            return list(PLAN)
+        return [(way, min(n, QUICK_IMAGES)) for way, n in PLAN if n <= 64]
+
+    def run(self, folder: Path) -> None:
+        """Do all tasks whose side has a GPU, and write the results after each."""
+        self.write(folder)
+        with contextlib.ExitStack() as stack:
+            for task in self.plan:
+                way, images = task
+                if not (self.quick or self.devices["ours" if way.ours else "PyTorch"]):
+                    continue
+                what = f"{way.name}, {images} images" if images else f"first losses of {way.name}"
+                begun = time.monotonic()
+                try:
+                    facts = self._times(way, images, stack) if images else self._losses(way)
+                    found = row(way, images, facts)[2] if images else "known"
+                except measure.OutOfTime:
+                    facts = {"failed": (found := f"{NOT_MEASURED}: no time left")}
+                except Exception as error:
+                    reason = f"failed: {type(error).__name__}: {error}"
+                    facts = {"failed": (found := reason.splitlines()[0])}
+                self.facts[task] = facts
+                print(f"{what}: {found} ({time.monotonic() - begun:.0f} s)", flush=True)
+                self.write(folder)
+
+    def _ask(self, process: measure.Process, work: Callable[..., Any], *arguments: Any) -> Any:
+        left = self._end - time.monotonic()
+        if left <= 0:
+            raise measure.OutOfTime
+        return process.within(left, work, *arguments)
+
+    def _config(self, images: int) -> Config:
+        config = workload.tiny if self.quick else workload.published
+        return config(images // (2 * workload.IMAGES_PER_IDENTITY))
+
+    def _arguments(self, way: Way, images: int) -> list[Any]:
+        """Return what `build_ours`, `build_pytorch` and the checks take."""
+        config = self._config(images)
+        if not way.ours:
+            return [way, config]
+        if self._variables is None:
+            with measure.Process() as process:
+                self._variables = self._ask(process, weights, config)
+        return [way, config, self._variables]
+
+    def _losses(self, way: Way) -> Facts:
+        arguments = self._arguments(way, QUICK_IMAGES if self.quick else 64)
+        with measure.Process() as process:
+            found: Facts = self._ask(process, check_ours if way.ours else check_pytorch, *arguments)
+        return found
+
+    def _times(self, way: Way, images: int, stack: contextlib.ExitStack) -> Facts:
+        """Build a variant and time it, in turn with ours in bfloat16 if that runs."""
+        arguments, steps = self._arguments(way, images), 1 if self.quick else STEPS
+        with contextlib.ExitStack() as own:
+            process = own.enter_context(measure.Process())
+            facts: Facts = self._ask(process, build_ours if way.ours else build_pytorch, *arguments)
+            turns = {way.name: process}
+            if images in self._ours:
+                turns = {OURS.name: self._ours[images], **turns}
+            blocks = {
+                name: functools.partial(self._ask, one, take, steps) for name, one in turns.items()
+            }
+            times = {
+                name: measure.Times(tuple(taken / steps for taken in block.seconds))
+                for name, block in measure.interleaved(blocks, REPEATS).items()
+            }
+            facts |= {"times": times[way.name], "peak_mib": self._ask(process, peak, way)}
+            if way == OURS:
+                self._ours[images] = process
+                stack.enter_context(own.pop_all())
+            elif OURS.name in times:
+                facts["ours"] = times[OURS.name]
+        return facts
+
+    @property
+    def checked(self) -> dict[str, tuple[float, float]]:
+        """Return the differences of the losses that are known."""
+        return differences(self._named(losses=True))
+
+    @property
+    def ratios(self) -> dict[str, float]:
+        """Return each variant's time over that of ours in bfloat16, of the same turns."""
+        return {
+            name: facts["times"].median / facts["ours"].median
+            for name, facts in self._named(losses=False).items()
+            if "ours" in facts
         }
-        times = measure.interleaved(blocks, REPEATS)
-        for way in ways:
-            facts[way.name]["peak_mib"] = attempt(way, processes[way.name], peak, way)
-    return facts, {
-        name: measure.Times(tuple(taken / steps for taken in block.seconds))
-        for name, block in times.items()
-        if "failed" not in facts[name]
-    }
+
+    @property
+    def rows(self) -> list[list[str]]:
+        """Return the table of times, with a row for each variant and batch size."""
+        return [row(way, n, self.facts.get((way, n))) for way, n in self.plan if n]
+
+    def write(self, folder: Path) -> Path:
+        """Write what is known."""
+        result = {
+            "devices": self.devices,
+            "quick": self.quick,
+            "minutes": self.minutes,
+            "warm": self.warm,
+            "differences": self.checked,
+            "losses": self._named(losses=True),
+            "ways": self._named(losses=False),
+            "ratios": self.ratios,
+            "table": [HEAD, *self.rows],
+        }
+        return measure.write("gpu", result, folder)
+
+    def _named(self, losses: bool) -> dict[str, Facts]:
+        """Return the facts of one kind of task, by the name of the variant (and batch size)."""
+        return {
+            way.name if losses else f"{way.name}, {n} images": facts
+            for (way, n), facts in self.facts.items()
+            if losses == (n == 0)
+        }
 
 
-def differences(ways: Sequence[Way], facts: Mapping[str, Facts]) -> dict[str, tuple[float, float]]:
+def differences(facts: Mapping[str, Facts]) -> dict[str, tuple[float, float]]:
     """Return, by variant, the largest relative difference of its first losses and its bound.
 
     The standard is PyTorch's in full float32, or ours where PyTorch did not run. Where both ran,
     "float32" compares ours in full float32 with the standard.
     """
+    ways = [way for way in dict.fromkeys(way for way, _ in PLAN) if way.name in facts]
     exact = {
         way.ours: facts[way.name]["exact losses"]
         for way in ways
-        if "exact losses" in facts.get(way.name, {})
+        if "exact losses" in facts[way.name]
     }
     found: dict[str, tuple[float, float]] = {}
     if not exact:
@@ -308,27 +430,17 @@ def differences(ways: Sequence[Way], facts: Mapping[str, Facts]) -> dict[str, tu
     if len(exact) == 2:
         found["float32"] = largest(exact[True]), workload.FLOAT32_LOSSES
     for way in ways:
-        if "losses" in facts.get(way.name, {}):
+        if "losses" in facts[way.name]:
             found[way.name] = largest(facts[way.name]["losses"]), way.tolerance
     return found
 
 
-def ratios(times: Mapping[int, Mapping[str, measure.Times]]) -> dict[str, float]:
-    """Return each variant's time over that of ours in bfloat16."""
-    return {
-        f"{name}, {images} images": taken.median / of_batch[OURS.name].median
-        for images, of_batch in times.items()
-        if OURS.name in of_batch
-        for name, taken in of_batch.items()
-        if name != OURS.name
-    }
-
-
-def row(way: Way, images: int, facts: Facts | None, times: measure.Times | None) -> list[str]:
+def row(way: Way, images: int, facts: Facts | None) -> list[str]:
     """Return a row of the table of times."""
-    if facts is None or times is None:
-        said = NOT_MEASURED if facts is None else f"failed: {facts['failed']}"
+    if facts is None or "failed" in facts:
+        said = NOT_MEASURED if facts is None else facts["failed"]
         return [way.name, str(images), said, "", "", "", "", ""]
+    times = facts["times"]
     shares = [f"{facts[bound] / times.median:.0%}" if bound in facts else "" for bound in BOUNDS]
     held = facts["peak_mib"]
     return [
@@ -348,7 +460,7 @@ HEAD = ["", "images", "a step", "images/s", "of stated", "of least", "memory", "
 
 def main(arguments: Sequence[str] | None = None, folder: Path = measure.RESULTS) -> int:
     """Run the command; write the results to `folder`. Return 1 if losses differ by more than the
-    bounds, else 0."""
+    bounds, or the demo cannot be trained, else 0."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.gpu",
         description="Compare our training step with PyTorch's on one GPU",
@@ -356,58 +468,107 @@ def main(arguments: Sequence[str] | None = None, folder: Path = measure.RESULTS)
     parser.add_argument(
         "--quick", action="store_true", help="a small network on small images, on any device"
     )
-    quick = parser.parse_args(arguments).quick
-    devices = {"ours": ask_once(jax_device), "PyTorch": ask_once(torch_device)}
+    parser.add_argument(
+        "--minutes", type=float, default=8, metavar="N", help="time to take (default: 8)"
+    )
+    parser.add_argument(
+        "--train-demo", action="store_true", help="train configs/demo.py instead, and evaluate it"
+    )
+    given = parser.parse_args(arguments)
+    if not given.minutes > 0:
+        parser.error(f"--minutes {given.minutes:g}: must be more than 0")
+    warm = (CACHE / "jax").exists()
+    for name, where in (
+        ("JAX_COMPILATION_CACHE_DIR", "jax"),
+        ("TORCHINDUCTOR_CACHE_DIR", "inductor"),
+        ("TRITON_CACHE_DIR", "triton"),
+    ):
+        os.environ.setdefault(name, str(CACHE / where))
     print(measure.describe(measure.machine()))
-    print("GPU:", ", ".join(f"{side} {gpu or 'none'}" for side, gpu in devices.items()), flush=True)
-    if not quick and not any(devices.values()):
+    if given.train_demo:
+        return train_demo(given.quick, folder)
+    start = time.monotonic()
+    devices = {"ours": ask_once(jax_device), "PyTorch": ask_once(torch_device)}
+    print("GPU:", ", ".join(f"{side} {gpu or 'none'}" for side, gpu in devices.items()))
+    print("compiled programs of an earlier call:", "kept" if warm else "none", flush=True)
+    if not given.quick and not any(devices.values()):
         print("neither jax nor PyTorch finds a GPU: nothing is measured")
+    minutes = given.minutes - (time.monotonic() - start) / 60
+    session = Session(devices, given.quick, minutes, warm)
+    session.run(folder)
 
-    checked: dict[str, tuple[float, float]] = {}
-    results: dict[int, dict[str, Facts]] = {}
-    times: dict[int, dict[str, measure.Times]] = {}
-    rows = []
-    for images, ways in WAYS.items():
-        config, steps = workload.published(images // (2 * workload.IMAGES_PER_IDENTITY)), STEPS
-        if quick:
-            config, steps = workload.tiny(2), 1
-            images = workload.images(config)
-        present = [way for way in ways if quick or devices["ours" if way.ours else "PyTorch"]]
-        check = not results
-        results[images], times[images] = run_ways(present, config, steps, check)
-        if check:
-            checked = differences(present, results[images])
-        rows += [
-            row(way, images, results[images].get(way.name), times[images].get(way.name))
-            for way in ways
-        ]
-        if quick:
-            break
-
+    checked = session.checked
     print("\nlargest relative difference of a first loss from full float32")
     cells = [[name, f"{is_:.1g}", f"{may_be:g}"] for name, (is_, may_be) in checked.items()]
     print(measure.table(["", "difference", "bound"], cells) if cells else NOT_MEASURED)
     print("\na step: median (lowest to highest), share of the stated and of the least time")
-    print(measure.table(HEAD, rows))
-    found = ratios(times)
-    for name, ratio in found.items():
+    print(measure.table(HEAD, session.rows))
+    for name, ratio in session.ratios.items():
         print(f"{name}: {ratio:.2f} times as long as ours in bfloat16")
     print("targets: 3, aim 5, of PyTorch in float32/TF32; 1.0, aim 1.3, of it compiled;")
     print("50 %, aim 70 %, of the stated time at 64 and 256 images")
-    result = {
-        "devices": devices,
-        "quick": quick,
-        "differences": checked,
-        "ways": results,
-        "times": times,
-        "ratios": found,
-        "table": [HEAD, *rows],
-    }
-    print("written:", measure.write("gpu", result, folder))
+    print("written:", session.write(folder))
     wrong = [name for name, (is_, may_be) in checked.items() if not is_ <= may_be]
     if wrong:
         print("losses differ by more than the bound:", ", ".join(wrong))
     return bool(wrong)
+
+
+# --------------------------------------------------------------------------------------- the demo
+
+ON_CPU = {"rank1": 48.18, "mAP": 49.36, "mINP": 36.24}
+"""README.md's figures of `make demo` on two CPU cores: feature `part`, all-search."""
+FEW_PEOPLE = "--train-identities", 12, "--val-identities", 4, "--test-identities", 4
+FEW_STEPS = "--training.epochs", 1, "--training.steps-per-epoch", 4
+
+
+def train_demo(quick: bool, folder: Path) -> int:
+    """Train and evaluate configs/demo.py, and print time and figures beside the CPU's.
+
+    The people of `make demo` are drawn and prepared where they are not there. Without a GPU nothing
+    is done, except with `quick`, which takes few people and steps. Return 1 if a command fails,
+    which has printed why.
+    """
+    base = CACHE / "demo" if quick else ROOT
+    people, data, run = base / "data/people", base / "data/demo", base / "runs/demo_gpu"
+    device = ask_once(jax_device)
+    print(f"GPU: {device or 'none'}", flush=True)
+    if device is None and not quick:
+        print(f"jax finds no GPU: {NOT_MEASURED}")
+        return 0
+
+    def command(*words: object) -> float:
+        """Run a command in the repository and return its seconds."""
+        start = time.perf_counter()
+        subprocess.run([sys.executable, *map(str, words)], cwd=ROOT, check=True)
+        return time.perf_counter() - start
+
+    try:
+        if not people.exists():
+            more = FEW_PEOPLE if quick else ()
+            command("-m", "ddag_jax.data", "people", "--to", people, *more)
+        if not data.exists():
+            there = "--from", people, "--to", data, "--image-size", 96, 48
+            command("-m", "ddag_jax.data", "prepare", "sysu_mm01", *there)
+        where = "--workdir", run, "--data.dir", data
+        again = ["--overwrite"] if run.exists() else []
+        fewer = FEW_STEPS if quick else ()
+        seconds = {
+            "training": command("train.py", "configs/demo.py", *where, *again, *fewer),
+            "evaluation": command("evaluate.py", run),
+        }
+    except subprocess.CalledProcessError as error:
+        print(f"{' '.join(error.cmd[1:3])} failed, see above: nothing is measured")
+        return 1
+    records = json.loads((run / "evaluation.json").read_text(encoding="utf-8"))
+    (found,) = (one for one in records if (one["mode"], one["feature"]) == ("all", "part"))
+    figures = {name: found[name] for name in ("rank1", "mAP", "mINP")}
+    rows = [["training and its evaluations", f"{seconds['training']:.0f} s", "6 to 8 min"]]
+    rows += [[name, f"{one:.2f}", f"{ON_CPU[name]:.2f}"] for name, one in figures.items()]
+    print(measure.table(["part, all-search", device or "CPU, here", "README.md's CPU"], rows))
+    result = {"device": device, "quick": quick, "seconds": seconds, "figures": figures}
+    print("written:", measure.write("gpu_demo", result | {"on_cpu": ON_CPU}, folder))
+    return 0
 
 
 if __name__ == "__main__":

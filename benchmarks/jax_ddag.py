@@ -24,6 +24,7 @@ from ddag_jax.parallel import (
     shard,
 )
 from ddag_jax.training.build import build_optimizer, build_train_step
+from ddag_jax.training.flat import state_forms
 from ddag_jax.training.state import TrainState, new_state
 from ddag_jax.types import Batch
 
@@ -55,7 +56,8 @@ class Training:
         if "graph_weight" in memory:
             memory |= {"graph_weight": jnp.float32(GRAPH_WEIGHT)}
         state = new_state(variables, optimizer, memory, jax.random.key(0))
-        self.state: TrainState = replicate(state, mesh)
+        for_step, _ = state_forms(mesh)
+        self.state: TrainState = for_step(replicate(state, mesh))
 
     def __call__(self, steps: int = 1) -> dict[str, jax.Array]:
         """Take `steps` steps, wait for them, and return the last one's loss terms."""

@@ -1,5 +1,6 @@
 """Measure time and peak memory, describe the machine, and write results."""
 
+import concurrent.futures
 import dataclasses
 import datetime
 import importlib.metadata
@@ -9,6 +10,7 @@ import os
 import platform
 import re
 import shlex
+import signal
 import statistics
 import sys
 import time
@@ -96,6 +98,24 @@ class Process:
 
     def __call__(self, work: Callable[..., Any], *arguments: Any) -> Any:
         return self._pool.submit(work, *arguments).result()
+
+    def within(self, seconds: float, work: Callable[..., Any], *arguments: Any) -> Any:
+        """Call, but kill the process when the time has passed.
+
+        Raises:
+            OutOfTime: it has; the process can take no further calls.
+        """
+        begun = self._pool.submit(os.getpid)
+        call = self._pool.submit(work, *arguments)
+        if not concurrent.futures.wait([call], max(seconds, 0)).done:
+            # A process that is only just starting ends its call at once, after it has started.
+            os.kill(begun.result(), signal.SIGKILL)
+            raise OutOfTime
+        return call.result()
+
+
+class OutOfTime(Exception):
+    """A call did not end within its time."""
 
 
 def peak_memory(work: Callable[[], object]) -> float | None:

@@ -141,8 +141,9 @@ def train_program(config: Config, mesh: "Mesh", identities: int) -> tuple[Any, t
     from jax.sharding import NamedSharding, PartitionSpec
 
     from ddag_jax.methods.build import build_method
-    from ddag_jax.parallel import AXIS, map_train_step
+    from ddag_jax.parallel import AXIS, map_train_step, replicated_shapes
     from ddag_jax.training.build import build_optimizer, build_train_step
+    from ddag_jax.training.flat import state_forms
     from ddag_jax.types import Batch
 
     sharded = NamedSharding(mesh, PartitionSpec(AXIS))
@@ -156,7 +157,9 @@ def train_program(config: Config, mesh: "Mesh", identities: int) -> tuple[Any, t
         build_optimizer(config, STEPS),
     )
     step = map_train_step(build_train_step(config, method, optimizer, STEPS, AXIS), mesh)
-    return step, (abstract_state(config, mesh), Batch(images, images, labels))
+    for_step, _ = state_forms(mesh)
+    state = replicated_shapes(jax.eval_shape(for_step, abstract_state(config, mesh)), mesh)
+    return step, (state, Batch(images, images, labels))
 
 
 def embed_program(config: Config, mesh: "Mesh") -> tuple[Any, tuple[Any, ...]]:

@@ -34,7 +34,8 @@ class DataConfig:
     """`sysu_mm01`, `regdb` or `llcm`; `folder` for images of your own; in a configuration file also
     a `Dataset` of your own."""
     dir: str = "data"
-    """Folder that `python -m ddag_jax.data prepare` wrote the dataset to."""
+    """Folder that `python -m ddag_jax.data prepare` wrote the dataset to, or a copy of it in a
+    bucket: gs://bucket/data."""
     image_height: int = 288
     """Pixels; the dataset must have been prepared at this size."""
     image_width: int = 144
@@ -51,6 +52,9 @@ class DataConfig:
     label_noise: float = 0.0
     """Annotation noise, to measure robustness: this share of the training images, drawn by the
     seed, gets another training identity's label. Evaluation images keep their labels."""
+    cache: str | None = None
+    """Folder of this machine that a dataset in a bucket is copied to, once. None: ddag_jax_data_UID
+    (the user's number) in the temporary folder."""
 
     def __post_init__(self) -> None:
         _check(

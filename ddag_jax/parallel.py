@@ -281,6 +281,15 @@ def compiler_options(mesh: Mesh) -> dict[str, str]:
     }
 
 
+def flat_state_pays(mesh: Mesh) -> bool:
+    """Return whether a train step is faster with the state as a few vectors (training/flat.py).
+
+    On GPUs, where each array of a tree is a kernel of its own. On a TPU a vector and a kernel have
+    different layouts, so that it would be copied.
+    """
+    return mesh.devices.flat[0].platform == "gpu"
+
+
 def map_embed(embed: Embed, mesh: Mesh) -> Embed:
     """Map `embed(variables, images, modality)` over the mesh.
 

@@ -61,6 +61,7 @@ LONGEST = (
     "test_promises",
     "test_speed_benchmarks",
     "test_processes",
+    "test_buckets",
     "test_recipes",
     "test_experiments",
     "test_extending",
@@ -177,7 +178,7 @@ Run = Callable[..., int]
 def _run(config: str, data: Path) -> Run:
     from ddag_jax.cli.train import main as train
 
-    def run(workdir: Path, *arguments: str) -> int:
+    def run(workdir: Path | str, *arguments: str) -> int:
         return train([config, "--workdir", str(workdir), "--data.dir", str(data), *arguments])
 
     return run
@@ -209,6 +210,19 @@ def finished(tmp_path_factory: pytest.TempPathFactory, run_linear: Run) -> Path:
     folder = tmp_path_factory.mktemp("runs") / "finished"
     assert run_linear(folder) == 0
     return folder
+
+
+@pytest.fixture(scope="session")
+def bucket(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """A bucket of Cloud Storage on this machine, a `tests.buckets.Bucket`."""
+    from tests.buckets import serving
+
+    # For the session, since tensorstore keeps the first address that it is given.
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        serving(tmp_path_factory.mktemp("server"), patch.setenv) as started,
+    ):
+        yield started
 
 
 @pytest.fixture(scope="session")

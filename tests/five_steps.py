@@ -26,6 +26,7 @@ from ddag_jax.parallel import (
     replicate,
     shard,
 )
+from ddag_jax.training.flat import flatten, unflatten
 from ddag_jax.training.state import TrainState, new_state
 from ddag_jax.training.step import make_train_step
 from tests.models import tiny
@@ -61,10 +62,13 @@ ERASING = functools.partial(
 )
 
 
-def run(mesh: Mesh, dtype: type, mapping: str = "shard_map", name: str = "ddag") -> Run:
+def run(
+    mesh: Mesh, dtype: type, mapping: str = "shard_map", name: str = "ddag", flat: bool = False
+) -> Run:
     """Two and a half epochs, dropout and augmentation on.
 
-    `name` is "ddag" or "agw", or with three views "caj" or "ddag_caj".
+    `name` is "ddag" or "agw", or with three views "caj" or "ddag_caj". With `flat` the state goes
+    from step to step as on a GPU; the returned one is a tree.
     """
     recipe: dict[str, Any] = {}
     if name in ("caj", "ddag_caj"):
@@ -74,6 +78,8 @@ def run(mesh: Mesh, dtype: type, mapping: str = "shard_map", name: str = "ddag")
         optimizer = tiny.optimizer()
         variables = tiny.random_variables(method)
         state = new_state(variables, optimizer, method.memory(), jax.random.key(0))
+        if flat:
+            state = flatten(state)
         step = make_train_step(
             method,
             optimizer,
@@ -90,7 +96,9 @@ def run(mesh: Mesh, dtype: type, mapping: str = "shard_map", name: str = "ddag")
             mine = jax.tree.map(my_part, tiny.batch(seed=seed))
             state, outcome = step(state, shard(mine, mesh))
             outcomes.append(outcome.terms)
-        return Run({name: np.stack([o[name] for o in outcomes]) for name in outcomes[0]}, state)
+        return Run(
+            {name: np.stack([o[name] for o in outcomes]) for name in outcomes[0]}, unflatten(state)
+        )
 
 
 def compared(run: Run) -> dict[str, Any]:

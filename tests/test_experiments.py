@@ -5,6 +5,7 @@ import dataclasses
 import json
 import os
 import re
+import shutil
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -28,6 +29,8 @@ from ddag_jax.experiments.runs import Result, Run, plan
 from ddag_jax.io.config_file import load_config
 from ddag_jax.io.files import read_json
 from ddag_jax.runs.checkpoint import Meta
+from ddag_jax.runs.evaluate import evaluate
+from tests.linear_method import CONFIG
 from tests.processes import flags
 
 TINY = [
@@ -55,7 +58,7 @@ def pair(monkeypatch: pytest.MonkeyPatch, debug_data: Path) -> Callable[..., int
     monkeypatch.setenv("XLA_FLAGS", flags(devices=1))
     monkeypatch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 
-    def start(workdir: Path, *words: str) -> int:
+    def start(workdir: Path | str, *words: str) -> int:
         return main(
             [
                 *("pair", "--dataset", "people", "--workdir", str(workdir), "--seeds", "2"),
@@ -171,6 +174,39 @@ def test_a_row_whose_process_is_killed_stops_the_table(tmp_path: Path) -> None:
 
 def kill_this_process() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
+
+
+@pytest.mark.slow  # trains a linear model
+def test_a_table_in_a_bucket(
+    pair: Callable[..., int],
+    bucket: Any,
+    finished: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Its own files; that a run can be in a bucket, tests/runs/test_buckets.py shows."""
+    run = shutil.copytree(finished, tmp_path / "run")
+    records = evaluate(run, config=load_config(CONFIG), quiet=True)
+    started: list[str] = []
+
+    def trained(prepare: Any, folder: epath.Path, *more: Any) -> tuple[list[Any], float]:
+        started.append(os.fspath(folder))
+        return records, 1.0
+
+    monkeypatch.setattr(runs_module, "in_own_process", trained)
+    assert pair(bucket / "table", "--seeds", "1") == 0
+    page = capsys.readouterr().out
+    assert started == [bucket / "table/b_seed0", bucket / "table/b_noisy_seed0"]
+    assert bucket.names("table") == [
+        "b_noisy_seed0.json",
+        "b_seed0.json",
+        *(f"pair.{kind}" for kind in ("csv", "md", "png", "svg", "tex")),
+    ]
+    assert bucket.read("table/pair.md").decode().strip() == page.strip()
+    assert pair(bucket / "table", "--seeds", "1") == 0
+    assert len(started) == 2
+    assert capsys.readouterr().out == page
 
 
 @pytest.mark.parametrize(

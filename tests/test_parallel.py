@@ -98,6 +98,13 @@ def test_devices_change_nothing_for_the_other_recipes(name: str) -> None:
     assert len(np.unique(whole.terms[moved])) == STEPS
 
 
+@pytest.mark.parametrize(("name", "devices"), [("ddag", 1), ("ddag", 2), ("agw", 2)])
+def test_a_flat_state_changes_nothing(name: str, devices: int) -> None:
+    """As it goes from step to step on GPUs: the same arithmetic, fused otherwise."""
+    flat = five_steps.run(mesh_of(devices), np.float64, name=name, flat=True)
+    check_close(flat, run(devices, np.float64, name=name), losses=1e-12, parameters=1e-12)
+
+
 @pytest.mark.parametrize(("name", "devices"), [("ddag", 4), ("caj", 8)])
 def test_both_mappings_are_identical(name: str, devices: int) -> None:
     """To the last bit, shapes included."""

@@ -5,6 +5,7 @@ import json
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -225,46 +226,128 @@ def test_without_a_gpu_nothing_is_measured(tmp_path, capfd, monkeypatch):
     printed, result = capfd.readouterr().out, written(tmp_path, "gpu")
     assert "neither jax nor PyTorch finds a GPU: nothing is measured" in printed
     head, *rows = result["table"]
-    assert len(rows) == sum(map(len, gpu.WAYS.values()))
+    assert [row[:2] for row in rows] == [[way.name, str(n)] for way, n in gpu.PLAN if n]
     assert {row[head.index("a step")] for row in rows} == {"not measured"}
-    assert result["ratios"] == {}
+    assert result["ratios"] == result["ways"] == result["losses"] == {}
 
 
-def test_the_others_run_after_a_variant_that_fails(monkeypatch):
-    """The row of the failed one names the error."""
+NEITHER = {"ours": None, "PyTorch": None}
+
+
+def pretended(monkeypatch: pytest.MonkeyPatch, broken: gpu.Way, error: Exception) -> list[Any]:
+    """Replace the processes: a step of ours takes 1 s, of the others 2 s, and `broken` fails.
+    Return the calls."""
+    calls, clock = [], [0.0]
 
     class Process:
         def __enter__(self):
             return self
 
-        def __exit__(self, *error):
+        def __exit__(self, *_):
             pass
 
-        def __call__(self, work, *arguments):
-            if work is gpu.build_pytorch and arguments[0] is gpu.COMPILED:
-                raise MemoryError("64 GiB\nmore lines")
-            return {"first_step_s": 1.0} if work.__name__.startswith("build") else None
+        def within(self, seconds, work, *arguments):
+            calls.append((work, *arguments[:1]))
+            if work in (gpu.build_ours, gpu.build_pytorch):
+                self.way = arguments[0]
+                if self.way == broken:
+                    raise error
+                return {"first_step_s": 1.0}
+            if work is gpu.take:
+                clock[0] += 1 if self.way.ours else 2
+            return {"losses": dict.fromkeys(gpu.LOSSES, 2.0)} if "check" in work.__name__ else None
 
     monkeypatch.setattr(gpu.measure, "Process", Process)
-    facts, times = gpu.run_ways((gpu.OURS, gpu.COMPILED), CONFIG, 1, False)
-    assert list(times) == [gpu.OURS.name]
-    assert facts[gpu.COMPILED.name]["failed"] == "MemoryError: 64 GiB"
-    row = gpu.row(gpu.COMPILED, 24, facts[gpu.COMPILED.name], None)
-    assert row[2] == "failed: MemoryError: 64 GiB"
+    monkeypatch.setattr(measure.time, "perf_counter", lambda: clock[0])
+    return calls
+
+
+def test_each_variant_alternates_with_ours(tmp_path, monkeypatch):
+    calls = pretended(monkeypatch, gpu.EAGER, MemoryError("64 GiB\nmore lines"))
+    session = gpu.Session(NEITHER, quick=True, minutes=1)
+    session.run(tmp_path)
+    assert len(session.facts) == len([images for _, images in gpu.PLAN if images <= 64])
+    assert session.ratios == {
+        "PyTorch bfloat16, compiled, 32 images": 2,
+        "PyTorch float32/TF32, as the reference, 32 images": 2,
+        "ours, float32/TF32, 32 images": 1,
+    }
+    result = written(tmp_path, "gpu")
+    assert result["ratios"] == session.ratios
+    rows = {row[0]: row[2] for row in result["table"][1:]}
+    assert rows[gpu.OURS.name] == "1000.00 ms (1000.00 to 1000.00)"
+    assert rows[gpu.EAGER.name] == "failed: MemoryError: 64 GiB"
+    blocks = [work for work, *_ in calls].count(gpu.take)
+    assert blocks == (1 + gpu.REPEATS) * (1 + 2 * 3)
+
+
+def test_a_row_is_written_as_soon_as_it_is_known(tmp_path, monkeypatch):
+    """An interrupt while the third variant is built leaves the rows of the first two."""
+    pretended(monkeypatch, gpu.REFERENCE, KeyboardInterrupt())
+    with pytest.raises(KeyboardInterrupt):
+        gpu.Session(NEITHER, quick=True, minutes=1).run(tmp_path)
+    rows = {row[0]: row[2] for row in written(tmp_path, "gpu")["table"][1:]}
+    known = [name for name, found in rows.items() if " ms (" in found]
+    assert known == [gpu.OURS.name, gpu.COMPILED.name]
+    assert rows[gpu.REFERENCE.name] == rows[gpu.EAGER.name] == "not measured"
+
+
+def test_what_does_not_fit_into_the_time_is_not_measured(tmp_path, monkeypatch):
+    pretended(monkeypatch, gpu.COMPILED, measure.OutOfTime())
+    session = gpu.Session(NEITHER, quick=True, minutes=1)
+    session.run(tmp_path)
+    rows = {row[0]: row[2] for row in session.rows}
+    assert rows[gpu.COMPILED.name] == "not measured: no time left"
+    assert rows[gpu.REFERENCE.name] == "2000.00 ms (2000.00 to 2000.00)"
+    session = gpu.Session(NEITHER, quick=True, minutes=-1)
+    session.run(tmp_path)
+    assert {row[2] for row in session.rows} == {"not measured: no time left"}
+
+
+def test_a_call_ends_in_time(tmp_path):
+    """Its process is killed; a call that fits returns its result."""
+    with measure.Process() as process:
+        assert process.within(60, abs, -3) == 3
+        start = time.monotonic()
+        with pytest.raises(measure.OutOfTime):
+            process.within(0.2, time.sleep, 300)
+        assert time.monotonic() - start < 30
 
 
 def test_losses_that_differ_are_reported():
     exact = dict.fromkeys(gpu.LOSSES, 2.0)
-    facts = {
-        gpu.EAGER.name: {"losses": exact, "exact losses": exact},
-        gpu.OURS_FLOAT32.name: {"losses": exact, "exact losses": exact | {"part": 2.02}},
-        gpu.OURS.name: {"losses": exact | {"graph": float("nan")}},
-    }
-    ways = (gpu.OURS, gpu.OURS_FLOAT32, gpu.EAGER)
-    found = gpu.differences(ways, facts)
+    found = gpu.differences(
+        {
+            gpu.EAGER.name: {"losses": exact, "exact losses": exact},
+            gpu.OURS_FLOAT32.name: {"losses": exact, "exact losses": exact | {"part": 2.02}},
+            gpu.OURS.name: {"losses": exact | {"graph": float("nan")}},
+            gpu.REFERENCE.name: {"failed": "failed: MemoryError"},
+        }
+    )
     assert found["float32"] == (pytest.approx(0.01), workload.FLOAT32_LOSSES)
     assert np.isnan(found[gpu.OURS.name][0])
     assert found[gpu.OURS_FLOAT32.name][0] == 0
+    assert gpu.REFERENCE.name not in found
+
+
+@pytest.mark.slow
+def test_the_demo_is_trained_and_timed(tmp_path, capfd, monkeypatch):
+    monkeypatch.setattr(gpu, "CACHE", tmp_path / "cache")
+    assert gpu.main(["--train-demo", "--quick"], tmp_path) == 0
+    printed, result = capfd.readouterr().out, written(tmp_path, "gpu_demo")
+    assert result["figures"].keys() == gpu.ON_CPU.keys()
+    assert re.search(rf"^mAP +{result['figures']['mAP']:.2f} +49.36$", printed, re.MULTILINE)
+    assert result["seconds"].keys() == {"training", "evaluation"}
+
+
+def test_the_demo_s_figures_are_those_of_the_readme():
+    table = (ROOT / "README.md").read_text().split("all-search (192 queries")[1]
+    cells = re.search(r"^part +(.*)$", table, re.MULTILINE)[1].split()
+    means = dict(
+        zip(("rank1", "rank5", "rank10", "rank20", "mAP", "mINP"), cells[::3], strict=True)
+    )
+    assert {name: float(means[name]) for name in gpu.ON_CPU} == gpu.ON_CPU
+    assert "6 to 8 minutes" in (ROOT / "configs" / "demo.py").read_text()
 
 
 def test_the_published_step_s_work():

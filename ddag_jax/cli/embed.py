@@ -11,6 +11,7 @@ from ddag_jax.cli import environment
 from ddag_jax.cli.main import run
 from ddag_jax.cli.options import parse
 from ddag_jax.datasets.checks import count
+from ddag_jax.errors import UserError
 from ddag_jax.io.config_file import load_config
 from ddag_jax.io.progress import silence
 
@@ -60,6 +61,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _embed(arguments: Sequence[str] | None) -> int:
     options: Options = parse(Options, arguments, "ddag-embed")
+    if not options.images:
+        raise UserError(f"IMAGES: none is given (the first argument, {options.run}, is RUN)")
     if options.quiet:
         silence()
     environment.prepare()

@@ -7,12 +7,14 @@ from collections.abc import Sequence
 from typing import Annotated, Any
 
 import tyro
+from etils import epath
 
 from ddag_jax.cli import environment
 from ddag_jax.cli.main import run
 from ddag_jax.cli.options import parse
 from ddag_jax.config import DataConfig, EvaluationConfig
 from ddag_jax.errors import UserError
+from ddag_jax.io.buckets import is_bucket
 from ddag_jax.io.config_file import load_config
 from ddag_jax.io.progress import silence
 
@@ -24,6 +26,8 @@ class Data:
 
     dir: str | None = None
     """Folder of the prepared dataset. None: the checkpoint's own."""
+    cache: str | None = None
+    """Folder of this machine to copy a dataset in a bucket to. None: the checkpoint's own."""
     dataset: str | None = None
     """With --features: sysu_mm01 (if none is given), regdb, llcm or folder (own images). Of a
     converted checkpoint: in place of what its conversion said."""
@@ -102,7 +106,16 @@ def _evaluate(arguments: Sequence[str] | None) -> None:
         data, stored = options.data, one.config.data
         height = stored.image_height if data.image_height is None else data.image_height
         width = stored.image_width if data.image_width is None else data.image_width
-        networks.append(one.set(settings, data.dir, data.dataset, data.trial, (height, width)))
+        networks.append(
+            one.set(
+                settings,
+                data.dir,
+                data.dataset,
+                data.trial,
+                (height, width),
+                data_cache=data.cache,
+            )
+        )
     evaluate_trained(
         networks,
         untrained=options.untrained,
@@ -118,13 +131,10 @@ def _evaluate_features(options: Options) -> None:
             "--features: stored features have no network; leave out --untrained, --save-features,"
             " --report and --config"
         )
-    if options.data.dir is not None:
-        raise UserError("--data.dir: has no meaning for stored features; leave it out")
-    if options.data.image_height is not None or options.data.image_width is not None:
-        raise UserError(
-            "--data.image-height, --data.image-width: have no meaning for stored features; leave"
-            " them out"
-        )
+    for name in ("dir", "cache", "image_height", "image_width"):
+        if getattr(options.data, name) is not None:
+            option = name.replace("_", "-")
+            raise UserError(f"--data.{option}: has no meaning for stored features; leave it out")
     given: dict[str, Any] = {"dataset": options.data.dataset, "trial": options.data.trial}
     try:
         data = DataConfig(**{name: value for name, value in given.items() if value is not None})
@@ -159,7 +169,11 @@ def _expand(pattern: str) -> list[str]:
     """Return the runs that a quoted pattern matches; the name of a file or folder is itself."""
     if not glob.has_magic(pattern) or os.path.lexists(pattern):
         return [pattern]
-    found = sorted(glob.glob(pattern))
+    if is_bucket(pattern):
+        bucket, _, below = pattern.removeprefix("gs://").partition("/")
+        found = sorted(os.fspath(path) for path in epath.Path(f"gs://{bucket}").glob(below))
+    else:
+        found = sorted(glob.glob(pattern))
     if not found:
         raise UserError(f"{pattern}: matches nothing")
     return found

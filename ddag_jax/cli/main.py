@@ -10,6 +10,7 @@ import threading
 from collections.abc import Callable, Iterator
 
 from ddag_jax.errors import UserError
+from ddag_jax.io.buckets import BucketError
 
 _REFUSED = {
     errno.EACCES: "correct its permissions, or name another place",
@@ -30,9 +31,9 @@ def run(main: Callable[[], int | None]) -> int:
     cannot show are printed as escapes.
 
     Returns:
-      The value of `main` (0 for None); 2 after a `UserError`, and where the system refuses a file,
-      printed to stderr as `error: ...`; the conventions of shells otherwise: 130 after Ctrl-C, 141
-      if the reader of the output has ended (`| head`).
+      The value of `main` (0 for None); 2 after a `UserError`, for a bucket that cannot be reached,
+      and where the system refuses a file, printed to stderr as `error: ...`; the conventions of
+      shells otherwise: 130 after Ctrl-C, 141 if the reader of the output has ended (`| head`).
 
     Raises:
       SystemExit: with 143, the convention of shells, after SIGTERM.
@@ -45,7 +46,7 @@ def run(main: Callable[[], int | None]) -> int:
             code = main() or 0
             sys.stdout.flush()
             return code
-    except UserError as error:
+    except (UserError, BucketError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

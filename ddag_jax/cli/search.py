@@ -10,6 +10,7 @@ from ddag_jax.cli import environment
 from ddag_jax.cli.embed import tell
 from ddag_jax.cli.main import run
 from ddag_jax.cli.options import parse
+from ddag_jax.errors import UserError
 from ddag_jax.io.config_file import load_config
 from ddag_jax.io.progress import silence
 
@@ -63,6 +64,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _search(arguments: Sequence[str] | None) -> int:
     options: Options = parse(Options, arguments, "ddag-search")
+    for name in ("gallery", "query"):
+        if not getattr(options, name):
+            raise UserError(
+                f"--{name}: no image is given (the first argument, {options.run}, is RUN)"
+            )
     if options.quiet:
         silence()
     environment.prepare()
@@ -83,6 +89,8 @@ def _search(arguments: Sequence[str] | None) -> int:
         sheet=options.sheet,
         json=options.json,
     )
+    if found.threshold is not None:
+        print(f"threshold {found.threshold:.4f}, {found.threshold_from}\n")
     print(format_tables(found.results))
     if not options.quiet:
         for target in (options.sheet, options.json):

@@ -13,11 +13,13 @@ from jaxtyping import Bool, Int, UInt8
 from tensorflow_datasets.proto import tf_example_pb2
 
 from ddag_jax.config import DataConfig
+from ddag_jax.data.local_copy import local_copy
 from ddag_jax.data.sampler import IdentitySampler
 from ddag_jax.datasets.builder import VERSION
 from ddag_jax.datasets.checks import ImageEntry, fingerprint
 from ddag_jax.datasets.find import find_dataset
 from ddag_jax.errors import UserError
+from ddag_jax.io.buckets import is_bucket
 from ddag_jax.types import Batch
 
 
@@ -107,19 +109,24 @@ class ImageSource:
 
 
 def open_split(
-    data_dir: epath.PathLike, dataset: str, image_size: tuple[int, int], split: str
+    data_dir: epath.PathLike,
+    dataset: str,
+    image_size: tuple[int, int],
+    split: str,
+    cache: epath.PathLike | None = None,
 ) -> ImageSource:
     """Open a split of a prepared dataset.
 
     Args:
-      data_dir: folder that the dataset was prepared to.
+      data_dir: folder that the dataset was prepared to; one in a bucket is copied to this machine.
       dataset: its name.
       image_size: height and width in pixels that it was prepared at.
       split: name of a stored split or of a subset (RegDB's "train_1" ... "test_10"), or of several
         joined by + ("train+val").
+      cache: where copies from buckets are, see `local_copy`.
 
     Raises:
-      UserError: the dataset is not prepared, or not at this size.
+      UserError: the dataset is not prepared, or not at this size, or cannot be copied.
     """
     height, width = image_size
     sizes = epath.Path(data_dir) / dataset
@@ -139,6 +146,8 @@ def open_split(
             f" --image-size {height} {width}, or give the folder that it was prepared to"
             " (--data.dir)"
         )
+    if is_bucket(folder):
+        folder = local_copy(folder, cache)
     builder = tfds.builder_from_directory(folder)
     metadata = builder.info.metadata
     parts, subsets = split.split("+"), metadata["subsets"]
@@ -182,7 +191,8 @@ def evaluation_split(config: DataConfig) -> ImageSource:
 
 def _open(config: DataConfig, split: str) -> ImageSource:
     name = find_dataset(config.dataset).name
-    return open_split(config.dir, name, (config.image_height, config.image_width), split)
+    size = config.image_height, config.image_width
+    return open_split(config.dir, name, size, split, config.cache)
 
 
 def training_split(config: DataConfig, seed: int) -> tuple[ImageSource, ImageSource | None]:

@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 
 from etils import epath
 
-from ddag_jax.datasets.checks import count, examples, is_image, quoted, read_list
-from ddag_jax.datasets.images import SUFFIX_LIST
+from ddag_jax.datasets.checks import count, examples, quoted, read_list
+from ddag_jax.datasets.images import SUFFIX_LIST, SUFFIXES
 from ddag_jax.errors import UserError
 
 TABLE_SUFFIXES = (".csv", ".tsv", ".parquet")
@@ -156,9 +156,10 @@ def plausible_rows(
             kind, text = _of_a_list("modality", "visible or infrared"), image.modality
         elif image.split not in ("", *_SPLITS):
             kind, text = _of_a_list("split", "train, val or test"), image.split
-        elif not is_image(image.path.rpartition("/")[2]):
+        elif not image.path.lower().endswith(SUFFIXES):
             what = f"no {SUFFIX_LIST} file"
-            kind, text = (f"names {what}", f"name {what}", "convert the image"), image.path
+            repair = "name an image, or convert it to one of these"
+            kind, text = (f"names {what}", f"name {what}", repair), image.path
         elif image.path in seen:
             kind, text = ("repeats an image", "repeat an image", "list each once"), image.path
         if kind is None:

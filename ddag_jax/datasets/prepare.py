@@ -18,6 +18,7 @@ from ddag_jax.datasets.dataset import Dataset
 from ddag_jax.datasets.find import DATASETS, find_dataset
 from ddag_jax.datasets.images import check_range, deep_values, try_images
 from ddag_jax.errors import UserError
+from ddag_jax.io.buckets import check_on_disk, check_scheme
 from ddag_jax.io.files import refusal
 from ddag_jax.io.progress import Progress
 from ddag_jax.io.storable import check_storable
@@ -119,6 +120,7 @@ def prepare(
         cannot be written.
     """
     dataset = find_dataset(dataset)
+    check_on_disk(to, "a dataset that is being prepared")
     check_storable(to, backslashes=True)
     existing = next(one for one in (epath.Path(to), *epath.Path(to).parents) if one.exists())
     if not existing.is_dir():
@@ -188,6 +190,7 @@ def _inspect(
     train_arrays: bool,
     infrared_range: InfraredRange,
 ) -> tuple[FolderContent, list[str]]:
+    check_scheme(folder)
     content, faults = _listed(dataset, folder, train_arrays)
     if infrared_range is None:
         return content, faults

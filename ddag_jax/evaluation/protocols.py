@@ -186,8 +186,9 @@ def searches(
     if len(unknown) and dataset.needs_cameras:
         raise UserError(
             f"{dataset.title} evaluation: of {len(unknown)} images the camera is not known (first:"
-            f" {images.names[unknown[0]]}), and the protocol needs cameras; images of the"
-            " reference's training arrays cannot be held out for evaluation"
+            f" {images.names[unknown[0]]}), and the protocol needs cameras; give every image's, or"
+            " of your own images none's (those of the reference's training arrays have none, and"
+            " cannot be held out for evaluation)"
         )
     order = np.lexsort((np.asarray(images.names), images.cameras, images.identities))
     found = []

@@ -25,7 +25,7 @@ from jaxtyping import Bool, Float
 from ddag_jax.datasets.dataset import Dataset
 from ddag_jax.errors import UserError
 from ddag_jax.evaluation.protocols import Images, Search
-from ddag_jax.io.files import check_new_file, is_file, whole_file
+from ddag_jax.io.files import check_new_file, is_file, on_disk, whole_file
 from ddag_jax.io.foreign import foreign
 
 _SIDES = ("query", "gallery")
@@ -119,6 +119,15 @@ def load_features(
                 f"{source}: {side} holds {which.sum()} infrared and {(~which).sum()} visible"
                 " images; each side is of one modality"
             )
+    if arrays.keys() >= set(stored) and any(
+        (found != images.infrared).any()
+        for found, images in zip(infrared, (query_images, gallery_images), strict=True)
+    ):
+        raise UserError(
+            f"{source}: says of its images another modality than {dataset.title} shows by"
+            f" {dataset.modality_shown_by}; give --data.dataset of the images' dataset, folder for"
+            " your own"
+        )
     if infrared[0][0] == infrared[1][0]:
         raise UserError(
             f"{source}: query and gallery are both {'infrared' if infrared[0][0] else 'visible'};"
@@ -144,7 +153,7 @@ def _read(source: epath.Path) -> dict[str, np.ndarray]:
     if source.exists() and not is_file(source):
         raise UserError(f"{source}: is not a regular file")
     try:
-        with source.open("rb") as file:
+        with on_disk(source) as local, local.open("rb") as file:
             start = file.read(1024)
             if what := foreign(start):
                 raise UserError(f"{source}: is {what}")

@@ -33,6 +33,7 @@ from ddag_jax.datasets.find import find_dataset
 from ddag_jax.errors import UserError
 from ddag_jax.evaluation.protocols import Images, Record, searches
 from ddag_jax.experiments.rows import Experiment, Row
+from ddag_jax.io.buckets import BucketError
 from ddag_jax.io.config_file import load_config
 from ddag_jax.io.files import parse_json, read_bytes, read_json, write_text
 from ddag_jax.io.progress import silence
@@ -356,7 +357,7 @@ def _train_and_evaluate(
         started = time.monotonic()
         records = evaluate(folder, data_dir=config.data.dir, quiet=quiet)
         sending.send((records, time.monotonic() - started))
-    except UserError as error:
+    except (UserError, BucketError) as error:
         sending.send(UserError(str(error)))
     except KeyboardInterrupt:
         sys.exit(130)

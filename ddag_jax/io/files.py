@@ -1,7 +1,9 @@
 """Read files of untrusted origin, and write files and folders whole or not at all.
 
 Reads accept regular files of bounded size only. Writes go to a hidden name beside the target and
-are renamed when complete, so that a reader never sees a part of a file.
+are renamed when complete, so that a reader never sees a part of a file. A path may be in a bucket
+(io/buckets.py), where an object appears when it is complete; of a folder, its files appear one by
+one, those at its top last.
 """
 
 import contextlib
@@ -9,13 +11,18 @@ import json
 import os
 import pathlib
 import shutil
+import tempfile
 from collections.abc import Iterator
 from typing import IO, Any
 
 from etils import epath
 
 from ddag_jax.errors import UserError
-from ddag_jax.io import owners  # noqa: F401  # before the first stat
+from ddag_jax.io import (
+    buckets,
+    owners,  # noqa: F401  # before the first stat
+)
+from ddag_jax.io.buckets import check_scheme, is_bucket
 
 _OLD = ".replaced"
 
@@ -28,6 +35,8 @@ def read_bytes(path: epath.PathLike, limit: int) -> bytes:
         ValueError: it is not a regular file (reading a pipe would block), or is longer than
             `limit` bytes.
     """
+    if is_bucket(path):
+        return buckets.read(path, limit)
     path = epath.Path(path)
     if path.exists() and not is_file(path):
         raise ValueError("is not a regular file")
@@ -39,10 +48,18 @@ def read_bytes(path: epath.PathLike, limit: int) -> bytes:
     return content
 
 
+def as_path(name: str, value: Any) -> epath.Path:
+    """Return a path. Raises UserError if the value is not one, or of a kind that is not read."""
+    if not isinstance(value, str | os.PathLike) or not os.fspath(value):
+        what = repr(value) if isinstance(value, str | int | float | None) else type(value).__name__
+        raise UserError(f"{name}: {what} is not a path")
+    check_scheme(value)
+    return epath.Path(value)
+
+
 def is_file(path: epath.Path) -> bool:
     """Return whether `path` is a regular file; `epath.Path.is_file` is true of pipes too."""
-    name = os.fspath(path)
-    return path.is_file() if "://" in name else os.path.isfile(name)
+    return path.is_file() if is_bucket(path) else os.path.isfile(path)
 
 
 def read_json(path: epath.PathLike, limit: int = 2**20) -> Any:
@@ -74,6 +91,12 @@ def whole_file(path: epath.PathLike) -> Iterator[IO[Any]]:
         OSError: the file cannot be written.
     """
     target = epath.Path(path)
+    if is_bucket(target):
+        with tempfile.NamedTemporaryFile(prefix="ddag_jax_") as file:
+            yield file
+            file.flush()
+            buckets.upload(file.name, target)
+        return
     partial = target.with_name(f"{_partial(target.name)}{os.getpid()}")
     try:
         with partial.open("wb") as file:
@@ -95,11 +118,16 @@ def check_new_file(path: epath.PathLike) -> epath.Path:
     """Check that a path is free and can be written, before any work is done.
 
     Raises:
-        UserError: the file exists, its folder does not, or refuses a file.
+        UserError: the file exists, its folder or bucket does not, or the folder refuses a file.
     """
+    check_scheme(path)
     target = epath.Path(path)
+    if is_bucket(target):
+        buckets.check_bucket(target)
     if target.exists():
         raise UserError(f"{target}: exists already; name another file, or remove it")
+    if is_bucket(target):
+        return target
     if not target.parent.is_dir():
         what = "is not a folder" if target.parent.exists() else "does not exist; create it first"
         raise UserError(f"{target}: its folder {what}")
@@ -127,7 +155,8 @@ def new_folder(folder: str | os.PathLike[str], *, replace: bool = False) -> Iter
     """Yield a hidden folder beside `folder` that is renamed to `folder` when the block ends.
 
     If the block fails or is interrupted, its content is removed. What a killed process left is
-    removed by the next process that makes this folder.
+    removed by the next process that makes this folder. For a folder in a bucket, the content is
+    copied there when the block ends, and what it replaces is removed after that.
 
     Args:
         folder: must not exist unless `replace` is set; its parents are created.
@@ -136,6 +165,11 @@ def new_folder(folder: str | os.PathLike[str], *, replace: bool = False) -> Iter
     Raises:
         UserError: the folder exists, or cannot be created or written.
     """
+    check_scheme(folder)
+    if is_bucket(folder):
+        with _new_bucket_folder(epath.Path(folder), replace) as local:
+            yield local
+        return
     target = pathlib.Path(os.path.abspath(folder))
     if os.path.lexists(target) and not replace:
         raise UserError(f"{folder} exists: remove it or name another folder")
@@ -162,6 +196,46 @@ def new_folder(folder: str | os.PathLike[str], *, replace: bool = False) -> Iter
         raise UserError(f"{folder}: cannot be written ({error}); name another folder") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _new_bucket_folder(folder: epath.Path, replace: bool) -> Iterator[pathlib.Path]:
+    buckets.check_bucket(folder)
+    old = buckets.objects_below(folder)
+    if old and not replace:
+        raise UserError(f"{folder} exists: remove it or name another folder")
+    with tempfile.TemporaryDirectory(prefix="ddag_jax_") as temporary:
+        local = pathlib.Path(temporary)
+        try:
+            yield local
+            buckets.upload_folder(local, folder)
+            for name in old:
+                if not (local / name).exists():
+                    (folder / name).unlink()
+        except (OSError, buckets.BucketError) as error:
+            raise UserError(
+                f"{folder}: cannot be written ({error}); name another folder"
+            ) from error
+
+
+@contextlib.contextmanager
+def on_disk(path: epath.PathLike) -> Iterator[pathlib.Path]:
+    """Yield a file of this machine: the one given, or a temporary copy of one in a bucket.
+
+    Raises:
+        UserError: the one in the bucket does not exist or cannot be read.
+    """
+    if not is_bucket(path):
+        yield pathlib.Path(path)
+        return
+    with contextlib.ExitStack() as stack:
+        try:
+            file = stack.enter_context(buckets.downloaded(path))
+        except FileNotFoundError:
+            raise UserError(f"{path}: no such file") from None
+        except buckets.BucketError as error:
+            raise UserError(f"{path}: cannot be read ({error})") from None
+        yield file
 
 
 def _partial(name: str) -> str:

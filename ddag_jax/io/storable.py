@@ -9,6 +9,7 @@ from etils import epath
 from etils.epath import gpath
 
 from ddag_jax.errors import UserError
+from ddag_jax.io.buckets import check_scheme
 
 
 def check_storable(folder: epath.PathLike, *, backslashes: bool = False) -> None:
@@ -20,8 +21,10 @@ def check_storable(folder: epath.PathLike, *, backslashes: bool = False) -> None
             checkpoints, takes them for slashes.
 
     Raises:
-        UserError: its path has a backslash, or is not UTF-8, which neither can name.
+        UserError: its path has a backslash, is not UTF-8, which neither can name, or is a URL of
+            another kind than gs://.
     """
+    check_scheme(folder)
     path = os.fspath(folder)
     if "://" not in path:
         path = os.path.abspath(path)

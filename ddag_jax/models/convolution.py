@@ -132,19 +132,36 @@ def _gpu_pointwise_conv(x: Array, kernel: Array, stride: int) -> Array:
     return _dot_conv(x, kernel, stride) if stride == 1 else _xla_conv(x, kernel, stride, padding=0)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def _pointwise_conv(x: Array, kernel: Array, stride: int) -> Array:
+def _gpu_pointwise_conv_apart(x: Array, kernel: Array, stride: int) -> Array:
+    """Apply a 1x1 kernel, for a batch normalisation in training mode.
+
+    XLA joins the normalisation's two sums in one kernel, but not if the array is the output of a
+    matrix product that it generated itself: then each sum reads it. Behind a barrier, which is
+    removed after fusion and costs nothing, it does.
+    """
+    return jax.lax.optimization_barrier(_gpu_pointwise_conv(x, kernel, stride))
+
+
+def _pointwise_conv_by_platform(
+    x: Array, kernel: Array, stride: int, gpu: Callable[..., Array]
+) -> Array:
     return jax.lax.platform_dependent(
         x,
         kernel,
         cpu=functools.partial(_dot_conv, stride=stride),
         tpu=functools.partial(_xla_conv, stride=stride, padding=0),
-        default=functools.partial(_gpu_pointwise_conv, stride=stride),
+        default=functools.partial(gpu, stride=stride),
     )
 
 
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _pointwise_conv(x: Array, kernel: Array, stride: int) -> Array:
+    return _pointwise_conv_by_platform(x, kernel, stride, _gpu_pointwise_conv)
+
+
 def _pointwise_conv_fwd(x: Array, kernel: Array, stride: int) -> tuple[Array, tuple[Array, Array]]:
-    return _pointwise_conv(x, kernel, stride), (x, kernel)
+    y = _pointwise_conv_by_platform(x, kernel, stride, _gpu_pointwise_conv_apart)
+    return y, (x, kernel)
 
 
 def _dot_gradients(x: Array, kernel: Array, g: Array, stride: int) -> tuple[Array, Array]:

@@ -1,11 +1,12 @@
 """Convert weights between PyTorch files and our checkpoints; nothing is written unless all fit."""
 
+import contextlib
 import dataclasses
 import hashlib
 import math
+import os
 from collections import Counter
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -24,7 +25,8 @@ from ddag_jax.config import (
 from ddag_jax.datasets.dataset import Dataset, check_settings
 from ddag_jax.datasets.find import DATASETS, find_dataset
 from ddag_jax.errors import UserError
-from ddag_jax.io.files import whole_file
+from ddag_jax.io.buckets import BucketError, is_bucket
+from ddag_jax.io.files import is_file, whole_file
 from ddag_jax.io.storable import check_storable
 from ddag_jax.pytorch.keys import (
     Dimensions,
@@ -465,9 +467,9 @@ _AGW = _Theirs(
 
 
 def _to_pytorch(source: str, destination: str, overwrite: bool, theirs: _Theirs) -> Summary:
-    output = Path(destination)
+    output = epath.Path(destination)
     if output.is_dir() or (output.exists() and not overwrite):
-        raise UserError(_exists(destination, replaceable=output.is_file()))
+        raise UserError(_exists(destination, replaceable=is_file(output)))
     checkpoint = find_checkpoint(source)
     meta = read_meta(checkpoint)
     if faults := _not_in(theirs, meta.config.model):
@@ -486,9 +488,13 @@ def _to_pytorch(source: str, destination: str, overwrite: bool, theirs: _Theirs)
         else torch.zeros(shape, dtype=torch.float32 if shape else torch.int64)
         for key, shape in table.shapes.items()
     }
-    output.parent.mkdir(parents=True, exist_ok=True)
-    with whole_file(output) as file:
-        torch.save({"net": net, **theirs.figures}, file)
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        with whole_file(output) as file:
+            torch.save({"net": net, **theirs.figures}, file)
+    except (OSError, RuntimeError) as error:  # a RuntimeError of PyTorch, about the disk
+        why = str(error).partition("\n")[0]
+        raise UserError(f"{output}: cannot be written ({why}); name another output") from error
     return _summary(net, table, variables)
 
 
@@ -584,15 +590,30 @@ def _exists(destination: str, replaceable: bool) -> str:
 
 
 def _write_checkpoint(output: epath.Path, variables: dict[str, Any], meta: dict[str, Any]) -> None:
-    """Write a checkpoint beside its place first: an earlier one is kept until it is complete."""
-    temporary = output.with_name(output.name + ".tmp")
-    if temporary.exists():
-        temporary.rmtree()
+    """Write a checkpoint beside its place first: an earlier one is kept until it is complete.
+
+    A folder in a bucket cannot be renamed at once, so that there it is written in its place, after
+    an earlier one was removed.
+    """
+    if is_bucket(output):
+        output.rmtree(missing_ok=True)
+        try:
+            save_weights(output, variables, meta)
+        except BaseException:
+            with contextlib.suppress(BucketError, OSError):
+                output.rmtree(missing_ok=True)
+            raise
+        return
+    temporary = output.with_name(f".{output.name}.partial-{os.getpid()}")
     try:
-        save_weights(temporary, variables, meta)
+        temporary.mkdir(parents=True)
+        save_weights(temporary / "new", variables, meta)
         if output.exists():
             output.rmtree()
-        temporary.rename(output)
+        (temporary / "new").rename(output)
+    except (OSError, ValueError) as error:  # a ValueError of tensorstore, about the disk
+        why = str(error).partition("\n")[0]
+        raise UserError(f"{output}: cannot be written ({why}); name another output") from error
     finally:
         if temporary.exists():
             temporary.rmtree()

@@ -12,8 +12,10 @@ import numpy as np
 import safetensors
 import safetensors.torch
 import torch
+from etils import epath
 
 from ddag_jax.errors import UserError
+from ddag_jax.io.files import on_disk
 from ddag_jax.io.foreign import foreign
 from ddag_jax.pytorch.tar_format import is_tar, read_tar
 
@@ -45,13 +47,13 @@ def read_state_dicts(path: str | Path) -> list[StateDict]:
         UserError: there is no such file, it is damaged, it holds anything other than tensors and
             plain or NumPy numbers (no code of it is run), or it holds no state dict.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise UserError(f"{path}: no such file")
-    with path.open("rb") as file:
-        if what := foreign(file.read(1024)):
-            raise UserError(f"{path}: refused: is {what}")
-    stored = _load(path)
+    with on_disk(path) as file:
+        if not file.is_file():
+            raise UserError(f"{path}: no such file")
+        with file.open("rb") as opened:
+            if what := foreign(opened.read(1024)):
+                raise UserError(f"{path}: refused: is {what}")
+        stored = _load(file, path)
     found = sorted(_nested(stored), key=lambda one: _rank(one.place))
     if found:
         return found
@@ -106,15 +108,16 @@ def _rank(place: str) -> int:
     return _USUAL.index(name) if name in _USUAL else len(_USUAL)
 
 
-def _load(path: Path) -> Any:
+def _load(file: Path, path: epath.PathLike) -> Any:
+    """Return what a file holds; `path` is its name in messages."""
     try:
-        if path.suffix == ".safetensors":
-            return safetensors.torch.load_file(path)
-        if is_tar(path):
-            return read_tar(path)
-        _check_names(path)
+        if file.suffix == ".safetensors":
+            return safetensors.torch.load_file(file)
+        if is_tar(file):
+            return read_tar(file)
+        _check_names(file)
         with torch.serialization.safe_globals(_harmless_names()):
-            return torch.load(path, map_location="cpu", weights_only=True)
+            return torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # parsers raise any type on damaged or malicious bytes
         reason = str(error).strip().splitlines() or [type(error).__name__]
         refused = [line for line in reason if "Unsupported" in line or "GLOBAL" in line]

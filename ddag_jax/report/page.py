@@ -10,11 +10,14 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from etils import epath
+
 import ddag_jax
 from ddag_jax.errors import UserError
 from ddag_jax.evaluation.pairs import OperatingPoints
 from ddag_jax.evaluation.protocols import FIGURES, Record
 from ddag_jax.evaluation.table import describe_pairs
+from ddag_jax.io.buckets import check_bucket, is_bucket, objects_below
 from ddag_jax.io.files import new_folder, refusal
 from ddag_jax.report.figures import Figure
 
@@ -57,21 +60,27 @@ class Page(NamedTuple):
         return [*self.curves, *self.embeddings, *self.attention, *self.training]
 
 
-def check_target(folder: str | os.PathLike[str]) -> Path:
+def check_target(folder: epath.PathLike) -> epath.Path:
     """Return the folder to write a report to; called before the evaluation starts.
 
     Raises:
-        UserError: the folder holds files of other origin, is a file, or its parent does not exist.
+        UserError: the folder holds files of other origin, is a file, or its parent or bucket does
+            not exist.
     """
-    target = Path(folder)
-    if not target.absolute().parent.is_dir():
-        raise UserError(f"--report {target}: its folder does not exist; create it first")
-    if why := refusal(target.absolute().parent):
-        raise UserError(f"--report {target}: cannot be written ({why}); name another folder")
-    if not os.path.lexists(target):
-        return target
-    if target.is_symlink() or not target.is_dir():
-        raise UserError(f"--report {target}: is not a folder; name another one, or remove it")
+    target = epath.Path(folder)
+    if is_bucket(target):
+        check_bucket(target)
+    else:
+        local = Path(folder)
+        parent = local.absolute().parent
+        if not parent.is_dir():
+            raise UserError(f"--report {target}: its folder does not exist; create it first")
+        if why := refusal(parent):
+            raise UserError(f"--report {target}: cannot be written ({why}); name another folder")
+        if not os.path.lexists(local):
+            return target
+        if local.is_symlink() or not local.is_dir():
+            raise UserError(f"--report {target}: is not a folder; name another one, or remove it")
     foreign = _foreign(target)
     if foreign:
         raise UserError(
@@ -81,19 +90,23 @@ def check_target(folder: str | os.PathLike[str]) -> Path:
     return target
 
 
-def is_report(folder: str | os.PathLike[str]) -> bool:
+def is_report(folder: epath.PathLike) -> bool:
     """Return whether a folder is a report, and holds nothing else."""
-    return Path(folder).is_dir() and _foreign(Path(folder)) is None
+    return epath.Path(folder).is_dir() and _foreign(epath.Path(folder)) is None
 
 
-def _foreign(folder: Path) -> str | None:
+def _foreign(folder: epath.Path) -> str | None:
     """Return the name of a file in a folder that is not part of a report, if there is one."""
-    present = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*"))
+    if is_bucket(folder):
+        present = sorted(objects_below(folder))
+    else:
+        local = Path(folder)
+        present = sorted(path.relative_to(local).as_posix() for path in local.rglob("*"))
     if not present:
         return None
     try:
-        with (folder / "index.html").open(encoding="utf-8") as file:
-            head = file.read(_HEAD)
+        with (folder / "index.html").open("rb") as file:
+            head = file.read(_HEAD).decode(errors="replace")
     except (OSError, ValueError):
         head = ""
     found = _FOUND.search(head)
@@ -103,8 +116,10 @@ def _foreign(folder: Path) -> str | None:
     return next((name for name in present if name not in ours), None)
 
 
-def write_page(folder: str | os.PathLike[str], page: Page) -> Path:
+def write_page(folder: epath.PathLike, page: Page) -> epath.Path:
     """Write index.html and figures/NAME.svg, whole or not at all; an earlier report is replaced.
+
+    In a bucket, index.html comes last.
 
     Returns:
         Path of the page.

@@ -10,6 +10,9 @@ A checkpoint is a folder with two or three items, written atomically:
 
 A run stores its checkpoints in ``RUN/checkpoints/STEP``; a converted checkpoint is a single such
 folder. The checkpoint of an evaluated step also contains its score, in ``score.json``.
+
+A folder in a bucket cannot be renamed at once. There a checkpoint is complete when orbax has
+written ``commit_success.txt`` into it, the last of its objects.
 """
 
 import contextlib
@@ -30,6 +33,7 @@ from orbax.checkpoint import checkpoint_managers
 import ddag_jax
 from ddag_jax.config import METHODS, Config, differences, from_dict, method_name, to_dict
 from ddag_jax.errors import UserError
+from ddag_jax.io.buckets import BucketError, check_scheme, is_bucket
 from ddag_jax.io.files import read_json, write_text
 from ddag_jax.io.storable import check_storable
 from ddag_jax.models.two_stream import BACKBONE
@@ -43,6 +47,15 @@ FORMAT = 2
 """
 
 _KEPT_LATEST = 2
+# What tensorstore calls the faults of a bucket that say nothing about what is in it.
+_OUT_OF_REACH = (
+    "DEADLINE_EXCEEDED",
+    "PERMISSION_DENIED",
+    "RESOURCE_EXHAUSTED",
+    "UNAUTHENTICATED",
+    "UNAVAILABLE",
+)
+_MARK = "commit_success.txt"  # orbax's name
 _VARIABLES = ("params", "batch_stats")
 _RBG = (4,)
 """Shape of a key of JAX's other random generators."""
@@ -51,7 +64,13 @@ _RBG = (4,)
 # ResNet-50's. Slicing pays for large arrays only.
 _LEAST_SLICE = 1 << 20  # bytes
 # Fields that do not affect the result of a run; a resumed run may change them.
-_FREE_ON_RESUME = ("data.dir", "training.mapping", "training.log_every", "evaluation.batch_size")
+_FREE_ON_RESUME = (
+    "data.dir",
+    "data.cache",
+    "training.mapping",
+    "training.log_every",
+    "evaluation.batch_size",
+)
 
 
 def _register_array_handler() -> None:
@@ -92,7 +111,8 @@ class Meta:
     version: str = ddag_jax.__version__
     """Version of ddag_jax that wrote the checkpoint."""
     missing: tuple[str, ...] = ()
-    """Configuration fields that were not stored; they take their defaults."""
+    """Configuration fields that affect the result and were not stored; they take their
+    defaults."""
 
     def to_json(self) -> dict[str, Any]:
         """Return the metadata as a JSON object."""
@@ -163,6 +183,7 @@ def meta_from_json(where: epath.PathLike, stored: Any, own: Config | None = None
             f"{written}; this version ({ddag_jax.__version__}) cannot take its configuration"
             f" ({error}): use the version that wrote it"
         ) from None
+    missing = [name for name in missing if name not in _FREE_ON_RESUME]
     return Meta(config, classes, data, version, tuple(missing))
 
 
@@ -251,7 +272,7 @@ def read_variables(folder: epath.PathLike) -> dict[str, Any]:
         )
         found = handler.restore(path, args=ocp.args.PyTreeRestore(restore_args=as_numpy))
     except Exception as error:  # orbax and tensorstore raise whatever they meet
-        raise Damaged(_damaged(path, str(error).partition("\n")[0])) from None
+        raise _unreadable(path, error) from None
     _check_content(_absolute(folder), "variables", found)
     return found
 
@@ -352,16 +373,14 @@ def _restore(checkpoint: epath.Path, item: str, like: Any) -> Any:
     # Not a Checkpointer, which would look, and warn, for metadata of a whole checkpoint.
     handler = ocp.StandardCheckpointHandler()
     try:
-        stored = handler.metadata(folder)
+        stored = handler.metadata(folder).tree
     except Exception as error:  # orbax and tensorstore raise whatever they meet
-        raise Damaged(_damaged(folder, str(error).partition("\n")[0])) from None
-    if stored is None:
-        raise Damaged(_damaged(folder, "no description of its arrays can be read"))
-    _compare(folder, stored.tree, like)
+        raise _unreadable(folder, error) from None
+    _compare(folder, stored, like)
     try:
         found = handler.restore(folder, args=ocp.args.StandardRestore(like))
     except Exception as error:
-        raise Damaged(_damaged(folder, str(error).partition("\n")[0])) from None
+        raise _unreadable(folder, error) from None
     _check_content(checkpoint, item, found)
     return found
 
@@ -399,6 +418,16 @@ def checksum(tree: Any) -> int:
         value = zlib.crc32(f"{name} {array.dtype} {array.shape}".encode(), value)
         value = zlib.crc32(array.reshape(-1).view(np.uint8).data, value)
     return value
+
+
+def _unreadable(folder: epath.Path, error: Exception) -> UserError | BucketError:
+    """Return the error of an item that cannot be read: damaged, or in a bucket out of reach."""
+    why = str(error).partition("\n")[0]
+    if isinstance(error, BucketError):
+        return error
+    if is_bucket(folder) and any(word in str(error) for word in _OUT_OF_REACH):
+        return BucketError(f"{folder}: cannot be read ({why})")
+    return Damaged(_damaged(folder, why))
 
 
 def _damaged(folder: epath.Path, why: str) -> str:
@@ -462,13 +491,14 @@ class RunCheckpoints:
             for step in saved_steps(workdir)
             if (score := saved_score(workdir, step)) is not None
         }
-        self._manager = ocp.CheckpointManager(
-            _absolute(workdir) / "checkpoints",
-            options=ocp.CheckpointManagerOptions(
-                preservation_policy=_LatestAndBest(self._scores),
-                cleanup_tmp_directories=True,  # incomplete files of a killed process
-            ),
-        )
+        with self._write_errors():
+            self._manager = ocp.CheckpointManager(
+                _absolute(workdir) / "checkpoints",
+                options=ocp.CheckpointManagerOptions(
+                    preservation_policy=_LatestAndBest(self._scores),
+                    cleanup_tmp_directories=True,  # incomplete files of a killed process
+                ),
+            )
 
     def save(self, step: int, state: TrainState) -> None:
         """Save the state after `step` completed steps."""
@@ -506,9 +536,10 @@ class RunCheckpoints:
             whole = saved_steps(self._workdir)
             last = f"that of step {whole[-1]} is whole" if whole else "there is none before it"
             why = str(error).partition("\n")[0]
+            remedy = "when that is fixed" if is_bucket(self._workdir) else "make room, then"
             raise UserError(
-                f"{self._workdir}: a checkpoint cannot be written ({why}); {last}: make room, then"
-                " go on with --resume"
+                f"{self._workdir}: a checkpoint cannot be written ({why}); {last}: {remedy} go on"
+                " with --resume"
             ) from error
 
     def __enter__(self) -> "RunCheckpoints":
@@ -552,7 +583,8 @@ def _split(state: TrainState) -> tuple[dict[str, Any], dict[str, Any]]:
 
 def _absolute(path: epath.PathLike) -> epath.Path:
     """Return an absolute path, as orbax requires."""
-    return epath.Path(path).resolve()
+    path = epath.Path(path)
+    return path if is_bucket(path) else path.resolve()
 
 
 def saved_steps(workdir: epath.PathLike) -> list[int]:
@@ -560,7 +592,14 @@ def saved_steps(workdir: epath.PathLike) -> list[int]:
     folder = epath.Path(workdir) / "checkpoints"
     if not folder.is_dir():
         return []
-    return sorted(int(path.name) for path in folder.iterdir() if path.name.isdigit())
+    return sorted(
+        int(path.name) for path in folder.iterdir() if path.name.isdigit() and _is_complete(path)
+    )
+
+
+def _is_complete(checkpoint: epath.Path) -> bool:
+    """Return whether a checkpoint is complete; on a disk it has its name only then."""
+    return not is_bucket(checkpoint) or (checkpoint / _MARK).exists()
 
 
 def step_folder(workdir: epath.PathLike, step: int) -> epath.Path:
@@ -576,12 +615,19 @@ def find_checkpoint(folder: epath.PathLike) -> epath.Path:
         one if no evaluation selected one.
 
     Raises:
-        UserError: `folder` has no complete checkpoint, or none can be read there.
+        UserError: `folder` has no complete checkpoint, is an incomplete one, or none can be read
+            there.
     """
+    check_scheme(folder)
     folder = epath.Path(folder)
     if folder.exists():
         check_storable(folder)
     if (folder / "meta").exists():
+        if not _is_complete(folder):
+            raise UserError(
+                f"{folder}: an incomplete checkpoint, which is being written or was left by a"
+                " process that was ended; name another one"
+            )
         return folder
     steps = saved_steps(folder)
     if not steps:

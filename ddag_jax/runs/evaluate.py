@@ -26,7 +26,7 @@ from ddag_jax.evaluation.evaluator import Evaluator, pick
 from ddag_jax.evaluation.pairs import OperatingPoints, compare_pairs
 from ddag_jax.evaluation.protocols import Images, Record
 from ddag_jax.evaluation.table import format_points, format_table
-from ddag_jax.io.files import check_new_file, read_json, whole_file, write_text
+from ddag_jax.io.files import as_path, check_new_file, read_json, whole_file, write_text
 from ddag_jax.methods.base import Method
 from ddag_jax.methods.build import build_method
 from ddag_jax.numerics import own_settings
@@ -81,15 +81,18 @@ class Trained:
         dataset: str | NamedDataset | None = None,
         trial: int | None = None,
         image_size: tuple[int, int] | None = None,
+        data_cache: epath.PathLike | None = None,
     ) -> "Trained":
-        """Return it with other settings of the evaluation, or its dataset in another folder.
+        """Return it with other settings of the evaluation, or other folders of its dataset.
 
         Raises:
             UserError: a value is not valid; dataset, trial or image size are not those of a run.
         """
-        data = self.config.data
-        if data_dir is not None:
-            data = dataclasses.replace(data, dir=os.fspath(data_dir))
+        folders = {"dir": data_dir, "cache": data_cache}
+        data = dataclasses.replace(
+            self.config.data,
+            **{name: os.fspath(path) for name, path in folders.items() if path is not None},
+        )
         height, width = image_size or (None, None)
         given = {"dataset": dataset, "trial": trial, "image_height": height, "image_width": width}
         changed: dict[str, Any] = {}
@@ -125,7 +128,11 @@ def find_trained(run: epath.PathLike, config: Config | None = None) -> Trained:
     Raises:
         UserError: there is no checkpoint, it cannot be read, or `config` is needed.
     """
-    checkpoint = find_checkpoint(run)
+    if config is not None and not isinstance(config, Config):
+        raise UserError(
+            f"config: is a {type(config).__name__}; give a Config, as load_config(FILE) returns"
+        )
+    checkpoint = find_checkpoint(as_path("run", run))
     meta = read_meta(checkpoint, config)
     for note in meta.notes:
         print(f"note: {checkpoint}: {note}", file=sys.stderr)

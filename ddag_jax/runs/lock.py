@@ -1,8 +1,14 @@
-"""The lock that allows one writer per run folder."""
+"""The lock that allows one writer per run folder.
+
+On a file system, checking and taking it exclude other processes by `flock`. A bucket has no such
+lock; there every write of the lock names the generation of the object that it replaces, so that of
+several writes one succeeds.
+"""
 
 import contextlib
 import json
 import os
+import secrets
 import socket
 import threading
 import time
@@ -14,6 +20,8 @@ from typing import Any
 from etils import epath
 
 from ddag_jax.errors import UserError
+from ddag_jax.io import buckets
+from ddag_jax.io.buckets import BucketError
 from ddag_jax.io.files import read_json, write_text
 
 NAME = "lock.json"
@@ -35,13 +43,31 @@ class RunLock:
 
     def __init__(self, workdir: epath.PathLike) -> None:
         self._path = epath.Path(workdir) / NAME
+        self._in_bucket = buckets.is_bucket(self._path)
+        self._generation = 0
+        self._lost = False
         self._stop = threading.Event()
         self.note: str | None = None
         """Whose lock was taken over, if any."""
 
     def __enter__(self) -> "RunLock":
-        self._me = {"machine": _machine(), "process": os.getpid(), "started": _started(os.getpid())}
+        self._me = {
+            "machine": _machine(),
+            "process": os.getpid(),
+            "started": _started(os.getpid()),
+            "id": secrets.token_hex(8),
+        }
+        while not self._take():
+            pass  # another process was faster: it is the owner now
+        self._thread = threading.Thread(target=self._renew, daemon=True)
+        self._thread.start()
+        return self
+
+    def _take(self) -> bool:
+        """Take the lock; return False if another process wrote it meanwhile, in a bucket."""
         with self._one_at_a_time():
+            if self._in_bucket:  # before it is read: who wrote it since then makes ours fail
+                self._generation = buckets.generation(self._path)
             owner = self._owner()
             if owner is not None:
                 who = f"process {owner['process']} on {owner['host']}"
@@ -51,10 +77,11 @@ class RunLock:
                         " it, or name another folder"
                     )
                 self.note = f"took over the lock of {who}, which has ended"
-            self._write()
-        self._thread = threading.Thread(target=self._renew, daemon=True)
-        self._thread.start()
-        return self
+            try:
+                self._write()
+            except FileExistsError:
+                return self._is_mine()
+        return True
 
     def __exit__(
         self,
@@ -64,12 +91,32 @@ class RunLock:
     ) -> None:
         self._stop.set()
         self._thread.join()
-        self._path.unlink(missing_ok=True)
+        if not self._in_bucket:
+            self._path.unlink(missing_ok=True)
+        elif not self._lost:
+            # If it is another's by now, or out of reach, it expires in five minutes.
+            with contextlib.suppress(OSError, BucketError):
+                buckets.remove_if(self._path, self._generation)
+
+    def check(self) -> None:
+        """Raise UserError if another process took the lock over, as far as it is known.
+
+        That can happen in a bucket, to a process that could not renew it for five minutes.
+        """
+        if self._lost:
+            raise UserError(
+                f"{self._path.parent}: another process has taken over this folder, since this one"
+                " had not renewed its lock for five minutes; this one ends, so that one process"
+                " writes"
+            )
 
     @contextlib.contextmanager
     def _one_at_a_time(self) -> Iterator[None]:
         """Exclude other processes from checking and taking the lock, where the file system supports
         file locks; these end with their process."""
+        if self._in_bucket:
+            yield
+            return
         with contextlib.ExitStack() as stack:
             with contextlib.suppress(ImportError, OSError):
                 import fcntl
@@ -80,13 +127,34 @@ class RunLock:
 
     def _renew(self) -> None:
         while not self._stop.wait(_RENEWED):
-            with contextlib.suppress(OSError):  # a full disk: the next checkpoint reports it
-                self._write()
+            # A full disk, a bucket out of reach: the next checkpoint reports it.
+            with contextlib.suppress(OSError, BucketError):
+                try:
+                    self._write()
+                except FileExistsError:
+                    self._lost = not self._is_mine()
+                    if self._lost:
+                        return
+
+    def _is_mine(self) -> bool:
+        """Return whether a write that failed had been done before, and its answer lost."""
+        generation = buckets.generation(self._path)
+        try:
+            owner = self._owner()
+        except UserError:
+            return False
+        if owner is None or owner.get("id") != self._me["id"]:
+            return False
+        self._generation = generation
+        return True
 
     def _write(self) -> None:
         host = socket.gethostname()
-        content = {**self._me, "host": host, "seen": time.time()}
-        write_text(self._path, json.dumps(content) + "\n")
+        content = json.dumps({**self._me, "host": host, "seen": time.time()}) + "\n"
+        if self._in_bucket:
+            self._generation = buckets.write_if(self._path, content.encode(), self._generation)
+        else:
+            write_text(self._path, content)
 
     def _owner(self) -> dict[str, Any] | None:
         try:

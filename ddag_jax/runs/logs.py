@@ -25,6 +25,11 @@ same figures as scalars ``train/NAME``, ``epoch/NAME`` and ``SPLIT/MODE/FEATURE/
 configuration as hyper-parameters, and the ranked lists of each evaluation as
 ``SPLIT/ranked_lists``. A call returns after its line is written to the file; TensorBoard events are
 flushed within seconds, so a killed run may lose its last events there.
+
+An object in a bucket cannot be appended to. For a run in a bucket both are written on this
+machine, and copied as a whole by `RunLog.sync`, before each checkpoint, after each evaluation and
+at the end; the log once a minute as well. A killed run loses what followed the last copy, which is
+no more than a resumed run does again.
 """
 
 import contextlib
@@ -33,7 +38,7 @@ import math
 import os
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Literal, SupportsFloat
 
@@ -43,25 +48,27 @@ from jaxtyping import UInt8
 
 from ddag_jax.datasets.dataset import label
 from ddag_jax.errors import UserError
+from ddag_jax.io.buckets import BucketError, Mirror, is_bucket
 from ddag_jax.io.files import parse_json, read_bytes, write_text
 from ddag_jax.io.progress import EveryMinute, Progress, interval, say
 
 
 @contextlib.contextmanager
-def _torch_hidden() -> Iterator[None]:
-    """Make imports behave as if PyTorch were not installed, unless it is imported already."""
-    hide = "torch" not in sys.modules
-    if hide:
-        sys.modules["torch"] = None  # type: ignore[assignment]  # makes `import torch` fail
+def _hidden(*modules: str) -> Iterator[None]:
+    """Make imports behave as if modules were not installed, unless they are imported already."""
+    hidden = [name for name in modules if name not in sys.modules]
+    for name in hidden:
+        sys.modules[name] = None  # type: ignore[assignment]  # makes its import fail
     try:
         yield
     finally:
-        if hide:
-            del sys.modules["torch"]
+        for name in hidden:
+            del sys.modules[name]
 
 
-# TensorBoardX imports PyTorch only to recognise its tensors, which delays each start by over 1 s.
-with _torch_hidden():
+# TensorBoardX imports PyTorch only to recognise its tensors, and Google's library for its own way
+# of writing to buckets, which is not used: each delays every start by a second or more.
+with _hidden("torch", "google.cloud.storage"):
     from tensorboardX import SummaryWriter
     from tensorboardX.summary import hparams
 
@@ -88,6 +95,8 @@ class RunLog:
         total_steps: number of steps of the whole run.
         images_per_step: images that a step processes, of all views.
         silent: write and print nothing.
+        check: called before files are copied to a bucket; raises an error if this process may not
+            write there.
 
     Raises:
         UserError: a line of the existing log is not valid JSON. An incomplete last line, as a
@@ -102,6 +111,7 @@ class RunLog:
         total_steps: int,
         images_per_step: int,
         silent: bool = False,
+        check: Callable[[], None] = lambda: None,
     ) -> None:
         folder = self.folder = epath.Path(workdir)
         path = folder / "log.jsonl"
@@ -113,13 +123,16 @@ class RunLog:
         kept: list[str] = []
         if resume_step is not None:
             kept, self.last_evaluation = _lines_until(path, resume_step)
+        self._mirror = Mirror(folder) if is_bucket(folder) and not silent else None
+        self._check = check
+        place = folder if self._mirror is None else self._mirror.local
         if silent:
             self._file = epath.Path(os.devnull).open("w")
         else:
-            write_text(path, "".join(kept))
-            self._file = path.open("a")
+            write_text(place / "log.jsonl", "".join(kept))
+            self._file = (place / "log.jsonl").open("a")
         self._events = SummaryWriter(
-            str(folder / "tensorboard"),
+            str(place / "tensorboard"),
             flush_secs=2,
             purge_step=None if resume_step is None else resume_step + 1,
             write_to_disk=not silent,
@@ -133,7 +146,7 @@ class RunLog:
             initial=resume_step or 0,
             shown=not silent and sys.stderr.isatty(),  # elsewhere `train` prints lines
         )
-        self._minute = EveryMinute()
+        self._minute, self._copied = EveryMinute(), EveryMinute()
         self._first_line = True
         self._last_step = resume_step or 0
         self._restart_clock(resume_step or 0)
@@ -147,13 +160,33 @@ class RunLog:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self.close()
+        if kind is None:
+            self.close()
+        else:  # which is what matters
+            with contextlib.suppress(BucketError, OSError, UserError):
+                self.close()
 
     def close(self) -> None:
-        """Close the progress bar and the files."""
+        """Close the progress bar and the files, and copy them to the bucket, if the run has one."""
         self._bar.close()
         self._events.close()
         self._file.close()
+        if self._mirror is not None:
+            with contextlib.closing(self._mirror):
+                self._check()
+                self._mirror.copy()
+
+    def sync(self) -> None:
+        """Copy all that was logged to the bucket. Of a run on a disk it is there already.
+
+        Raises:
+            BucketError: the bucket cannot be written.
+            UserError: this process may not write there.
+        """
+        if self._mirror is not None:
+            self._check()
+            self._events.flush()
+            self._mirror.copy()
 
     def train(self, step: int, epoch: int, figures: Mapping[str, SupportsFloat]) -> None:
         """Log a training step; figures that are not finite are stored as null."""
@@ -242,6 +275,10 @@ class RunLog:
         line = {**about, **_finite_or_null(fields)}
         self._file.write(json.dumps(line, allow_nan=False) + "\n")
         self._file.flush()
+        if self._mirror is not None and self._copied.due():
+            self._check()
+            with contextlib.suppress(BucketError):  # `sync` reports it
+                self._mirror.copy("log.jsonl")
 
 
 def read_log(workdir: epath.PathLike) -> list[dict[str, Any]]:

@@ -1,10 +1,13 @@
 """Record a trace of a few steps for XProf (TensorBoard's profile page) or Perfetto."""
 
+import contextlib
 from types import TracebackType
 from typing import Any
 
 import jax
 from etils import epath
+
+from ddag_jax.io.buckets import Mirror, is_bucket
 
 WARM_UP = 5
 """Steps before the trace, which compile and fill the input pipeline."""
@@ -21,6 +24,7 @@ class Profile:
 
     def __init__(self, folder: epath.Path, first: int, steps: int) -> None:
         self._folder = folder
+        self._mirror: Mirror | None = None
         self._begins, self._ends = first + WARM_UP, first + WARM_UP + steps
         self._recording = False
 
@@ -34,17 +38,28 @@ class Profile:
         traceback: TracebackType | None,
     ) -> None:
         if self._recording:  # the run ended during the trace
-            jax.profiler.stop_trace()
+            self._stop()
+
+    def _start(self) -> None:
+        if is_bucket(self._folder):  # the profiler writes to disks
+            self._mirror = Mirror(self._folder)
+        jax.profiler.start_trace(self._folder if self._mirror is None else self._mirror.local)
+        self._recording = True
+
+    def _stop(self) -> None:
+        jax.profiler.stop_trace()
+        self._recording = False
+        if self._mirror is not None:
+            with contextlib.closing(self._mirror):
+                self._mirror.copy()
 
     def after(self, step: int, computed: Any) -> bool:
         """Call after each step with its outputs. Returns True when the trace has been written."""
         if step == self._begins < self._ends:
             jax.block_until_ready(computed)
-            jax.profiler.start_trace(self._folder)
-            self._recording = True
+            self._start()
         elif step == self._ends and self._recording:
             jax.block_until_ready(computed)
-            jax.profiler.stop_trace()
-            self._recording = False
+            self._stop()
             return True
         return False

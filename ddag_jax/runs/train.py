@@ -28,6 +28,7 @@ from ddag_jax.errors import UserError
 from ddag_jax.evaluation.embed import Interrupted
 from ddag_jax.evaluation.evaluator import Evaluator, while_training
 from ddag_jax.evaluation.protocols import selection_figure
+from ddag_jax.io.buckets import BucketError, check_bucket, is_bucket
 from ddag_jax.io.files import write_text
 from ddag_jax.io.progress import say
 from ddag_jax.io.storable import check_storable
@@ -76,6 +77,7 @@ from ddag_jax.training.build import (
     initial_state,
     nonfinite_limit,
 )
+from ddag_jax.training.flat import Form, state_forms
 from ddag_jax.training.state import TrainState
 from ddag_jax.training.step import Outcome
 
@@ -181,8 +183,7 @@ def train(
     state: TrainState | None = None
     found = _Found()
     if resume:
-        found = _last_whole_state(folder, meta, like)
-        state = found.state
+        state, found = _last_whole_state(folder, meta, like)
     restored = None if state is None else int(state.step)
     backbone: dict[str, Any] = {}
     if state is None and init is not None:
@@ -193,15 +194,15 @@ def train(
             f"--profile {profile}: {total - first} steps remain, of which the first"
             f" {WARM_UP} are not recorded; reduce the number, or train for more epochs"
         )
-    if state is None:
-        state = start(key_data, backbone)
+    for_step, for_reading = state_forms(mesh)
+    state = for_step(start(key_data, backbone) if state is None else state)
 
     wait_for_all("before the workdir is touched")  # all processes have validated it
     with contextlib.ExitStack() as stack:
-        notes = found.notes
+        notes, lock = found.notes, RunLock(folder)
         try:
             if is_first_process():
-                notes = [*_take_workdir(folder, overwrite, found.damaged, stack), *notes]
+                notes = [*_take_workdir(folder, overwrite, found.damaged, lock, stack), *notes]
             wait_for_all("the workdir is there")
             log = RunLog(
                 folder,
@@ -211,6 +212,7 @@ def train(
                 * settings.identities_per_batch
                 * settings.images_per_identity,
                 silent=not is_first_process(),
+                check=lock.check,
             )
             run = _Run(
                 config=config,
@@ -218,6 +220,7 @@ def train(
                 per_epoch=per_epoch,
                 first=first,
                 step=step,
+                as_tree=for_reading,
                 learning_rate=build_schedule(config, per_epoch),
                 mesh=mesh,
                 images=images,
@@ -236,7 +239,7 @@ def train(
             for note in notes:
                 run.note(note)
             return run.train(state, resume)
-        except OSError as error:
+        except (OSError, BucketError) as error:
             raise UserError(
                 f"{folder}: cannot be written ({error}); fix its permissions or free disk space,"
                 " then resume with --resume, or name another --workdir"
@@ -253,6 +256,8 @@ class _Run:
     first: int
     """Number of steps completed before this process started."""
     step: Step
+    as_tree: Form
+    """From the state that the step takes to the tree."""
     learning_rate: Callable[[int], Array | float]
     """Learning rate of the next step, given the number of completed steps."""
     mesh: Mesh
@@ -307,7 +312,8 @@ class _Run:
                 self._read(unread)
                 if ends:
                     self._log_epoch(state, number)
-                self.checkpoints.save(number, state)
+                self.log.sync()
+                self.checkpoints.save(number, self.as_tree(state))
             if ends and not stopping:
                 stopping = not self._evaluate(state, number)
             if stopping and number < self.total:
@@ -360,7 +366,8 @@ class _Run:
         due = (epoch + 1) % self.config.training.eval_every == 0 or number == self.total
         if not due or self.log.last_evaluation == number:
             return True
-        variables = {"params": state.params, "batch_stats": state.batch_stats}
+        tree = self.as_tree(state)
+        variables = {"params": tree.params, "batch_stats": tree.batch_stats}
         try:
             features = self.evaluator.embed(
                 variables, progress=f"epoch {epoch}: embedding", interrupted=self.stop.asked_alone
@@ -380,6 +387,7 @@ class _Run:
                 self.watched.images,
             )
             self.log.picture(number, f"{self.split}/ranked_lists", np.asarray(picture))
+        self.log.sync()
         return True
 
     def _fail(self, number: int, outcome: Outcome) -> NoReturn:
@@ -407,17 +415,17 @@ class _Run:
 
 @dataclasses.dataclass(frozen=True)
 class _Found:
-    """What a run can be resumed from."""
+    """What else the search for a checkpoint to resume from found."""
 
-    state: TrainState | None = None
-    """None if the folder has no checkpoint."""
     damaged: Sequence[int] = ()
     """Steps of the later, damaged checkpoints."""
     notes: list[str] = dataclasses.field(default_factory=list)
 
 
-def _last_whole_state(folder: epath.Path, meta: Meta, like: TrainState) -> _Found:
-    """Restore the last checkpoint that is not damaged.
+def _last_whole_state(
+    folder: epath.Path, meta: Meta, like: TrainState
+) -> tuple[TrainState | None, _Found]:
+    """Restore the last checkpoint that is not damaged; None if the folder has no checkpoint.
 
     Raises:
         UserError: the checkpoint belongs to another run, or was started under other settings of
@@ -438,17 +446,21 @@ def _last_whole_state(folder: epath.Path, meta: Meta, like: TrainState) -> _Foun
         except UserError as error:  # the run is the same, so its arrays should fit
             faults[step] = str(error)
             continue
-        return _Found(state, list(faults), saved.notes)
+        return state, _Found(list(faults), saved.notes)
     if faults:
         raise UserError(
             f"{folder}: all of its checkpoints are damaged; start again with --overwrite, or name"
             " another --workdir. " + " ".join(faults.values())
         )
-    return _Found()
+    return None, _Found()
 
 
 def _take_workdir(
-    folder: epath.Path, overwrite: bool, damaged: Sequence[int], stack: contextlib.ExitStack
+    folder: epath.Path,
+    overwrite: bool,
+    damaged: Sequence[int],
+    lock: RunLock,
+    stack: contextlib.ExitStack,
 ) -> list[str]:
     """Create and lock the folder, remove an overwritten run, set damaged checkpoints aside.
 
@@ -456,7 +468,7 @@ def _take_workdir(
         Notes for the log.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    lock = stack.enter_context(RunLock(folder))
+    stack.enter_context(lock)
     notes = [lock.note] if lock.note else []
     if overwrite:
         for path in _run_files(folder):
@@ -490,6 +502,8 @@ def _check_colour(images: ImageSource, sampler: IdentitySampler) -> None:
 def _check_workdir(folder: epath.Path, resume: bool, overwrite: bool) -> None:
     if resume and overwrite:
         raise UserError("--resume and --overwrite contradict each other; give one of them")
+    if is_bucket(folder):
+        check_bucket(folder)
     if not folder.exists():
         return
     if not folder.is_dir():

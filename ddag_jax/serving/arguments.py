@@ -8,6 +8,7 @@ from typing import Any, TypeAlias
 from etils import epath
 
 from ddag_jax.errors import UserError
+from ddag_jax.io.files import as_path
 
 Sources: TypeAlias = epath.PathLike | Sequence[epath.PathLike]
 """A path, or several."""
@@ -19,13 +20,13 @@ def as_paths(name: str, sources: Sources) -> list[epath.Path]:
     Raises:
         UserError: there is none, or one of them is not a path.
     """
-    listed = [sources] if isinstance(sources, str | os.PathLike) else list(sources)
-    if not listed:
+    if isinstance(sources, str | os.PathLike):
+        sources = [sources]
+    if not isinstance(sources, list | tuple | set):
+        raise UserError(f"{name}: is a {type(sources).__name__}; give a path, or a list of paths")
+    if not sources:
         raise UserError(f"{name}: is empty; give files, folders or lists of images")
-    for one in listed:
-        if not isinstance(one, str | os.PathLike) or not os.fspath(one):
-            raise UserError(f"{name}: {one!r} is not a path")
-    return [epath.Path(one) for one in listed]
+    return [as_path(name, one) for one in sources]
 
 
 def check_choice(name: str, value: Any, known: Sequence[str]) -> None:

@@ -19,16 +19,16 @@ from ddag_jax.datasets.images import DeepImage, ImageFile, check_range, try_imag
 from ddag_jax.errors import UserError
 from ddag_jax.evaluation import stored_features
 from ddag_jax.evaluation.embed import embedded_batches
-from ddag_jax.io.files import read_json, write_text
+from ddag_jax.io.buckets import check_on_disk
+from ddag_jax.io.files import as_path, read_json, write_text
 from ddag_jax.io.progress import Progress, say
 from ddag_jax.methods.base import Modality
 from ddag_jax.numerics import own_settings
 from ddag_jax.runs.lock import NAME as LOCK
 from ddag_jax.runs.lock import RunLock
 from ddag_jax.serving.arguments import Sources, check_choice
-from ddag_jax.serving.images import FoundImage, check_tracklets, find_images
+from ddag_jax.serving.images import LABELS, FoundImage, check_tracklets, find_images
 from ddag_jax.serving.index import (
-    SAID,
     SIDES,
     EmbeddedBy,
     Index,
@@ -106,11 +106,12 @@ def embed(
             writes the target, or no image can be read. All but the last are found before the first
             image is read.
     """
+    target = as_path("to", to)
+    check_on_disk(target, "the file of features")
     if dtype is not None:
         check_choice("dtype", dtype, get_args(Stored))
     if infrared_range is not None:
         infrared_range = check_range(infrared_range)
-    target = epath.Path(to)
     if not add:
         stored_features.check_target(target)
     elif not target.exists():
@@ -182,15 +183,17 @@ def _to_embed(
         before = known.get(image.file)
         if before is None:
             lacking.append(image)
-        elif (before.stamp, before.modality) != (image.stamp, image.modality):
-            lacking.append(image)
+            continue
+        # The file's labels may be a list's, so that a folder's name does not replace them.
+        labelled = image.labelled_like(before._replace(listed=True))
+        if (before.stamp, before.modality) != (image.stamp, image.modality):
+            lacking.append(labelled)
             changed += 1
-        else:
-            kept += 1
-            given = {name: getattr(image, name) for name in SAID if getattr(image, name)}
-            now = before._replace(**given)
-            if now != before:
-                said[image.file] = now
+            continue
+        kept += 1
+        now = before._replace(**{name: getattr(labelled, name) for name in LABELS})
+        if now != before:
+            said[image.file] = now
     if changed:
         notes.append(f"{count(range(changed), 'image has', 'images have')} changed: embedded again")
     if kept:
@@ -523,6 +526,8 @@ class _Unfinished:
     def __exit__(self, *failed: Any) -> None:
         if failed[0] is not None:
             self._save()
+            if self.batches:
+                say(f"{self._folder}: keeps what is embedded; the same command goes on")
 
 
 def _merged(

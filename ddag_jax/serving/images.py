@@ -17,12 +17,16 @@ from ddag_jax.datasets.image_table import (
 )
 from ddag_jax.datasets.images import SUFFIX_LIST
 from ddag_jax.errors import UserError
+from ddag_jax.io.buckets import check_on_disk
 from ddag_jax.io.files import is_file
 from ddag_jax.methods.base import Modality
 from ddag_jax.serving.arguments import Sources, as_paths, check_choice
 
 _REQUIRED = ("path",)
-_OPTIONAL = ("modality", "identity", "camera", "tracklet")
+LABELS = ("identity", "camera", "tracklet")
+"""What a list, or a folder's name, may say of an image beside its modality."""
+
+_OPTIONAL = ("modality", *LABELS)
 
 
 class FoundImage(NamedTuple):
@@ -38,6 +42,18 @@ class FoundImage(NamedTuple):
     tracklet: str
     stamp: tuple[int, int]
     """Size in bytes, and time of the last change in nanoseconds."""
+    listed: bool = False
+    """Whether a list names it, so that its identity is not a folder's name."""
+
+    def labelled_like(self, other: "FoundImage") -> "FoundImage":
+        """Return it with the labels that it lacks and another mention of the image has.
+
+        What a list says goes before the name of a folder.
+        """
+        labels = {name: getattr(self, name) or getattr(other, name) for name in LABELS}
+        if other.listed and not self.listed and other.identity:
+            labels["identity"] = other.identity
+        return self._replace(**labels)
 
 
 def find_images(
@@ -73,6 +89,7 @@ def find_images(
     unknown: list[str] = []
     other: list[str] = []
     for source in paths:
+        check_on_disk(source, "images to embed")
         for row, stat in _rows(source, faults, notes):
             folder_modality, identity = _said_by_folders(row.path)
             known = row.modality or folder_modality or modality
@@ -86,10 +103,11 @@ def find_images(
                     row.path,
                     row.where,
                     cast(Modality, known),
-                    row.identity if _is_list(source) else identity,
+                    row.identity if _is_list(source) else _in_utf8(identity),
                     row.camera,
                     row.tracklet,
                     stat,
+                    _is_list(source),
                 )
             )
     if unknown:
@@ -105,7 +123,11 @@ def find_images(
             " that it fits"
         )
     raise_faults(faults)
-    distinct = list({image.file: image for image in reversed(found)}.values())[::-1]
+    joined: dict[str, FoundImage] = {}
+    for image in found:
+        first = joined.setdefault(image.file, image)
+        joined[image.file] = first.labelled_like(image)
+    distinct = list(joined.values())
     if repeated := range(len(found) - len(distinct)):
         notes.append(f"{count(repeated, 'image is', 'images are')} named twice and taken once")
     lists = ", ".join(os.fspath(source) for source in paths if _is_list(source))
@@ -124,6 +146,11 @@ def check_tracklets(where: str, images: Iterable[FoundImage]) -> None:
             f"{where}: {count(mixed, 'tracklet has', 'tracklets have')} images of several"
             f" identities ({examples(mixed)}); give each tracklet a name of its own"
         )
+
+
+def _in_utf8(name: str) -> str:
+    """Return a file system's name as it is in UTF-8, whatever the locale's encoding is."""
+    return os.fsencode(name).decode(errors="surrogateescape")
 
 
 def _is_list(source: epath.Path) -> bool:

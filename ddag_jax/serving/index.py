@@ -29,18 +29,16 @@ from jaxtyping import Float, Shaped
 
 from ddag_jax.datasets.image_table import numbered
 from ddag_jax.errors import UserError
+from ddag_jax.io.buckets import check_on_disk
 from ddag_jax.io.files import is_file, whole_file
 from ddag_jax.methods.base import Modality
-from ddag_jax.serving.images import FoundImage
+from ddag_jax.serving.images import LABELS, FoundImage
 
 SIDES: dict[Modality, str] = {"infrared": "query", "visible": "gallery"}
 """The side of the file that images of a modality are on, in the order of the rows."""
 
 UNKNOWN = -1
 """Number of an identity that is not known."""
-
-SAID = ("identity", "camera", "tracklet")
-"""Fields of an image that a list or a folder may say."""
 
 _ALIGNED = 64  # bytes; a map into memory is as fast as an array then
 _BLOCK = 4096  # rows
@@ -111,13 +109,13 @@ def write_index(
             for modality, side in SIDES.items():
                 images, blocks = rows[modality]
                 without = 0 if given else 1 + (modality == "infrared")
-                texts = {name: [getattr(i, name) for i in images] for name in SAID}
+                texts = {name: [getattr(i, name) for i in images] for name in LABELS}
                 columns = {
                     "ids": np.array([identities[i.identity] for i in images], np.int64),
                     "cameras": np.array([cameras.get(i.camera, without) for i in images], np.int64),
-                    "names": _text([i.name for i in images]),
+                    "names": _text([os.fsencode(i.name) for i in images]),
                     "infrared": np.full(len(images), modality == "infrared"),
-                    "files": _text([i.file for i in images]),
+                    "files": _text([os.fsencode(i.file) for i in images]),
                     **{f"{name}_texts": _text(values) for name, values in texts.items()},
                     "stamps": np.array([i.stamp for i in images], np.int64).reshape(-1, 2),
                 }
@@ -131,9 +129,9 @@ def write_index(
         raise UserError(f"{path}: cannot be written ({error}); name another file") from None
 
 
-def _text(values: Sequence[str]) -> Shaped[np.ndarray, " n"]:
+def _text(values: Sequence[str | bytes]) -> Shaped[np.ndarray, " n"]:
     # A name that is not UTF-8 comes from the system with surrogates in place of its bytes.
-    encoded = [value.encode(errors="surrogateescape") for value in values]
+    encoded = [v if isinstance(v, bytes) else v.encode(errors="surrogateescape") for v in values]
     return np.array(encoded, dtype=np.bytes_) if encoded else np.empty(0, "S1")
 
 
@@ -169,6 +167,7 @@ def open_index(path: epath.PathLike) -> Index:
     Raises:
         UserError: there is none, it is damaged, or it does not name its network.
     """
+    check_on_disk(path, "a file of features to search")
     source = epath.Path(path)
     if not source.exists():
         raise UserError(f"{source}: no such file")
@@ -187,16 +186,22 @@ def open_index(path: epath.PathLike) -> Index:
             features: dict[Modality, np.ndarray] = {}
             for modality, side in SIDES.items():
                 features[modality] = _map(source, archive, f"{side}_features")
-                texts = ["files", "names", *(f"{name}_texts" for name in SAID)]
-                columns = [
-                    [text.decode(errors="surrogateescape") for text in column.tolist()]
-                    for column in (_read(archive, f"{side}_{name}") for name in texts)
+                names = [
+                    list(map(os.fsdecode, _read(archive, f"{side}_{name}").tolist()))
+                    for name in ("files", "names")
+                ]
+                labels = [
+                    [
+                        text.decode(errors="surrogateescape")
+                        for text in _read(archive, f"{side}_{name}_texts").tolist()
+                    ]
+                    for name in LABELS
                 ]
                 stamps = map(tuple, _read(archive, f"{side}_stamps").tolist())
                 found = [
                     FoundImage(file, name, modality, identity, camera, tracklet, stamp)
                     for file, name, identity, camera, tracklet, stamp in zip(
-                        *columns, stamps, strict=True
+                        *names, *labels, stamps, strict=True
                     )
                 ]
                 if len(features[modality]) != len(found):

@@ -86,8 +86,8 @@ class Model:
                 modality is unknown, or an embedding is not finite.
         """
         check_choice("modality", modality, get_args(Modality))
-        if isinstance(images, str | os.PathLike):
-            raise UserError(f"images: {images} is one path; give a list of images")
+        if isinstance(images, str | os.PathLike) or images is None:
+            raise UserError(f"images: is {images!s}; give a list of images")
         files = [_checked(number, image) for number, image in enumerate(images)]
 
         def read(numbers: Int[np.ndarray, " b"]) -> UInt8[np.ndarray, "b h w 3"]:

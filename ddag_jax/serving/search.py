@@ -19,7 +19,7 @@ from ddag_jax.datasets.images import check_range, read_image
 from ddag_jax.errors import UserError
 from ddag_jax.evaluation.pairs import OperatingPoints
 from ddag_jax.evaluation.table import describe_pairs
-from ddag_jax.io.files import check_new_file, write_text
+from ddag_jax.io.files import as_path, check_new_file, write_text
 from ddag_jax.methods.base import Modality
 from ddag_jax.numerics import own_settings
 from ddag_jax.serving.arguments import Sources, as_paths, check_choice, check_count
@@ -170,9 +170,9 @@ def search(
 
 
 def _check_targets(sheet: epath.PathLike | None, json: epath.PathLike | None) -> None:
-    for target in (sheet, json):
+    for name, target in (("sheet", sheet), ("json", json)):
         if target is not None:
-            check_new_file(target)
+            check_new_file(as_path(f"--{name}", target))
     if sheet is not None and epath.Path(sheet).suffix.lower() not in (".html", ".htm"):
         raise UserError(f"--sheet {sheet}: is a page; name it {sheet}.html")
     if sheet is not None and json is not None and os.path.abspath(sheet) == os.path.abspath(json):

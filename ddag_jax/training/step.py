@@ -11,6 +11,7 @@ from jaxtyping import Array, Float, Int, Key
 
 from ddag_jax.data.augment import Change, augment
 from ddag_jax.methods.base import Method, View
+from ddag_jax.training.flat import as_tree, formed_like
 from ddag_jax.training.state import TrainState
 from ddag_jax.types import Batch
 
@@ -26,6 +27,8 @@ class Outcome(NamedTuple):
 
 TrainStep = Callable[[TrainState, Batch], tuple[TrainState, Outcome]]
 Update = Callable[..., tuple[TrainState, Outcome, Any]]
+UPDATE = "update"
+"""Scope in traces and compiled programs of what follows the gradients."""
 
 
 def image_keys(
@@ -58,7 +61,7 @@ def make_update(
     """Return the part of a step after augmentation.
 
     `update(state, views, keys)` returns the new state, the outcome and the gradients, averaged
-    over the devices, before weight decay.
+    over the devices, before weight decay. State and gradients are trees, or flat if `state` is.
 
     A step whose loss or gradient is not finite changes nothing but the number of steps and the
     method's memory; after `nonfinite_limit` of them in a row, no step does.
@@ -77,34 +80,40 @@ def make_update(
     def update(
         state: TrainState, views: tuple[View, ...], keys: Key[Array, " k"] | None
     ) -> tuple[TrainState, Outcome, Any]:
+        statistics = as_tree(state.batch_stats)
+
         def loss(params: Any) -> tuple[Array, tuple[Any, Any]]:
-            variables = {"params": params, "batch_stats": state.batch_stats}
+            variables = {"params": params, "batch_stats": statistics}
             total, terms, batch_stats = method.loss(variables, views, state.memory, keys)
             return total, (collections.OrderedDict(terms, total=total), batch_stats)
 
-        gradients, (terms, batch_stats) = jax.grad(loss, has_aux=True)(state.params)
-        gradients, terms = over_devices(gradients), over_devices(terms)
-        updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
-        finite = [jnp.isfinite(x).all() for x in jax.tree.leaves((terms["total"], gradients))]
-        # Behind a barrier, since XLA repeats the whole conjunction, an operation for each of some
-        # two hundred arrays, in every one of the selections below: four fifths of the program.
-        counted = jax.lax.optimization_barrier(
-            jnp.stack(finite).all() & (state.skipped_in_row < nonfinite_limit)
-        )
-        step = state.step + 1
-        skipped_in_row = jnp.where(counted, 0, state.skipped_in_row + 1)
+        # Of the tree: through the slices of a vector, each gradient would be padded to its size.
+        gradients, (terms, batch_stats) = jax.grad(loss, has_aux=True)(as_tree(state.params))
+        gradients = over_devices(formed_like(state.params, gradients))
+        batch_stats, terms = formed_like(state.batch_stats, batch_stats), over_devices(terms)
+        with jax.named_scope(UPDATE):
+            updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+            finite = [jnp.isfinite(x).all() for x in jax.tree.leaves((terms["total"], gradients))]
+            # Behind a barrier, since XLA repeats the whole conjunction, an operation for each of
+            # some two hundred arrays, in every one of the selections below: four fifths of the
+            # program.
+            counted = jax.lax.optimization_barrier(
+                jnp.stack(finite).all() & (state.skipped_in_row < nonfinite_limit)
+            )
+            step = state.step + 1
+            skipped_in_row = jnp.where(counted, 0, state.skipped_in_row + 1)
 
-        def unless_skipped(new: Any, old: Any) -> Any:
-            return jax.tree.map(lambda new, old: jnp.where(counted, new, old), new, old)
+            def unless_skipped(new: Any, old: Any) -> Any:
+                return jax.tree.map(lambda new, old: jnp.where(counted, new, old), new, old)
 
-        new_state = state.replace(
-            step=step,
-            params=unless_skipped(optax.apply_updates(state.params, updates), state.params),
-            batch_stats=unless_skipped(batch_stats, state.batch_stats),
-            opt_state=unless_skipped(opt_state, state.opt_state),
-            memory=method.remember(state.memory, terms, counted, step % steps_per_epoch == 0),
-            skipped_in_row=skipped_in_row,
-        )
+            new_state = state.replace(
+                step=step,
+                params=unless_skipped(optax.apply_updates(state.params, updates), state.params),
+                batch_stats=unless_skipped(batch_stats, state.batch_stats),
+                opt_state=unless_skipped(opt_state, state.opt_state),
+                memory=method.remember(state.memory, terms, counted, step % steps_per_epoch == 0),
+                skipped_in_row=skipped_in_row,
+            )
         return new_state, Outcome(terms, skipped_in_row), gradients
 
     return update

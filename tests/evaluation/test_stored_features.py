@@ -247,3 +247,21 @@ def test_nothing_is_overwritten(tmp_path: Path) -> None:
             save_features(target, features, images, search)
     assert file.read_text() == "mine"
     assert [path.name for path in tmp_path.iterdir()] == ["x.npz"]
+
+
+def test_a_file_of_own_images_names_the_option(tmp_path: Path) -> None:
+    """Not that both sides are visible, which SYSU-MM01's cameras 1 and 2 would say."""
+    arrays: dict[str, np.ndarray] = {}
+    for side, infrared in (("query", True), ("gallery", False)):
+        arrays |= {
+            f"{side}_features": np.eye(4, dtype=np.float32),
+            f"{side}_ids": np.arange(4),
+            f"{side}_cameras": np.full(4, 1 + infrared),
+            f"{side}_names": np.array([f"{i}.jpg" for i in range(4)]),
+            f"{side}_infrared": np.full(4, infrared),
+        }
+    np.savez(tmp_path / "f.npz", **arrays)
+    with pytest.raises(UserError, match="says of its images another modality than SYSU-MM01 shows"):
+        load_features(tmp_path / "f.npz", find_dataset("sysu_mm01"))
+    _, images = load_features(tmp_path / "f.npz", FOLDER)
+    assert images.infrared.sum() == 4

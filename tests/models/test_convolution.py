@@ -88,3 +88,22 @@ def test_on_a_gpu_no_product_has_a_strided_operand(stride: int, products: int) -
     assert module.count("stablehlo.dot_general") == products
     assert module.count("stablehlo.convolution") == 3 - products
     assert "stablehlo.slice" not in module
+
+
+@pytest.mark.parametrize(("platform", "barriers"), [("cuda", 1), ("tpu", 0), ("cpu", 0)])
+def test_a_gpu_has_a_barrier_behind_a_product_in_training_only(
+    platform: str, barriers: int
+) -> None:
+    """Once, behind the output: elsewhere, and in an evaluation, it would keep XLA from fusing."""
+
+    def training(x: jax.Array, kernel: jax.Array) -> tuple:
+        y, pull = jax.vjp(functools.partial(conv2d, stride=1, padding=0), x, kernel)
+        return y, *pull(y)
+
+    def evaluation(x: jax.Array, kernel: jax.Array) -> jax.Array:
+        return conv2d(x, kernel, stride=1, padding=0)
+
+    x, kernel = jnp.zeros((1, 8, 4, 2)), jnp.zeros((1, 1, 2, 2))
+    for function, expected in ((training, barriers), (evaluation, 0)):
+        module = jax.export.export(jax.jit(function), platforms=[platform])(x, kernel).mlir_module()
+        assert module.count("stablehlo.optimization_barrier") == expected

@@ -6,6 +6,7 @@ import gzip
 import os
 import pickle
 import re
+import resource
 import subprocess
 import sys
 import types
@@ -16,6 +17,7 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
+from etils import epath
 
 from ddag_jax.cli import evaluate
 from ddag_jax.cli.convert import main
@@ -24,6 +26,7 @@ from ddag_jax.errors import UserError
 from ddag_jax.methods.build import build_method
 from ddag_jax.methods.ddag.method import DDAG
 from ddag_jax.parallel import device_mesh, replicated_shapes
+from ddag_jax.pytorch.convert import _write_checkpoint as write_checkpoint
 from ddag_jax.pytorch.keys import (
     Dimensions,
     agw_table,
@@ -634,7 +637,7 @@ def test_overwrite_replaces_nothing_but_a_conversion(resnet18, tmp_path, capsys,
     assert {path.name for path in (tmp_path / "mine").iterdir()} == set(inside.split())
 
 
-def test_an_interrupted_writing_leaves_the_old_one(resnet18, tmp_path, monkeypatch):
+def test_an_interrupted_writing_leaves_the_old_one(resnet18, tmp_path, monkeypatch, capsys):
     output = tmp_path / "ours"
     save_weights(output, {"params": {"old": np.zeros(1)}}, {"backbone": "resnet18"})
 
@@ -643,10 +646,31 @@ def test_an_interrupted_writing_leaves_the_old_one(resnet18, tmp_path, monkeypat
         raise OSError("no space left")
 
     monkeypatch.setattr("ddag_jax.pytorch.convert.save_weights", interrupted)
-    with pytest.raises(OSError, match="no space left"):
-        main(["torchvision", str(resnet18.file), str(output), "--overwrite"])
+    assert main(["torchvision", str(resnet18.file), str(output), "--overwrite"]) == 2
+    assert f"{output}: cannot be written (no space left)" in capsys.readouterr().err
     assert list(read_variables(output)["params"]) == ["old"]
     assert list(tmp_path.iterdir()) == [output]
+
+
+def test_both_ends_may_be_in_a_bucket(resnet18, bucket, capsys):
+    """A checkpoint there is replaced by --overwrite, and by nothing else."""
+    bucket.write("weights/resnet18.pth", resnet18.file.read_bytes())
+    command = ["torchvision", bucket / "weights/resnet18.pth", bucket / "weights/ours"]
+    assert main(command) == 0
+    assert_identical(read_variables(bucket / "weights/ours"), read_variables(resnet18.ours))
+    before = bucket.names("weights/ours")
+    assert "commit_success.txt" in before
+    capsys.readouterr()
+    assert main(command) == 2
+    assert "replace it with --overwrite" in capsys.readouterr().err
+    assert main(["torchvision", bucket / "none.pth", *command[2:], "--overwrite"]) == 2
+    assert "gs://bucket/none.pth: no such file" in capsys.readouterr().err
+    assert bucket.names("weights/ours") == before
+    save_weights(bucket / "small", {"params": {"old": np.zeros(1)}}, {"backbone": "resnet18"})
+    write_checkpoint(epath.Path(bucket / "small"), {"params": {"new": np.ones(2)}}, {})
+    assert read_variables(bucket / "small")["params"]["new"].tolist() == [1, 1]
+    assert main(["to-reference", bucket / "small", bucket / "weights/resnet18.pth"]) == 2
+    assert "weights/resnet18.pth: exists already; replace it with" in capsys.readouterr().err
 
 
 def test_an_existing_file_stays_unless_overwritten(reference, tmp_path, capsys):
@@ -695,3 +719,32 @@ def test_a_checkpoint_of_other_variables_than_it_says_is_refused(reference, tmp_
     assert "attention_2.W" in error
     assert "classifier.weight" in error
     assert "attention_3" not in error
+
+
+def test_a_checkpoint_below_a_folder_with_brackets_is_read(resnet18, tmp_path):
+    """In which orbax found nothing: see io/storable.py."""
+    output = tmp_path / "weights [1]*" / "ours"
+    assert main(["torchvision", str(resnet18.file), str(output)]) == 0
+    jax.tree.map(
+        np.testing.assert_array_equal, read_variables(output), read_variables(resnet18.ours)
+    )
+
+
+def test_a_folder_that_cannot_hold_checkpoints_is_refused(resnet18, tmp_path, capsys):
+    assert main(["torchvision", str(resnet18.file), str(tmp_path / "a\\b" / "ours")]) == 2
+    assert "has a backslash" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("command", ["torchvision", "to-reference"])
+def test_a_disk_that_is_full_is_one_line(resnet18, reference, tmp_path, capsys, command):
+    source = resnet18.file if command == "torchvision" else reference.ours
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))
+    try:
+        assert main([command, str(source), str(tmp_path / "ours")]) == 2
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    *_, error = capsys.readouterr().err.splitlines()
+    assert error.startswith(f"error: {tmp_path / 'ours'}: cannot be written (")
+    assert list(tmp_path.iterdir()) == []

@@ -273,7 +273,7 @@ def test_a_run_is_evaluated_on_what_it_was_trained_with(
         ddag_jax.evaluate(run, config=load_config(CONFIG), image_size=(32, 32))
     for option in ("--data.image-height", "--data.image-width"):
         error = refused(["--features", "x.npz", option, "32"], capsys)
-        assert "have no meaning for stored features" in error
+        assert "has no meaning for stored features" in error
 
 
 def test_a_number_of_classes_that_is_not_the_dataset_s_is_noted(

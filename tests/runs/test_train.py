@@ -99,6 +99,21 @@ def test_ddag_resumes_exactly(
     assert differences(run, finished_ddag) == []
 
 
+def test_a_run_on_gpus_can_go_on_elsewhere(
+    finished: Path, run_linear: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a flat state from step to step, as on a GPU, and with a tree, in turn: checkpoints and
+    evaluations are the same."""
+    run = tmp_path / "run"
+    for stop, flat in ((6, True), (8, False), (None, True)):
+        with monkeypatch.context() as patch:
+            patch.setattr(StopRequest, "after", lambda self, step, stop=stop: step == stop)
+            patch.setattr("ddag_jax.training.flat.flat_state_pays", lambda mesh, flat=flat: flat)
+            assert run_linear(run, "--resume") == 0
+        assert saved_steps(run)[-1] == (stop or 12)
+    assert differences(run, finished) == []
+
+
 def test_held_out_identities_choose_the_best(finished: Path) -> None:
     evaluations = [line for line in log_lines(finished) if line["kind"] == "evaluation"]
     assert [(line["step"], line["split"]) for line in evaluations] == [

@@ -3,6 +3,8 @@
 import contextlib
 import csv
 import json
+import os
+import re
 import shutil
 import subprocess
 import sys
@@ -289,9 +291,9 @@ def test_images_are_found_with_what_is_known_of_them(pictures: Path, tmp_path: P
     table.write_text(f"path\tmodality\n{one.relative_to(tmp_path)}\tinfrared\n")
     (listed,), _ = find_images([table])
     assert (listed.modality, listed.identity, listed.file) == ("infrared", "", str(one))
-    # Named twice: the first one counts.
+    # Named twice: the first one counts, with what the other adds.
     both, notes = find_images([table, one])
-    assert both == [listed]
+    assert both == [listed._replace(identity=who)]
     assert notes == ["1 image is named twice and taken once"]
 
 
@@ -436,6 +438,11 @@ def test_what_is_not_read_is_said(
     [
         ({"images": []}, "images: is empty; give files, folders or lists"),
         ({"images": [3]}, "images: 3 is not a path"),
+        ({"images": None}, "images: is a NoneType; give a path, or a list of paths"),
+        ({"images": np.zeros(3)}, "images: is a ndarray; give a path"),
+        ({"to": None}, "to: None is not a path"),
+        ({"run": None}, "run: None is not a path"),
+        ({"config": "folder"}, "config: is a str; give a Config, as load_config"),
         ({"modality": "Visible"}, "--modality: 'Visible' must be visible or infrared"),
         ({"dtype": "float64"}, "dtype: 'float64' must be float32 or float16"),
         ({"batch_size": 2.5}, "batch_size: 2.5 must be a whole number of at least 1"),
@@ -445,9 +452,9 @@ def test_what_is_not_read_is_said(
 def test_arguments_from_python_are_checked(
     options: Any, message: str, finished: Path, config: Config, pictures: Path, tmp_path: Path
 ) -> None:
-    given: dict[str, Any] = {"images": pictures, "config": config} | options
+    given: dict[str, Any] = {"run": finished, "images": pictures, "to": tmp_path / "f.npz"}
     with pytest.raises(UserError, match=message):
-        embed(finished, to=tmp_path / "f.npz", **given)
+        embed(**given | {"config": config} | options)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["pictures"]
 
 
@@ -473,7 +480,7 @@ def test_a_tracklet_of_two_people_is_refused(
 
 def test_a_command_without_images_says_so(capsys: pytest.CaptureFixture[str]) -> None:
     assert embed_command(["run", "--to", "e.npz"]) == 2
-    assert "images: is empty; give files, folders or lists of images" in capsys.readouterr().err
+    assert "IMAGES: none is given (the first argument, run, is RUN)" in capsys.readouterr().err
 
 
 def test_sigterm_records_how_far_it_is(finished: Path, pictures: Path, tmp_path: Path) -> None:
@@ -498,6 +505,96 @@ raise SystemExit(main([{str(finished)!r}, {str(pictures)!r}, "--to", {str(target
         for _ in range(2)
     ]
     assert [result.returncode for result in results] == [143, 0], results
+    assert (
+        f"{target}.partial: keeps what is embedded; the same command goes on" in results[0].stdout
+    )
     assert "Traceback" not in results[0].stderr
     assert f"{target}.partial: goes on after 20 of 24 images\n" in results[1].stdout
     assert f"{target}: 24 images, 4 embedded now" in results[1].stdout
+
+
+def test_a_folder_s_name_does_not_replace_what_a_list_said(
+    finished: Path, config: Config, pictures: Path, tmp_path: Path
+) -> None:
+    """Labels given by a list outlive further additions of the folder, also of changed images."""
+    index, table = tmp_path / "index.npz", tmp_path / "list.csv"
+    image = min((pictures / "visible").rglob("*.jpg"))
+    table.write_text(f"path,modality,identity,camera,tracklet\n{image},visible,Anna,gate,t1\n")
+
+    def labels() -> tuple[str, str, str]:
+        (found,) = (one for one in open_index(index).images if one.file == str(image))
+        return found.identity, found.camera, found.tracklet
+
+    embed(finished, pictures, index, config=config)
+    assert labels() == (image.parent.name, "", "")
+    embed(finished, table, index, config=config, add=True)
+    assert embed(finished, pictures, index, config=config, add=True).notes == [
+        f"24 images are in {index} already: kept"
+    ]
+    assert labels() == ("Anna", "gate", "t1")
+    os.utime(image, (1, 1))
+    assert embed(finished, pictures, index, config=config, add=True).embedded == 1
+    assert labels() == ("Anna", "gate", "t1")
+    table.write_text(f"path,modality\n{image},infrared\n")
+    assert embed(finished, table, index, config=config, add=True).embedded == 1
+    assert labels() == ("Anna", "gate", "t1")
+
+
+@pytest.mark.parametrize("first", ["list", "folder"])
+def test_an_image_named_twice_has_the_labels_of_both(
+    pictures: Path, tmp_path: Path, first: str
+) -> None:
+    image = min((pictures / "visible").rglob("*.jpg"))
+    table = tmp_path / "list.csv"
+    table.write_text(f"path,identity,camera\n{image},Anna,gate\n")
+    sources = [table, image] if first == "list" else [image, table]
+    ((found,), _) = find_images(sources)
+    assert (found.identity, found.camera, found.modality) == ("Anna", "gate", "visible")
+
+
+def test_names_are_the_same_in_a_locale_without_utf_8(
+    finished: Path, pictures: Path, tmp_path: Path
+) -> None:
+    """The person of a folder is the person of the file, and files are found."""
+    who = min((pictures / "visible").iterdir())
+    image = min(who.rename(who.with_name("王芳")).iterdir())
+    words = [str(finished), str(pictures / "visible"), "--to", str(tmp_path / "f.npz")]
+    assert embed_command([*words, "--config", CONFIG]) == 0
+    code = f"""
+from ddag_jax.serving.search import search
+from ddag_jax.serving.embed import prune
+from ddag_jax.io.config_file import load_config
+from pathlib import Path
+import os
+image = os.fsdecode({os.fsencode(image)!r})
+index = {str(tmp_path / "f.npz")!r}
+found = search({str(finished)!r}, index, image, config=load_config({CONFIG!r}), top=1)
+(result,) = found.results
+assert result.is_right(result.hits[0]) is True, result
+assert result.hits[0].file == image
+assert prune(index) == []
+"""
+    environment = {**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+@pytest.mark.parametrize("url", ["https://example.com/x.jpg", "s3://b/x.jpg"])
+def test_urls_are_refused_in_one_line(
+    finished: Path, pictures: Path, tmp_path: Path, url: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, images, target = str(finished), str(pictures), str(tmp_path / "f.npz")
+    for words in (
+        [run, url, "--to", target],
+        [url, images, "--to", target],
+        [run, images, "--to", url.replace(".jpg", ".npz")],
+    ):
+        assert embed_command([*words, "--config", CONFIG]) == 2
+        (error,) = capsys.readouterr().err.splitlines()
+        assert re.search(r"://.*: (https|s3):// is not read or written; give a path", error)

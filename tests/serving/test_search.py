@@ -170,6 +170,9 @@ def test_thresholds_are_those_of_the_evaluation(
     target = tmp_path / "found.json"
     assert search_command([str(run), *options, "--threshold", "eer", "--json", str(target)]) == 0
     printed = capsys.readouterr().out
+    assert re.match(
+        r"threshold -?0\.[0-9]{4}, that of eer: false accepts .*held out of tr", printed
+    )
     found = json.loads(target.read_text())
     assert found["threshold"] == points["eer"]["threshold"]
     assert "identities held out of training" in found["threshold_from"]
@@ -237,6 +240,8 @@ def test_what_cannot_be_searched(run: Path, config: Config, pictures: Path, tmp_
         ({"gallery_modality": "Visible"}, "--gallery-modality: 'Visible' must be visible or"),
         ({"threshold": "0,5"}, "--threshold 0,5: give eer"),
         ({"sheet": tmp_path / "a.htm", "json": tmp_path / "a.htm"}, "both are .*a.htm; name two"),
+        ({"sheet": True}, "--sheet: True is not a path"),
+        ({"query": None}, "--query: is a NoneType; give a path"),
         ({"sheet": tmp_path / "a.txt"}, r"--sheet .*a.txt: is a page; name it .*a.txt.html"),
         ({"json": taken}, "taken.json: exists already"),
         ({"gallery": tmp_path / "no.npz"}, "no.npz: no such file"),

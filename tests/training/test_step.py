@@ -13,6 +13,7 @@ import pytest
 from ddag_jax.config import DDAGConfig
 from ddag_jax.methods.ddag.method import DDAG
 from ddag_jax.methods.ddag.network import Network, TrainingOutput
+from ddag_jax.training.flat import Form, flatten, unflatten
 from ddag_jax.training.state import TrainState, new_state
 from ddag_jax.training.step import TrainStep, image_keys, make_train_step
 from tests.models import tiny
@@ -228,10 +229,11 @@ class Broken(LinearNetwork):
         return output._replace(global_logits=output.global_logits + zero)
 
 
-def test_a_step_whose_gradient_is_not_finite_changes_nothing() -> None:
+@pytest.mark.parametrize("form", [unflatten, flatten])
+def test_a_step_whose_gradient_is_not_finite_changes_nothing(form: Form) -> None:
     """But the counts; others go on from there; after three in a row none does."""
     model = linear(Broken)
-    step, state = make_step(model, padding=0, flip=False, steps_per_epoch=100), start(model)
+    step, state = make_step(model, padding=0, flip=False, steps_per_epoch=100), form(start(model))
     sound, broken = tiny.batch(), tiny.batch()
     sound.visible[0, 0, 0, 0], broken.visible[0, 0, 0, 0] = 0, 255
     state, _ = step(state, sound)

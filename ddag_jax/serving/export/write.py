@@ -3,7 +3,6 @@
 import dataclasses
 import importlib
 import os
-import pathlib
 from types import ModuleType
 from typing import Any, Literal, get_args
 
@@ -16,7 +15,7 @@ from ddag_jax.config import METHODS, Config, to_dict
 from ddag_jax.errors import UserError
 from ddag_jax.evaluation.embed import make_embed
 from ddag_jax.evaluation.evaluator import check_one_feature, pick
-from ddag_jax.io.files import new_folder, read_bytes
+from ddag_jax.io.files import as_path, new_folder, read_bytes
 from ddag_jax.io.progress import say
 from ddag_jax.methods.base import Method, Modality
 from ddag_jax.numerics import own_settings
@@ -45,7 +44,7 @@ def export(
     feature: str | None = None,
     flip: bool | None = None,
     config: Config | None = None,
-) -> list[pathlib.Path]:
+) -> list[epath.Path]:
     """Write a trained model as `out`/visible.FORMAT and `out`/infrared.FORMAT.
 
     A file takes uint8 RGB images [batch, height, width, 3] of the trained size, any number of them,
@@ -72,6 +71,7 @@ def export(
             Nothing is left in `out`.
     """
     backend = _backend(format)
+    out = as_path("out", out)
     if flip is not None and not isinstance(flip, bool):
         raise UserError(f"flip: {flip!r} must be True, False or None")
     trained = find_trained(run, config)
@@ -103,7 +103,7 @@ def export(
             (folder / f"{modality}.{format}").write_bytes(content)
     paths = []
     for modality, rows in exported.items():
-        paths.append(pathlib.Path(out) / f"{modality}.{format}")
+        paths.append(epath.Path(out) / f"{modality}.{format}")
         say(
             f"{paths[-1]}: feature {feature} [batch, {rows.shape[1]}] of uint8"
             f" [batch, {size[0]}, {size[1]}, 3]; differs from ours by at most"
