@@ -51,7 +51,10 @@ class PeopleCommand(Command):
         if self.sheet is not None:
             folder = epath.Path(self.sheet).parent
             if folder.exists() or folder not in epath.Path(self.to).parents:  # made with `to`
-                check_new_file(self.sheet)
+                try:
+                    check_new_file(self.sheet)
+                except UserError as error:
+                    raise UserError(f"--sheet {error}") from None
             if epath.Path(self.sheet).suffix.lower() != ".png":
                 raise UserError(
                     f"--sheet {self.sheet}: the picture is a PNG; give a name that ends in .png"

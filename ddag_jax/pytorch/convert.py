@@ -329,7 +329,9 @@ def _convert_trained(
     known = {name: _training_identities(one) for name, one in DATASETS.items()}
     notes = []
     if dataset is None:
-        dataset = next((name for name, counts in known.items() if classes in counts), "sysu_mm01")
+        dataset = next(
+            (name for name, counts in known.items() if classes in counts), str(DataConfig.dataset)
+        )
         notes.append(
             f"its file does not say what it was trained on: {dataset} is stored,"
             + (

@@ -222,6 +222,7 @@ def prune(path: epath.PathLike, *, identities: Sequence[str] = ()) -> list[Found
     """
     if isinstance(identities, str):
         identities = [identities]
+    check_on_disk(path, "a file of features to search")
     if not epath.Path(path).exists():
         raise UserError(f"{path}: no such file")
     with _only_writer(epath.Path(path)):

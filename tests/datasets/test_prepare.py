@@ -607,7 +607,7 @@ def test_nowhere_to_write(tree: Path, tmp_path: Path) -> None:
     (tmp_path / "data").write_text("a file")
     code, _, error = call_prepare("sysu_mm01", tree, tmp_path / "data")
     assert code == 2
-    assert "cannot be written" in error
+    assert f"cannot be made, since {tmp_path / 'data'} is a file; choose another --to" in error
     assert "\n" not in error
 
 
