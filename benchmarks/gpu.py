@@ -477,13 +477,13 @@ def main(arguments: Sequence[str] | None = None, folder: Path = measure.RESULTS)
     given = parser.parse_args(arguments)
     if not given.minutes > 0:
         parser.error(f"--minutes {given.minutes:g}: must be more than 0")
-    warm = (CACHE / "jax").exists()
     for name, where in (
         ("JAX_COMPILATION_CACHE_DIR", "jax"),
         ("TORCHINDUCTOR_CACHE_DIR", "inductor"),
         ("TRITON_CACHE_DIR", "triton"),
     ):
         os.environ.setdefault(name, str(CACHE / where))
+    warm = Path(os.environ["JAX_COMPILATION_CACHE_DIR"]).exists()
     print(measure.describe(measure.machine()))
     if given.train_demo:
         return train_demo(given.quick, folder)

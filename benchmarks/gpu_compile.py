@@ -370,9 +370,8 @@ def kind_of(module: Module, within: str, one: Instruction) -> str:
     names = [inner.op_name for inner in (one, *content)]
     if "select" in opcodes and any(f"/{UPDATE}/" in name for name in names):
         return SELECTIONS
-    normalising = [name for name in names if "normalise_batch" in name]
-    if normalising:
-        return BACKWARD if any("transpose(" in name for name in normalising) else FORWARD
+    if any("normalise_batch" in name for name in names):
+        return BACKWARD if any("transpose(" in name for name in names) else FORWARD
     if opcodes <= _MOVING:
         return LAYOUTS if _changes_layout(module, within, one) else COPIES
     return REDUCTIONS if "reduce" in opcodes else OTHER

@@ -25,6 +25,7 @@ needs_plugin = pytest.mark.skipif(
 
 BACKWARD = 'metadata={op_name="jit(f)/transpose(jvp(bn1))/jit(normalise_batch)/mul"}'
 FORWARD = 'metadata={op_name="jit(f)/jvp(bn1)/jit(normalise_batch)/mul"}'
+RELU = 'metadata={op_name="jit(f)/transpose(jvp(jit(relu)))/select_n"}'
 UPDATE = 'metadata={op_name="jit(f)/shard_map/update/select_n" stack_frame_id=3}'
 
 MODULE = f"""HloModule jit_f, is_scheduled=true, entry_computation_layout={{(f32[9]{{0}})->f32[]}}
@@ -82,6 +83,13 @@ MODULE = f"""HloModule jit_f, is_scheduled=true, entry_computation_layout={{(f32
   ROOT %is-finite.1 = pred[10]{{0}} is-finite(%p0.6), {UPDATE}
 }}
 
+%masked (p0.10: f32[10], p1.10: pred[10]) -> f32[10] {{
+  %p0.10 = f32[10]{{0}} parameter(0)
+  %p1.10 = pred[10]{{0}} parameter(1)
+  %multiply.10 = f32[10]{{0}} multiply(%p0.10, %p0.10), {FORWARD}
+  ROOT %select.10 = f32[10]{{0}} select(%p1.10, %multiply.10, %p0.10), {RELU}
+}}
+
 %plain (p0.7: f32[10]) -> f32[] {{
   %p0.7 = f32[10]{{0}} parameter(0)
   %zero.7 = f32[] constant(0)
@@ -112,6 +120,7 @@ ENTRY %main.1 (x: f32[1000], y: f32[10], /*index=2*/n: pred[]) -> f32[] {{
   %loop_select_fusion = f32[10]{{0}} fusion(%n, %y, %gte), kind=kLoop, calls=%chosen
   %loop_finite_fusion = pred[10]{{0}} fusion(%y), kind=kLoop, calls=%finite
   %input_reduce_fusion.1 = f32[] fusion(%y), kind=kInput, calls=%plain
+  %loop_select_fusion.1 = f32[10]{{0}} fusion(%y, %loop_finite_fusion), kind=kLoop, calls=%masked
   %matrix = f32[2,5]{{1,0}} bitcast(%y)
   %input_transpose_fusion = f32[2,5]{{0,1}} fusion(%matrix), kind=kInput, calls=%turned
   %copy.2 = f32[10]{{0}} copy(%y)
@@ -135,6 +144,7 @@ def test_kernels_of_a_module() -> None:
         ("loop_select_fusion", gpu_compile.SELECTIONS, 1 + 3 * 40),
         ("loop_finite_fusion", gpu_compile.FINITENESS, 40 + 10),
         ("input_reduce_fusion.1", gpu_compile.REDUCTIONS, 40 + 4),
+        ("loop_select_fusion.1", gpu_compile.BACKWARD, 40 + 10 + 40),
         ("input_transpose_fusion", gpu_compile.LAYOUTS, 80),
         ("copy.2", gpu_compile.COPIES, 80),
         ("called", gpu_compile.COPIES, 80),
