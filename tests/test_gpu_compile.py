@@ -196,6 +196,15 @@ def test_the_published_step_is_compiled_for_an_h100(tmp_path: Path) -> None:
 
 @needs_plugin
 @pytest.mark.slow
+def test_a_large_batch_is_compiled(tmp_path: Path) -> None:
+    """256 images: for one form of the step XLA found no tiles."""
+    result = command(tmp_path, "--identities", "32")
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert written(tmp_path / "gpu_compile.json")["kernels"] <= 1000
+
+
+@needs_plugin
+@pytest.mark.slow
 def test_another_chip_and_an_earlier_result(tmp_path: Path) -> None:
     """The same program twice has the same figures, also with two views and a baseline's network."""
     words = "--config", "tests/configs/caj.py", "--chip", "a100"
