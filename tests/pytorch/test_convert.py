@@ -673,6 +673,17 @@ def test_both_ends_may_be_in_a_bucket(resnet18, bucket, capsys):
     assert "weights/resnet18.pth: exists already; replace it with" in capsys.readouterr().err
 
 
+def test_ours_in_a_bucket_becomes_the_reference_s_there(reference, bucket, tmp_path):
+    ours = bucket.put(reference.ours, "of_reference")
+    assert main(["to-reference", ours, bucket / "back/model.t"]) == 0
+    (file,) = bucket.fetch("back", tmp_path / "back").iterdir()
+    found = torch.load(file, weights_only=True)["net"]
+    assert main(["to-reference", str(reference.ours), str(tmp_path / "on_disk.t")]) == 0
+    expected = torch.load(tmp_path / "on_disk.t", weights_only=True)["net"]
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], expected[name]) for name in found)
+
+
 def test_an_existing_file_stays_unless_overwritten(reference, tmp_path, capsys):
     output = tmp_path / "model.t"
     output.write_text("mine")

@@ -190,6 +190,10 @@ def test_a_copied_run_is_evaluated(
     assert "a.evaluation.json" in bucket.names("out")
     assert evaluate([run, *words]) == 2
     assert f"{out}/a.json: exists already" in capsys.readouterr().err
+    assert evaluate([run, "--config", CONFIG, "--report", f"{out}/report", "--quiet"]) == 0
+    page = bucket.fetch("out/report", tmp_path / "report")
+    assert "<!DOCTYPE html>" in (page / "index.html").read_text()
+    assert list((page / "figures").glob("*.svg"))
     assert evaluate([bucket / "copie*", "--config", CONFIG, "--report", run]) == 2
     assert "which no report wrote" in capsys.readouterr().err
     assert evaluate([bucket / "copies*"]) == 2
@@ -224,10 +228,10 @@ def test_a_workdir_that_is_taken_or_of_others(
     assert "exists already; resume with --resume" in capsys.readouterr().err
     assert run_linear("gs://another_bucket/run") == 2
     assert "there is no bucket another_bucket; create it first" in capsys.readouterr().err
-    bucket.put(Path(__file__).parent, "thesis")
-    before = bucket.names("thesis")
-    assert run_linear(bucket / "thesis", "--overwrite", "--training.epochs", "1") == 0
-    assert set(bucket.names("thesis")) > set(before)
+    bucket.put(Path(__file__).parent, "of_others")
+    before = bucket.names("of_others")
+    assert run_linear(bucket / "of_others", "--overwrite", "--training.epochs", "1") == 0
+    assert set(bucket.names("of_others")) > set(before)
 
 
 def test_overwrite_starts_anew(bucket: Bucket, run_linear: Run, tmp_path: Path) -> None:
