@@ -2,32 +2,24 @@
 
 import html
 import json
-import os
-import re
 import string
 from collections.abc import Mapping, Sequence
 from importlib import resources
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from etils import epath
 
 import ddag_jax
-from ddag_jax.errors import UserError
 from ddag_jax.evaluation.pairs import OperatingPoints
 from ddag_jax.evaluation.protocols import FIGURES, Record
 from ddag_jax.evaluation.table import describe_pairs
-from ddag_jax.io.buckets import check_bucket, is_bucket, objects_below
-from ddag_jax.io.files import new_folder, refusal
+from ddag_jax.io.files import new_folder
 from ddag_jax.report.figures import Figure
+from ddag_jax.report.target import FIGURES_MARK, MARK, check_target
 
 LIMIT = 15 * 10**6
 """Upper bound on the size of the page in bytes."""
 
-_MARK = '<meta name="generator" content="ddag_jax report">'
-_FIGURES = '<meta name="figures" content="{}">'
-_FOUND = re.compile(_FIGURES.format(r"([\w ]*)"))
-_HEAD = 4096  # characters of a page that hold both of the above
 _HEADINGS = {"rank1": "r1", "rank5": "r5", "rank10": "r10", "rank20": "r20"}
 
 
@@ -58,62 +50,6 @@ class Page(NamedTuple):
     def figures(self) -> list[Figure]:
         """Return all figures, in the page's order."""
         return [*self.curves, *self.embeddings, *self.attention, *self.training]
-
-
-def check_target(folder: epath.PathLike) -> epath.Path:
-    """Return the folder to write a report to; called before the evaluation starts.
-
-    Raises:
-        UserError: the folder holds files of other origin, is a file, or its parent or bucket does
-            not exist.
-    """
-    target = epath.Path(folder)
-    if is_bucket(target):
-        check_bucket(target)
-    else:
-        local = Path(folder)
-        parent = local.absolute().parent
-        if not parent.is_dir():
-            raise UserError(f"--report {target}: its folder does not exist; create it first")
-        if why := refusal(parent):
-            raise UserError(f"--report {target}: cannot be written ({why}); name another folder")
-        if not os.path.lexists(local):
-            return target
-        if local.is_symlink() or not local.is_dir():
-            raise UserError(f"--report {target}: is not a folder; name another one, or remove it")
-    foreign = _foreign(target)
-    if foreign:
-        raise UserError(
-            f"--report {target}: holds {foreign}, which no report wrote; name another folder, or"
-            " an empty one"
-        )
-    return target
-
-
-def is_report(folder: epath.PathLike) -> bool:
-    """Return whether a folder is a report, and holds nothing else."""
-    return epath.Path(folder).is_dir() and _foreign(epath.Path(folder)) is None
-
-
-def _foreign(folder: epath.Path) -> str | None:
-    """Return the name of a file in a folder that is not part of a report, if there is one."""
-    if is_bucket(folder):
-        present = sorted(objects_below(folder))
-    else:
-        local = Path(folder)
-        present = sorted(path.relative_to(local).as_posix() for path in local.rglob("*"))
-    if not present:
-        return None
-    try:
-        with (folder / "index.html").open("rb") as file:
-            head = file.read(_HEAD).decode(errors="replace")
-    except (OSError, ValueError):
-        head = ""
-    found = _FOUND.search(head)
-    if _MARK not in head or found is None:
-        return present[0]
-    ours = {"index.html", "figures", *(f"figures/{name}.svg" for name in found[1].split())}
-    return next((name for name in present if name not in ours), None)
 
 
 def write_page(folder: epath.PathLike, page: Page) -> epath.Path:
@@ -148,7 +84,7 @@ def render(page: Page) -> str:
     names = " ".join(figure.name for figure in page.figures())
     absent = '<p class="note">The run\'s folder has no log of its training.</p>'
     text = string.Template(read("page.html")).substitute(
-        mark=_MARK + _FIGURES.format(names),
+        mark=MARK + FIGURES_MARK.format(names),
         style=page_style(),
         script=read("page.js"),
         title=html.escape(page.title),

@@ -34,6 +34,7 @@ from ddag_jax.parallel import Mesh, device_mesh, is_first_process, on_all_device
 from ddag_jax.report import page
 from ddag_jax.report.contents import EvaluatedRun, page_contents
 from ddag_jax.report.ranked_lists import ranked_lists
+from ddag_jax.report.target import check_target
 from ddag_jax.runs.checkpoint import (
     find_checkpoint,
     read_meta,
@@ -213,7 +214,7 @@ def evaluate_trained(
     if len(names) > 1 and (report is not None or save_features is not None):
         raise UserError("a report and a file of features are of one run; give one run")
     if report is not None:
-        page.check_target(report)
+        check_target(report)
     if save_features is not None:
         stored_features.check_target(save_features)
     for one in networks:

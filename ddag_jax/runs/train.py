@@ -49,8 +49,8 @@ from ddag_jax.parallel import (
     shard,
     wait_for_all,
 )
-from ddag_jax.report.page import is_report
 from ddag_jax.report.ranked_lists import ranked_lists
+from ddag_jax.report.target import is_report
 from ddag_jax.runs.checkpoint import (
     Damaged,
     Meta,

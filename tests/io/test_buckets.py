@@ -24,6 +24,7 @@ from ddag_jax.io.files import (
     write_text,
 )
 from ddag_jax.report import page
+from ddag_jax.report.target import check_target
 from ddag_jax.serving.embed import prune
 from tests.buckets import Bucket
 
@@ -144,13 +145,13 @@ def test_targets_are_checked_before_any_work(bucket: Bucket) -> None:
     assert check_new_file(bucket / "new/file") == epath.Path("gs://bucket/new/file")
     with pytest.raises(UserError, match="gs://bucket/there: exists already"):
         check_new_file(bucket / "there")
-    for check in (check_bucket, check_new_file, page.check_target, fill):
+    for check in (check_bucket, check_new_file, check_target, fill):
         with pytest.raises(UserError, match="gs://other/x: there is no bucket other"):
             check("gs://other/x")
-    assert page.check_target(bucket / "report") == epath.Path("gs://bucket/report")
+    assert check_target(bucket / "report") == epath.Path("gs://bucket/report")
     write_text(bucket / "thesis/index.html", "<html>")
     with pytest.raises(UserError, match=r"holds index.html, which no report wrote"):
-        page.check_target(bucket / "thesis")
+        check_target(bucket / "thesis")
 
 
 def test_a_report_is_replaced_by_the_next(bucket: Bucket) -> None:

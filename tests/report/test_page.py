@@ -25,7 +25,8 @@ from ddag_jax.errors import UserError
 from ddag_jax.evaluation.protocols import Images, score, searches
 from ddag_jax.report import figures
 from ddag_jax.report.contents import QUERIES, EvaluatedRun, cmc_curves, page_contents
-from ddag_jax.report.page import LIMIT, Page, check_target, render, write_page
+from ddag_jax.report.page import LIMIT, Page, render, write_page
+from ddag_jax.report.target import check_target
 from ddag_jax.runs.checkpoint import find_checkpoint, read_meta
 from tests.browser import CONTRAST, opened
 from tests.models import tiny

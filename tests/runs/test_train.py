@@ -6,6 +6,8 @@ Tests of the loop train a linear model; the first ones train DDAG.
 import json
 import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -27,6 +29,7 @@ from ddag_jax.runs.checkpoint import (
 from ddag_jax.runs.preemption import StopRequest
 from ddag_jax.training.state import TrainState
 from tests.linear_method import CONFIG
+from tests.processes import ROOT
 from tests.reliability.debug_runs import differences, log_lines, notes
 
 pytestmark = pytest.mark.slow  # compiles and trains networks
@@ -420,3 +423,15 @@ def test_profile_of_more_steps_than_there_are(
 def test_ranked_lists_are_in_the_events(finished: Path) -> None:
     events = [path.read_bytes() for path in (finished / "tensorboard").iterdir()]
     assert sum(content.count(b"held_out/ranked_lists") for content in events) == 3
+
+
+def test_training_starts_without_what_only_reports_and_buckets_need() -> None:
+    """Each would delay every start: matplotlib alone by a quarter of a second."""
+    code = (
+        "import sys, ddag_jax.runs.train;"
+        " sys.exit(str({'matplotlib', 'torch', 'gcsfs', 'google.auth'} & {*sys.modules} or ''))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.stderr.strip() == ""
