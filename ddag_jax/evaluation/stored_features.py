@@ -25,7 +25,7 @@ from jaxtyping import Bool, Float
 from ddag_jax.datasets.dataset import Dataset
 from ddag_jax.errors import UserError
 from ddag_jax.evaluation.protocols import Images, Search
-from ddag_jax.io.files import check_new_file, is_file, on_disk, whole_file
+from ddag_jax.io.files import check_new_file, is_file, new_file, on_disk
 from ddag_jax.io.foreign import foreign
 
 _SIDES = ("query", "gallery")
@@ -60,11 +60,8 @@ def save_features(
         for column, values in zip(_COLUMNS, columns, strict=True):
             arrays[f"{side}_{column}"] = values[chosen]
         arrays[f"{side}_{_MODALITY}"] = images.infrared[chosen]
-    try:
-        with whole_file(target) as file:
-            np.savez(file, **arrays)
-    except OSError as error:
-        raise UserError(f"{target}: cannot be written ({error}); name another file") from None
+    with new_file(target) as file:
+        np.savez(file, **arrays)
 
 
 def check_target(path: epath.PathLike) -> epath.Path:

@@ -108,6 +108,20 @@ def whole_file(path: epath.PathLike) -> Iterator[IO[Any]]:
         raise
 
 
+@contextlib.contextmanager
+def new_file(path: epath.PathLike) -> Iterator[IO[Any]]:
+    """Open a binary file as `whole_file` does, for a target that the user has named.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
+    try:
+        with whole_file(path) as file:
+            yield file
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error}); name another file") from None
+
+
 def write_text(path: epath.PathLike, text: str) -> None:
     """Write text as UTF-8, whole or not at all (see `whole_file`)."""
     with whole_file(path) as file:

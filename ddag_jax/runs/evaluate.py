@@ -26,7 +26,7 @@ from ddag_jax.evaluation.evaluator import Evaluator, pick
 from ddag_jax.evaluation.pairs import OperatingPoints, compare_pairs
 from ddag_jax.evaluation.protocols import Images, Record
 from ddag_jax.evaluation.table import format_points, format_table
-from ddag_jax.io.files import as_path, check_new_file, read_json, whole_file, write_text
+from ddag_jax.io.files import as_path, check_new_file, new_file, read_json, whole_file
 from ddag_jax.methods.base import Method
 from ddag_jax.methods.build import build_method
 from ddag_jax.numerics import own_settings
@@ -532,9 +532,10 @@ def _average(
     fault = None
     if json is not None:
         try:
-            _write(epath.Path(json), records)
-        except OSError as error:
-            fault = UserError(f"{json}: cannot be written ({error.strerror or error})")
+            with new_file(json) as file:
+                file.write(_as_json(records))
+        except UserError as error:  # after the table, which is not lost
+            fault = error
     elif len(names) > 1:
         with _noted(_average_target(names, what)[0]) as target:
             _write(target, records)
@@ -577,4 +578,9 @@ def _check_replaced(targets: Sequence[epath.Path]) -> None:
 
 def _write(path: epath.Path, records: Sequence[Record]) -> None:
     """Write an evaluation's result; one of an earlier evaluation is replaced."""
-    write_text(path, jsonlib.dumps(records, indent=2) + "\n")
+    with whole_file(path) as file:
+        file.write(_as_json(records))
+
+
+def _as_json(records: Sequence[Record]) -> bytes:
+    return (jsonlib.dumps(records, indent=2) + "\n").encode()

@@ -12,8 +12,7 @@ from jaxtyping import UInt8
 
 import ddag_jax
 from ddag_jax.datasets.checks import count
-from ddag_jax.errors import UserError
-from ddag_jax.io.files import check_new_file, write_text
+from ddag_jax.io.files import check_new_file, new_file
 from ddag_jax.methods.base import Modality
 from ddag_jax.report.page import page_style
 from ddag_jax.report.thumbnails import BUDGET, LARGEST, encode_jpeg
@@ -57,10 +56,8 @@ def write_contact_sheet(path: epath.PathLike, sheet: ContactSheet, picture: Pict
     """
     target = check_new_file(path)
     text = _render(sheet, picture)
-    try:
-        write_text(target, text)
-    except OSError as error:
-        raise UserError(f"{target}: cannot be written ({error}); name another file") from None
+    with new_file(target) as file:
+        file.write(text.encode())
 
 
 def _render(sheet: ContactSheet, picture: Picture) -> str:

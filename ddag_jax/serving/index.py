@@ -30,7 +30,7 @@ from jaxtyping import Float, Shaped
 from ddag_jax.datasets.image_table import numbered
 from ddag_jax.errors import UserError
 from ddag_jax.io.buckets import check_on_disk
-from ddag_jax.io.files import is_file, whole_file
+from ddag_jax.io.files import is_file, new_file
 from ddag_jax.methods.base import Modality
 from ddag_jax.serving.images import LABELS, FoundImage
 
@@ -104,29 +104,26 @@ def write_index(
     identities = {"": UNKNOWN} | numbered("identity", "identities", people, [], [])
     given = [image.camera for side in SIDES for image in rows[side].images if image.camera]
     cameras = numbered("camera", "cameras", given, [], [], least=1)
-    try:
-        with whole_file(path) as file, zipfile.ZipFile(file, "w") as archive:
-            for modality, side in SIDES.items():
-                images, blocks = rows[modality]
-                without = 0 if given else 1 + (modality == "infrared")
-                texts = {name: [getattr(i, name) for i in images] for name in LABELS}
-                columns = {
-                    "ids": np.array([identities[i.identity] for i in images], np.int64),
-                    "cameras": np.array([cameras.get(i.camera, without) for i in images], np.int64),
-                    "names": _text([os.fsencode(i.name) for i in images]),
-                    "infrared": np.full(len(images), modality == "infrared"),
-                    "files": _text([os.fsencode(i.file) for i in images]),
-                    **{f"{name}_texts": _text(values) for name, values in texts.items()},
-                    "stamps": np.array([i.stamp for i in images], np.int64).reshape(-1, 2),
-                }
-                for name, values in columns.items():
-                    _write_array(archive, f"{side}_{name}", [values], values.shape, values.dtype)
-                shape = (len(images), width)
-                _write_array(archive, f"{side}_features", blocks, shape, dtype)
-            said = np.array(json.dumps(dataclasses.asdict(embedded_by)).encode())
-            _write_array(archive, "embedded_by", [said], (), said.dtype)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error}); name another file") from None
+    with new_file(path) as file, zipfile.ZipFile(file, "w") as archive:
+        for modality, side in SIDES.items():
+            images, blocks = rows[modality]
+            without = 0 if given else 1 + (modality == "infrared")
+            texts = {name: [getattr(i, name) for i in images] for name in LABELS}
+            columns = {
+                "ids": np.array([identities[i.identity] for i in images], np.int64),
+                "cameras": np.array([cameras.get(i.camera, without) for i in images], np.int64),
+                "names": _text([os.fsencode(i.name) for i in images]),
+                "infrared": np.full(len(images), modality == "infrared"),
+                "files": _text([os.fsencode(i.file) for i in images]),
+                **{f"{name}_texts": _text(values) for name, values in texts.items()},
+                "stamps": np.array([i.stamp for i in images], np.int64).reshape(-1, 2),
+            }
+            for name, values in columns.items():
+                _write_array(archive, f"{side}_{name}", [values], values.shape, values.dtype)
+            shape = (len(images), width)
+            _write_array(archive, f"{side}_features", blocks, shape, dtype)
+        said = np.array(json.dumps(dataclasses.asdict(embedded_by)).encode())
+        _write_array(archive, "embedded_by", [said], (), said.dtype)
 
 
 def _text(values: Sequence[str | bytes]) -> Shaped[np.ndarray, " n"]:

@@ -19,7 +19,7 @@ from ddag_jax.datasets.images import check_range, read_image
 from ddag_jax.errors import UserError
 from ddag_jax.evaluation.pairs import OperatingPoints
 from ddag_jax.evaluation.table import describe_pairs
-from ddag_jax.io.files import as_path, check_new_file, write_text
+from ddag_jax.io.files import as_path, check_new_file, new_file
 from ddag_jax.methods.base import Modality
 from ddag_jax.numerics import own_settings
 from ddag_jax.serving.arguments import Sources, as_paths, check_choice, check_count
@@ -162,7 +162,8 @@ def search(
         unreadable=unreadable,
     )
     if json is not None:
-        write_text(json, answer.to_json())
+        with new_file(json) as file:
+            file.write(answer.to_json().encode())
     if sheet is not None:
         shown = functools.partial(_picture, model, infrared_range)
         write_contact_sheet(sheet, _contact_sheet(answer), shown)
