@@ -4,9 +4,8 @@ import contextlib
 import dataclasses
 import hashlib
 import math
-import os
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -26,7 +25,7 @@ from ddag_jax.datasets.dataset import Dataset, check_settings
 from ddag_jax.datasets.find import DATASETS, find_dataset
 from ddag_jax.errors import UserError
 from ddag_jax.io.buckets import BucketError, is_bucket
-from ddag_jax.io.files import is_file, whole_file
+from ddag_jax.io.files import is_file, new_folder, whole_file
 from ddag_jax.io.storable import check_storable
 from ddag_jax.pytorch.keys import (
     Dimensions,
@@ -490,13 +489,10 @@ def _to_pytorch(source: str, destination: str, overwrite: bool, theirs: _Theirs)
         else torch.zeros(shape, dtype=torch.float32 if shape else torch.int64)
         for key, shape in table.shapes.items()
     }
-    try:
+    with _named_fault(output, RuntimeError):  # PyTorch's
         output.parent.mkdir(parents=True, exist_ok=True)
         with whole_file(output) as file:
             torch.save({"net": net, **theirs.figures}, file)
-    except (OSError, RuntimeError) as error:  # a RuntimeError of PyTorch, about the disk
-        why = str(error).partition("\n")[0]
-        raise UserError(f"{output}: cannot be written ({why}); name another output") from error
     return _summary(net, table, variables)
 
 
@@ -591,6 +587,23 @@ def _exists(destination: str, replaceable: bool) -> str:
     )
 
 
+@contextlib.contextmanager
+def _named_fault(output: epath.Path, of_library: type[Exception]) -> Iterator[None]:
+    """Raise UserError if an output cannot be written.
+
+    Args:
+        output: the file or folder.
+        of_library: what the library that writes it raises about the disk, beside OSErrors.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except (OSError, of_library) as error:
+        why = str(error).partition("\n")[0]
+        raise UserError(f"{output}: cannot be written ({why}); name another output") from error
+
+
 def _write_checkpoint(output: epath.Path, variables: dict[str, Any], meta: dict[str, Any]) -> None:
     """Write a checkpoint beside its place first: an earlier one is kept until it is complete.
 
@@ -606,16 +619,12 @@ def _write_checkpoint(output: epath.Path, variables: dict[str, Any], meta: dict[
                 output.rmtree(missing_ok=True)
             raise
         return
-    temporary = output.with_name(f".{output.name}.partial-{os.getpid()}")
-    try:
-        temporary.mkdir(parents=True)
-        save_weights(temporary / "new", variables, meta)
-        if output.exists():
-            output.rmtree()
-        (temporary / "new").rename(output)
-    except (OSError, ValueError) as error:  # a ValueError of tensorstore, about the disk
-        why = str(error).partition("\n")[0]
-        raise UserError(f"{output}: cannot be written ({why}); name another output") from error
-    finally:
-        if temporary.exists():
-            temporary.rmtree()
+    with (
+        _named_fault(output, ValueError),  # tensorstore's
+        new_folder(output, replace=True) as folder,
+    ):
+        written = folder / "new"  # orbax makes its folder, and works beside it
+        save_weights(written, variables, meta)
+        for item in sorted(written.iterdir()):
+            item.rename(folder / item.name)
+        written.rmdir()
