@@ -55,10 +55,7 @@ class PeopleCommand(Command):
                     check_new_file(self.sheet)
                 except UserError as error:
                     raise UserError(f"--sheet {error}") from None
-            if epath.Path(self.sheet).suffix.lower() != ".png":
-                raise UserError(
-                    f"--sheet {self.sheet}: the picture is a PNG; give a name that ends in .png"
-                )
+            _check_png("--sheet", self.sheet)
         write_people(self.people, self.to, self.workers)
         print(f"wrote {self.to}")
         if self.sheet is not None:
@@ -66,6 +63,12 @@ class PeopleCommand(Command):
             with whole_file(self.sheet) as file:
                 contact_sheet(self.people, shown, images=2).save(file, "png")
             print(f"wrote {self.sheet}")
+
+
+def _check_png(option: str, path: str) -> None:
+    """Raise UserError if a picture's name does not end in .png."""
+    if epath.Path(path).suffix.lower() != ".png":
+        raise UserError(f"{option} {path}: the picture is a PNG; give a name that ends in .png")
 
 
 def find_named(name: str) -> Dataset:
@@ -236,8 +239,7 @@ class AugmentationsCommand(Command):
         if self.seed < 0:
             raise UserError(f"--seed {self.seed}: must be 0 or more")
         target = check_new_file(self.to)
-        if target.suffix.lower() != ".png":
-            raise UserError(f"--to {self.to}: the picture is a PNG; give a name that ends in .png")
+        _check_png("--to", self.to)
         height, width = self.image_size
         try:
             settings = Config(

@@ -1,7 +1,6 @@
 """Read a prepared dataset, and training batches of it ahead of the step (grain)."""
 
 import dataclasses
-import os
 import zlib
 from collections.abc import Iterator, Sequence
 
@@ -19,7 +18,7 @@ from ddag_jax.datasets.builder import VERSION
 from ddag_jax.datasets.checks import ImageEntry, fingerprint
 from ddag_jax.datasets.find import find_dataset
 from ddag_jax.errors import UserError
-from ddag_jax.io.buckets import is_bucket
+from ddag_jax.io.buckets import absolute, is_bucket
 from ddag_jax.types import Batch
 
 
@@ -139,8 +138,7 @@ def open_split(
         ]
         # A relative folder means another one in each working directory.
         raise UserError(
-            f"{folder if '://' in os.fspath(folder) else os.path.abspath(folder)}: no prepared"
-            " dataset"
+            f"{absolute(folder)}: no prepared dataset"
             + (f" (there is one of {', '.join(others)} pixels)" if others else "")
             + f"; run: python -m ddag_jax.data prepare {dataset} --from FOLDER --to {data_dir}"
             f" --image-size {height} {width}, or give the folder that it was prepared to"

@@ -11,7 +11,7 @@ from etils import epath
 
 from ddag_jax.errors import UserError
 from ddag_jax.io.buckets import file_system, objects_below
-from ddag_jax.io.files import new_folder
+from ddag_jax.io.files import new_folder, one_at_a_time
 from ddag_jax.io.progress import Progress
 
 
@@ -40,7 +40,7 @@ def local_copy(folder: epath.PathLike, cache: epath.PathLike | None = None) -> e
     copy = parent / f"{epath.Path(folder).parent.parent.name}-{digest}"
     if _is_whole(copy, sizes):
         return epath.Path(copy)
-    with _one_at_a_time(copy):
+    with _only_copier(copy):
         if not _is_whole(copy, sizes):  # what another process has copied by now
             _copy(folder, sizes, copy)
     return epath.Path(copy)
@@ -72,19 +72,13 @@ def _copy(folder: epath.PathLike, sizes: Mapping[str, int], copy: pathlib.Path) 
 
 
 @contextlib.contextmanager
-def _one_at_a_time(copy: pathlib.Path) -> Iterator[None]:
-    """Exclude other processes of this machine, where it has file locks; these end with their
-    process."""
+def _only_copier(copy: pathlib.Path) -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         try:
             copy.parent.mkdir(parents=True, exist_ok=True)
-            guard = stack.enter_context(open(copy.with_name(f".{copy.name}.guard"), "a"))
+            stack.enter_context(one_at_a_time(copy.with_name(f".{copy.name}.guard")))
         except OSError as error:
             raise UserError(
                 f"{copy.parent}: cannot be written ({error.strerror}); name another --data.cache"
             ) from None
-        with contextlib.suppress(ImportError, OSError):
-            import fcntl
-
-            fcntl.flock(guard, fcntl.LOCK_EX)
         yield

@@ -160,8 +160,8 @@ class ImageFolderBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):  
         self.info.metadata.update(
             source=content.source,
             rendered=content.rendered,
-            stamp=content.stamp(),
-            checksum=content.checksum(),
+            stamp=content.stamp,
+            checksum=content.checksum,
             notes=[*content.notes, *content.unread],
             subsets=content.subsets,
             draws=content.draws,

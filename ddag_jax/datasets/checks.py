@@ -3,6 +3,7 @@
 import collections
 import concurrent.futures
 import dataclasses
+import functools
 import hashlib
 import itertools
 import os
@@ -14,9 +15,11 @@ import numpy as np
 from etils import epath
 from jaxtyping import UInt8
 
-from ddag_jax.datasets.images import SUFFIXES, DeepImage, ImageFile
+from ddag_jax.datasets.images import SUFFIXES, ImageFile, with_range
 from ddag_jax.errors import UserError
+from ddag_jax.io.buckets import is_bucket
 from ddag_jax.io.files import is_file
+from ddag_jax.io.storable import is_utf8
 
 RENDERED = "rendered.txt"
 """A folder with a file of this name holds rendered images, in a dataset's layout."""
@@ -110,17 +113,16 @@ class FolderContent:
         found = self.arrays.get(entry.name)
         if found is not None:
             return found
-        file = self.folder / entry.name
-        if entry.infrared and self.infrared_range is not None:
-            return DeepImage(file, *self.infrared_range)
-        return file
+        return with_range(self.folder / entry.name, entry.infrared, self.infrared_range)
 
+    @functools.cached_property
     def stamp(self) -> str:
-        """Return a fingerprint that changes with a file's name, size or modification time."""
-        return fingerprint([(name, *_stat(self.folder / name)) for name in self._files()], [])
+        """Fingerprint that changes with a file's name, size or modification time."""
+        return fingerprint([(name, *file_stamp(self.folder / name)) for name in self._files()], [])
 
+    @functools.cached_property
     def checksum(self) -> str:
-        """Return a fingerprint that changes with any image file's name or content.
+        """Fingerprint that changes with any image file's name or content.
 
         Raises:
           UserError: a file cannot be read.
@@ -278,21 +280,13 @@ def check_utf8(where: epath.Path, names: Iterable[str], faults: list[str]) -> No
 
     Python has surrogates in place of their bytes, which no text can store.
     """
-    wrong = [name for name in names if not name.isascii() and not _is_utf8(name)]
+    wrong = [name for name in names if not is_utf8(name)]
     if wrong:
         faults.append(
             f"{where}: {count(wrong, 'name is', 'names are')} not UTF-8"
             f" ({_first([ascii(name) for name in wrong])}); rename the files, with convmv for"
             " example, or unpack the archive with its own encoding (unzip -O)"
         )
-
-
-def _is_utf8(name: str) -> bool:
-    try:
-        name.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def passed_over(names: Iterable[str]) -> list[str]:
@@ -374,24 +368,22 @@ def list_people(
 
 def file_size(path: epath.Path) -> int:
     """Return the size of a file in bytes; 0 if it cannot be found out, as of a broken link."""
+    if not is_bucket(path):
+        return file_stamp(path)[0]
     try:
-        # epath's own fails on a file whose owner has no name here, as in a container.
-        return os.stat(path).st_size if _is_local(path) else path.stat().length
+        return path.stat().length
     except OSError:
         return 0
 
 
-def _stat(path: epath.Path) -> tuple[int, int]:
-    """Return a file's size in bytes and time of change in nanoseconds; zeros if there is none."""
+def file_stamp(path: epath.PathLike) -> tuple[int, int]:
+    """Return a file's size in bytes and the time of its last change in nanoseconds; zeros if it
+    cannot be found out, as of a broken link."""
     try:
         found = os.stat(path)
     except OSError:
         return 0, 0
     return found.st_size, found.st_mtime_ns
-
-
-def _is_local(path: epath.Path) -> bool:
-    return "://" not in os.fspath(path)
 
 
 def read_list(path: epath.Path, longest: int = _LIST_BYTES) -> str:

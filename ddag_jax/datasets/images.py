@@ -67,6 +67,13 @@ _ORIENTATION = 0x0112
 """EXIF's tag; 1 is upright."""
 
 
+def with_range(
+    file: epath.Path, infrared: bool, infrared_range: tuple[int, int] | None
+) -> ImageFile:
+    """Return how to read an image's file: by the range of those with 16 bits, if it is infrared."""
+    return DeepImage(file, *infrared_range) if infrared and infrared_range is not None else file
+
+
 def read_image(path: ImageFile, height: int, width: int) -> UInt8[np.ndarray, "h w 3"]:
     """Decode an image and resize it with Lanczos, as the reference does, to any aspect ratio.
 

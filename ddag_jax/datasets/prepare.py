@@ -177,9 +177,9 @@ def _compare(stored: Mapping[str, Any], content: FolderContent) -> tuple[str | N
         return None, "another source"
     if "checksum" not in stored:
         return _BY_NAME, ""
-    if stored["stamp"] == content.stamp():
+    if stored["stamp"] == content.stamp:
         return "names, sizes and modification times of its files are the same", ""
-    if stored["checksum"] == content.checksum():
+    if stored["checksum"] == content.checksum:
         return "its files were modified, and have the same checksums", ""
     return None, "files of the same names and sizes with other content"
 

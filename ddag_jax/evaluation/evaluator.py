@@ -86,24 +86,21 @@ class Evaluator:
         )
 
 
-def check_feature(name: str, method: Method) -> None:
-    """Raise UserError if `evaluation.feature` names no feature of the method."""
-    several = ("both", "concatenation") if len(method.features) > 1 else ("both",)
-    known = (*method.features, *several)
+def check_feature(name: str, method: Method, *, one: bool = False) -> None:
+    """Raise UserError if `evaluation.feature` names no feature of the method.
+
+    Args:
+        name: of the feature.
+        method: whose features are meant.
+        one: the name must stand for a single feature, so it may not be `both`.
+    """
+    joined = ("concatenation",) if len(method.features) > 1 else ()
+    known = (*method.features, *(() if one else ("both",)), *joined)
     if name not in known:
         raise UserError(
-            f"evaluation.feature: {name}, but this network's features are"
-            f" {', '.join(method.features)}; give one of {', '.join(known)}"
+            f"{'feature' if one else 'evaluation.feature'}: {name!r}, but this network's features"
+            f" are {', '.join(method.features)}; give one of {', '.join(known)}"
         )
-
-
-def check_one_feature(name: str, method: Method) -> None:
-    """Raise UserError if a name stands for no single feature of the method."""
-    known = method.features
-    if len(known) > 1:
-        known = (*known, "concatenation")
-    if name not in known:
-        raise UserError(f"feature: {name!r}, but this network has {', '.join(known)}; give one")
 
 
 def pick(features: Mapping[str, np.ndarray], name: str) -> np.ndarray:

@@ -45,6 +45,11 @@ def is_bucket(path: epath.PathLike) -> bool:
     return os.fspath(path).startswith(_SCHEME)
 
 
+def absolute(path: epath.PathLike) -> str:
+    """Return a path that means the same in every working directory."""
+    return os.fspath(path) if is_bucket(path) else os.path.abspath(path)
+
+
 def check_scheme(path: epath.PathLike) -> None:
     """Raise UserError if a path is a URL of another kind than `gs://`."""
     scheme, separator, _ = os.fspath(path).partition("://")

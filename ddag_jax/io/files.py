@@ -252,6 +252,26 @@ def on_disk(path: epath.PathLike) -> Iterator[pathlib.Path]:
         yield file
 
 
+@contextlib.contextmanager
+def one_at_a_time(guard: epath.PathLike) -> Iterator[None]:
+    """Exclude the other processes of this machine, where it has file locks; these end with their
+    process.
+
+    Args:
+        guard: file on a disk that all of them lock. It stays: a lock on a file that is removed
+            excludes nobody who makes it anew.
+
+    Raises:
+        OSError: the file cannot be made.
+    """
+    with open(guard, "a") as file:
+        with contextlib.suppress(ImportError, OSError):
+            import fcntl
+
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
 def _partial(name: str) -> str:
     """Return the hidden name for the unfinished content of `name`, to be followed by a process."""
     return f".{name}.partial-"

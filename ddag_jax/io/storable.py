@@ -9,7 +9,18 @@ from etils import epath
 from etils.epath import gpath
 
 from ddag_jax.errors import UserError
-from ddag_jax.io.buckets import check_scheme
+from ddag_jax.io.buckets import absolute, check_scheme
+
+
+def is_utf8(name: str) -> bool:
+    """Return whether a file's name is UTF-8. Python has surrogates in place of other bytes."""
+    if name.isascii():
+        return True
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def check_storable(folder: epath.PathLike, *, backslashes: bool = False) -> None:
@@ -25,14 +36,12 @@ def check_storable(folder: epath.PathLike, *, backslashes: bool = False) -> None
             another kind than gs://.
     """
     check_scheme(folder)
-    path = os.fspath(folder)
-    if "://" not in path:
-        path = os.path.abspath(path)
-    try:
-        path.encode()
-        why = "has a backslash" if "\\" in path and not backslashes else ""
-    except UnicodeEncodeError:
+    path = absolute(folder)
+    why = ""
+    if not is_utf8(path):
         why = "is not UTF-8"
+    elif "\\" in path and not backslashes:
+        why = "has a backslash"
     if why:
         raise UserError(
             f"{folder}: cannot be used for checkpoints or prepared images, since the path"

@@ -33,7 +33,7 @@ from orbax.checkpoint import checkpoint_managers
 import ddag_jax
 from ddag_jax.config import METHODS, Config, differences, from_dict, method_name, to_dict
 from ddag_jax.errors import UserError
-from ddag_jax.io.buckets import BucketError, check_scheme, is_bucket
+from ddag_jax.io.buckets import BucketError, absolute, check_scheme, is_bucket
 from ddag_jax.io.files import read_json, write_text
 from ddag_jax.io.storable import check_storable
 from ddag_jax.models.two_stream import BACKBONE
@@ -583,8 +583,7 @@ def _split(state: TrainState) -> tuple[dict[str, Any], dict[str, Any]]:
 
 def _absolute(path: epath.PathLike) -> epath.Path:
     """Return an absolute path, as orbax requires."""
-    path = epath.Path(path)
-    return path if is_bucket(path) else path.resolve()
+    return epath.Path(absolute(path))
 
 
 def saved_steps(workdir: epath.PathLike) -> list[int]:

@@ -22,7 +22,7 @@ from etils import epath
 from ddag_jax.errors import UserError
 from ddag_jax.io import buckets
 from ddag_jax.io.buckets import BucketError
-from ddag_jax.io.files import read_json, write_text
+from ddag_jax.io.files import one_at_a_time, read_json, write_text
 
 NAME = "lock.json"
 _RENEWED = 60.0
@@ -114,15 +114,10 @@ class RunLock:
     def _one_at_a_time(self) -> Iterator[None]:
         """Exclude other processes from checking and taking the lock, where the file system supports
         file locks; these end with their process."""
-        if self._in_bucket:
-            yield
-            return
         with contextlib.ExitStack() as stack:
-            with contextlib.suppress(ImportError, OSError):
-                import fcntl
-
-                guard = stack.enter_context(open(self._path.with_name(f".{NAME}.guard"), "a"))
-                fcntl.flock(guard, fcntl.LOCK_EX)
+            if not self._in_bucket:
+                with contextlib.suppress(OSError):  # writing the lock reports it
+                    stack.enter_context(one_at_a_time(self._path.with_name(f".{NAME}.guard")))
             yield
 
     def _renew(self) -> None:

@@ -15,7 +15,7 @@ from jaxtyping import Bool, Float, Int, UInt8
 
 from ddag_jax.config import Config, to_dict
 from ddag_jax.datasets.checks import count, note_turned
-from ddag_jax.datasets.images import DeepImage, ImageFile, check_range, try_images
+from ddag_jax.datasets.images import check_range, try_images, with_range
 from ddag_jax.errors import UserError
 from ddag_jax.evaluation import stored_features
 from ddag_jax.evaluation.embed import embedded_batches
@@ -398,8 +398,8 @@ def _reader(
         # The last batch repeats its last image, which is read once.
         distinct, places = np.unique(numbers, return_inverse=True)
         files = [
-            image_file(images[number].file, images[number].modality, infrared_range)
-            for number in distinct.tolist()
+            with_range(epath.Path(one.file), one.modality == "infrared", infrared_range)
+            for one in (images[number] for number in distinct.tolist())
         ]
         pixels = np.zeros((len(distinct), *size, 3), np.uint8)
         turned: list[int] = []
@@ -418,14 +418,6 @@ def _reader(
         return pixels[places]
 
     return read
-
-
-def image_file(file: str, modality: Modality, infrared_range: tuple[int, int] | None) -> ImageFile:
-    """Return how to read an image: with the range for those with 16 bits, if it is infrared."""
-    path = epath.Path(file)
-    if modality == "infrared" and infrared_range is not None:
-        return DeepImage(path, *infrared_range)
-    return path
 
 
 def _colour(image: UInt8[np.ndarray, "h w 3"]) -> float:

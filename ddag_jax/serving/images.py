@@ -6,7 +6,14 @@ from typing import NamedTuple, cast
 
 from etils import epath
 
-from ddag_jax.datasets.checks import count, examples, is_image, passed_over, raise_faults
+from ddag_jax.datasets.checks import (
+    count,
+    examples,
+    file_stamp,
+    is_image,
+    passed_over,
+    raise_faults,
+)
 from ddag_jax.datasets.image_table import (
     MODALITIES,
     TABLE_SUFFIXES,
@@ -189,13 +196,8 @@ def _rows(
         )
     for row in rows:
         file = os.path.abspath(root / row.path)
-        try:
-            found = os.stat(file)
-        except OSError:  # a link that leads nowhere: it is reported with those that are not images
-            stamp = 0, 0
-        else:
-            stamp = found.st_size, found.st_mtime_ns
-        yield row._replace(path=file), stamp
+        # A link that leads nowhere is reported with those that are not images.
+        yield row._replace(path=file), file_stamp(file)
 
 
 def _below(folder: epath.Path) -> Iterator[str]:

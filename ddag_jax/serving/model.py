@@ -12,7 +12,7 @@ from ddag_jax.config import Config
 from ddag_jax.datasets.images import ImageFile, read_images
 from ddag_jax.errors import UserError
 from ddag_jax.evaluation.embed import embed_images, make_embed
-from ddag_jax.evaluation.evaluator import check_one_feature, pick
+from ddag_jax.evaluation.evaluator import check_feature, pick
 from ddag_jax.methods.base import Modality
 from ddag_jax.numerics import own_settings
 from ddag_jax.parallel import device_mesh, map_embed, shard
@@ -122,7 +122,7 @@ class Model:
         if feature is None:
             chosen = self.config.evaluation.feature
             return self.features[-1] if chosen == "both" else chosen
-        check_one_feature(feature, self._method)
+        check_feature(feature, self._method, one=True)
         return feature
 
 

@@ -15,16 +15,17 @@ from jaxtyping import Float, UInt8
 
 from ddag_jax.config import Config
 from ddag_jax.datasets.checks import count
-from ddag_jax.datasets.images import check_range, read_image
+from ddag_jax.datasets.images import check_range, read_image, with_range
 from ddag_jax.errors import UserError
 from ddag_jax.evaluation.pairs import OperatingPoints
 from ddag_jax.evaluation.table import describe_pairs
+from ddag_jax.io.buckets import absolute
 from ddag_jax.io.files import as_path, check_new_file, new_file
 from ddag_jax.methods.base import Modality
 from ddag_jax.numerics import own_settings
 from ddag_jax.serving.arguments import Sources, as_paths, check_choice, check_count
 from ddag_jax.serving.contact_sheet import ContactSheet, write_contact_sheet
-from ddag_jax.serving.embed import as_range, embed_found, embedded_by, image_file
+from ddag_jax.serving.embed import as_range, embed_found, embedded_by
 from ddag_jax.serving.images import FoundImage, check_tracklets, find_images
 from ddag_jax.serving.index import Index, check_same_network, is_index, open_index
 from ddag_jax.serving.model import Model, load
@@ -149,9 +150,7 @@ def search(
         notes += _of_one_modality(results)
     notes += _gone(results, index)
     answer = SearchResults(
-        run=model.trained.name
-        if "://" in model.trained.name
-        else os.path.abspath(model.trained.name),
+        run=absolute(model.trained.name),
         checkpoint=model.trained.checkpoint.name,
         feature=name,
         threshold=accepted,
@@ -226,7 +225,9 @@ def _picture(
 ) -> UInt8[np.ndarray, "h w 3"] | None:
     """Return an image as the network sees it; None if it is gone."""
     try:
-        return read_image(image_file(file, modality, infrared_range), *model.image_size)
+        return read_image(
+            with_range(epath.Path(file), modality == "infrared", infrared_range), *model.image_size
+        )
     except (UserError, OSError):
         return None
 

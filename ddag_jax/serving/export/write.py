@@ -14,7 +14,7 @@ import ddag_jax
 from ddag_jax.config import METHODS, Config, to_dict
 from ddag_jax.errors import UserError
 from ddag_jax.evaluation.embed import make_embed
-from ddag_jax.evaluation.evaluator import check_one_feature, pick
+from ddag_jax.evaluation.evaluator import check_feature, pick
 from ddag_jax.io.files import as_path, new_folder, read_bytes
 from ddag_jax.io.progress import say
 from ddag_jax.methods.base import Method, Modality
@@ -185,7 +185,7 @@ def _in_float32(trained: Trained) -> Trained:
 
 def _feature_names(feature: str, method: Method) -> tuple[str, ...]:
     """Return the names of the features that one of the configuration's names stands for."""
-    check_one_feature(feature, method)
+    check_feature(feature, method, one=True)
     return method.features if feature == "concatenation" else (feature,)
 
 
