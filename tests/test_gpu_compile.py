@@ -218,25 +218,31 @@ def test_another_chip_and_an_earlier_result(tmp_path: Path) -> None:
     assert "before: kernels" in result.stdout
 
 
-def test_without_the_plugin_the_fix_is_named(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+@pytest.mark.parametrize(
+    ("plugin", "start", "fix"),
+    [
+        (
+            "no-such-plugin",
+            "error: the CUDA plugin of jax",
+            f'pip install "jax[cuda13]=={jax.__version__}"',
+        ),
+        ("numpy", "error: numpy ", f"but jax {jax.__version__}"),  # of another version
+    ],
+)
+def test_without_its_plugin_the_fix_is_named(
+    plugin: str,
+    start: str,
+    fix: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
 ) -> None:
-    monkeypatch.setattr(gpu_compile, "PLUGINS", ("no-such-plugin",))
+    monkeypatch.setattr(gpu_compile, "PLUGINS", (plugin,))
     assert gpu_compile.main([], tmp_path) == 2
     error = capsys.readouterr().err
-    assert error.startswith("error: the CUDA plugin of jax")
-    assert f'pip install "jax[cuda13]=={jax.__version__}"' in error
+    assert error.startswith(start)
+    assert fix in error
     assert error.count("\n") == 1
-
-
-def test_a_plugin_of_another_version_is_one_line(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> None:
-    monkeypatch.setattr(gpu_compile, "PLUGINS", ("numpy",))
-    assert gpu_compile.main([], tmp_path) == 2
-    error = capsys.readouterr().err
-    assert error.startswith("error: numpy ")
-    assert f"but jax {jax.__version__}" in error
 
 
 def test_an_earlier_result_must_be_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -54,6 +54,17 @@ def pictures(debug_data: Path, tmp_path: Path) -> Path:
     return folder
 
 
+@pytest.fixture
+def index(run: Path, config: Config, pictures: Path, tmp_path: Path) -> Path:
+    """The visible pictures, embedded."""
+    return Path(embed(run, pictures / "visible", tmp_path / "gallery.npz", config=config).path)
+
+
+@pytest.fixture
+def query(pictures: Path) -> Path:
+    return min((pictures / "infrared").glob("*/*.jpg"))
+
+
 def expected(model: Model, query: Path, gallery: list[Path]) -> list[tuple[str, float]]:
     """The gallery by similarity, with NumPy."""
     asked = model.embed([query], "infrared")["part"]
@@ -263,20 +274,16 @@ def test_what_cannot_be_searched(run: Path, config: Config, pictures: Path, tmp_
 
 
 def test_a_threshold_between_modalities_is_no_promise_within_one(
-    run: Path, config: Config, pictures: Path
+    run: Path, config: Config, pictures: Path, query: Path
 ) -> None:
-    query = min((pictures / "infrared").glob("*/*.jpg"))
     found = search(run, pictures, query, threshold="eer", config=config)
     assert re.match("[0-9]+ hits? (is|are) of the query's own modality", found.notes[-1])
     assert search(run, pictures, query, config=config).notes == []
 
 
 def test_images_that_are_gone_are_counted(
-    run: Path, config: Config, pictures: Path, tmp_path: Path
+    run: Path, config: Config, pictures: Path, index: Path, query: Path
 ) -> None:
-    index = tmp_path / "gallery.npz"
-    embed(run, pictures / "visible", index, config=config)
-    query = min((pictures / "infrared").glob("*/*.jpg"))
     min((pictures / "visible").glob("*/*.jpg")).unlink()
     (note,) = search(run, index, query, config=config).notes
     assert note.startswith("1 image that was found is not there any more; python -m ddag_jax.serv")
@@ -284,11 +291,8 @@ def test_images_that_are_gone_are_counted(
 
 
 def test_a_file_of_another_method_or_with_broken_rows_is_refused(
-    run: Path, config: Config, pictures: Path, tmp_path: Path
+    run: Path, config: Config, pictures: Path, index: Path, query: Path
 ) -> None:
-    index = tmp_path / "gallery.npz"
-    embed(run, pictures / "visible", index, config=config)
-    query = min((pictures / "infrared").glob("*/*.jpg"))
     stored = dict(np.load(index))
     said = json.loads(stored["embedded_by"].item())
     other = said | {"checksum": 1, "feature": "pooled"}
@@ -304,9 +308,8 @@ def test_a_file_of_another_method_or_with_broken_rows_is_refused(
 
 
 def test_the_thresholds_of_a_feature_that_was_not_evaluated_can_be_had(
-    run: Path, config: Config, pictures: Path
+    run: Path, config: Config, pictures: Path, query: Path
 ) -> None:
-    query = min((pictures / "infrared").glob("*/*.jpg"))
     how = r"run evaluate.py .*run --feature concatenation, or give a number"
     with pytest.raises(UserError, match=how):
         search(run, pictures, query, threshold="eer", feature="concatenation", config=config)
